@@ -1,0 +1,61 @@
+"""The recurrences in plain torch: one source for CPU, GPU, autograd and float64. Slow, and easy to check by eye.
+
+Each takes tensors that `postx.scans` has already validated, promoted to at least float32 and given all axes:
+size-1 axes broadcast. `length_B` holds how many tokens of each row are real.
+"""
+
+import torch
+
+
+def _freeze(t, length_B, new, old):
+    """Past its length a row's state stands still."""
+    real = (t < length_B).view(-1, *[1] * (new.dim() - 1))
+    return torch.where(real, new, old)
+
+
+def diagonal(u_BTD, delta_BTD, A_DN, B_BTDN, C_BTDN, h_BDN, length_B):
+    """h <- exp(delta A) h + delta B u; y = Re(sum_n C h)."""
+    ys = []
+    for t in range(u_BTD.shape[1]):
+        delta, B, C = (x[:, min(t, x.shape[1] - 1)] for x in (delta_BTD, B_BTDN, C_BTDN))
+        new = torch.exp(delta[..., None] * A_DN) * h_BDN + delta[..., None] * B * u_BTD[:, t, :, None]
+        h_BDN = _freeze(t, length_B, new, h_BDN)
+        y = (C * h_BDN).sum(-1)
+        ys.append(y.real if y.is_complex() else y)
+    return torch.stack(ys, 1), h_BDN
+
+
+def decay(q_BTHK, k_BTHK, v_BTHV, a_BTHK, S_BHKV, u_HK, length_B, before):
+    """S <- diag(a) S + k v'; y = S' q, read after the update, or before it with the bonus u on the token itself."""
+    ys = []
+    for t in range(v_BTHV.shape[1]):
+        q, k, v = q_BTHK[:, t], k_BTHK[:, t], v_BTHV[:, t]
+        a = a_BTHK[:, min(t, a_BTHK.shape[1] - 1)]
+        kv = k[..., None] * v[..., None, :]
+        new = a[..., None] * S_BHKV + kv
+        read = S_BHKV + u_HK[..., None] * kv if before else new
+        ys.append(torch.einsum("bhk,bhkv->bhv", q, read))
+        S_BHKV = _freeze(t, length_B, new, S_BHKV)
+    return torch.stack(ys, 1), S_BHKV
+
+
+def logspace(s_BTD, v_BTD, g_D, u_D, S, length_B, bonus):
+    """A decayed running softmax: num <- e^g num + e^s v, den <- e^g den + e^s, both scaled by e^-max.
+
+    The maximum only chooses the scale, so it carries no gradient.
+    """
+    num, den, top = S
+    ys = []
+    for t in range(s_BTD.shape[1]):
+        s, v = s_BTD[:, t], v_BTD[:, t]
+        new_top = torch.maximum(top + g_D, s).detach()
+        keep, add = torch.exp(top + g_D - new_top), torch.exp(s - new_top)
+        new = keep * num + add * v, keep * den + add, new_top
+        if bonus:
+            peak = torch.maximum(top, u_D + s).detach()
+            old, own = torch.exp(top - peak), torch.exp(u_D + s - peak)
+            ys.append((old * num + own * v) / (old * den + own))
+        else:
+            ys.append(new[0] / new[1])
+        num, den, top = (_freeze(t, length_B, n, o) for n, o in zip(new, (num, den, top), strict=True))
+    return torch.stack(ys, 1), (num, den, top)
