@@ -1,0 +1,185 @@
+"""Softmax attention: grouped queries, an optional sliding window, optional rotary positions.
+
+Each token asks all tokens before it a question, and averages their values by how well their keys answer:
+
+    y_t = sum_m p_tm v_m,    p_tm = exp(s_tm) / sum_n exp(s_tn),    s_tm = scale * q_t . k_m,    m <= t
+
+z: q_BTHK, k_BTGK, v_BTGV. Reader head h uses key-value head h // (H / G).
+w: window (tokens; the sources are t-W+1..t), scale (K^-1/2 if None), rope (a `Rope`, or None).
+State: (k_BMGK, v_BMGV, pos_B), the KV cache of `postx.mixers._cache`: rotated keys, values, and the number of
+tokens that each row has seen. It grows with the text, or is a ring of W slots. It keeps the dtype of k and v;
+scores and softmax are computed in at least float32.
+
+Source: Vaswani et al. 2017, sec. 3.2.1; grouped queries, Ainslie et al. 2023; windows, Beltagy et al. 2020.
+"""
+
+import torch
+from torch import nn
+
+from postx import cost as costs
+from postx.mixers import _cache, _tiles, packed, pick, state_dtype
+from postx.mixers._rope import Rope
+from postx.shapes import check, check_shared
+
+__all__ = ["Layer", "Rope", "chunked", "cost", "example", "init", "parallel", "recurrent", "step"]
+
+
+def init(q_BHK, k_BGK, v_BGV, *, window=None, **_):
+    """An empty cache: no slots, or W empty slots under a window. Other constants do not matter here."""
+    sizes = check(q_BHK=q_BHK, k_BGK=k_BGK, v_BGV=v_BGV)
+    _cache.check_window(window)
+    B, G = sizes["B"], sizes["G"]
+    slots = [x.new_zeros(B, window or 0, G, x.shape[-1]) for x in (k_BGK, v_BGV)]
+    return *slots, torch.zeros(B, dtype=torch.int64, device=k_BGK.device)
+
+
+def step(S, q_BHK, k_BGK, v_BGV, *, window=None, scale=None, rope=None, inplace=False):
+    """Store this token's key and value, then average all stored values by softmax(scale * q . k).
+
+    Returns (y_BHV, S). Pure: S is left as it was. `inplace=True`, for generation without gradients, writes
+    into the cache and doubles its capacity when it is full; the S that was given must then not be used again.
+    Raises ValueError for shapes that do not fit, a G that does not divide H, a cache of another window.
+    """
+    _validate(S, window, check(q_BHK=q_BHK, k_BGK=k_BGK, v_BGV=v_BGV))
+    if rope is not None:
+        q_BHK, k_BGK = rope.rotate(q_BHK, S[2]), rope.rotate(k_BGK, S[2])
+    S = k_BMGK, v_BMGV, pos_B = _cache.append(S, (k_BGK, v_BGV), window, inplace=inplace)
+    M = _cache.used(S)
+    filled_BM = _cache.held(pos_B, k_BMGK.shape[1], window)[:, :M] >= 0
+    y_BTHV = read(q_BHK[:, None], k_BMGK[:, :M], v_BMGV[:, :M], filled_BM[:, None], scale)
+    return y_BTHV[:, 0], S
+
+
+def read(q_BTHK, k_BMGK, v_BMGV, visible_BTM, scale=None):
+    """Softmax attention over all sources at once, as two matrix products with a softmax between them.
+
+    The mask is applied before exp. Every token must see at least one source. Memory: B H T M scores.
+    """
+    wide, G, K = state_dtype(q_BTHK.dtype), k_BMGK.shape[2], q_BTHK.shape[-1]
+    q = q_BTHK.to(wide).unflatten(2, (G, -1)) * (K**-0.5 if scale is None else scale)
+    scores = torch.einsum("btghk,bmgk->bghtm", q, k_BMGK.to(wide))
+    p = scores.masked_fill(~visible_BTM[:, None, None], -torch.inf).softmax(-1)
+    y = torch.einsum("bghtm,bmgv->btghv", p, v_BMGV.to(wide))
+    return y.flatten(2, 3).to(v_BMGV.dtype)
+
+
+@packed
+def recurrent(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, impl="auto", **w):
+    """`step` on one token after the other, over one cache that is allocated once.
+
+    Token t reads the slots that were filled by then, so nothing is copied per token; a sequence of T tokens
+    still takes T (T + 1) / 2 dot products per head. Returns (y_BTHV, S); raises as `step` does.
+    """
+    pick(impl, _tiles.IMPLS)
+    seen, S = _look(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, **w)
+    window, outputs = w.get("window"), []
+    for t in range(q_BTHK.shape[1]):
+        after = seen.cached + t + 1
+        first = 0 if window is None or t < window - 1 else after - window  # the cached part is out of sight
+        mask = _cache.visible(seen.position_BT[:, t : t + 1], seen.position_BM[:, first:after], window)
+        k, v = seen.k_BMGK[:, first:after], seen.v_BMGV[:, first:after]
+        outputs.append(read(seen.q_BTHK[:, t : t + 1], k, v, mask, w.get("scale")))
+    y = torch.cat(outputs, 1) if outputs else v_BTGV.new_zeros(*q_BTHK.shape[:3], v_BTGV.shape[-1])
+    return _cache.real(lengths_B, y)[0], S
+
+
+@packed
+def parallel(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, impl="auto", **w):
+    """All tokens at once: one masked table of T x M scores per head, the textbook's softmax(Q K' + mask) V.
+
+    Absolute positions decide the mask, so cached tokens (S) and windows need nothing special. Quadratic in
+    both compute and memory. Returns (y_BTHV, S); raises as `step` does.
+    """
+    pick(impl, _tiles.IMPLS)
+    seen, S = _look(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, **w)
+    mask = _cache.visible(seen.position_BT, seen.position_BM, w.get("window"))
+    y = read(seen.q_BTHK, seen.k_BMGK, seen.v_BMGV, mask, w.get("scale"))
+    return _cache.real(lengths_B, y)[0], S
+
+
+@packed
+def chunked(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, chunk=64, impl="auto", **w):
+    """The same numbers from tiles of `chunk` sources, with a running softmax: no T x T table ever exists.
+
+    Quadratic in compute, linear in memory (T x chunk scores at a time), in training too: see `_tiles.attend`.
+    Returns (y_BTHV, S); raises as `step` does, and ValueError for a chunk below 1.
+    """
+    pick(impl, _tiles.IMPLS)
+    seen, S = _look(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, **w)
+    y = _tiles.attend(*seen, window=w.get("window"), scale=w.get("scale"), chunk=chunk)
+    return _cache.real(lengths_B, y)[0], S
+
+
+def example(T, B=2, H=4, G=2, K=8, V=6, window=None, rope=None, seed=0):
+    """Random normal float64 inputs for T tokens: (q_BTHK, k_BTGK, v_BTGV) and the constants."""
+    check_shared("G", G, H)
+    rng = torch.Generator().manual_seed(seed)
+    shapes = (B, T, H, K), (B, T, G, K), (B, T, G, V)
+    z = tuple(torch.randn(*shape, generator=rng, dtype=torch.float64) for shape in shapes)
+    return z, {"window": window, "rope": rope}
+
+
+def cost(T, B=2, H=4, G=2, K=8, V=6, window=None, **options):
+    """2 (K + V) FLOPs for each query and source that the mask leaves; see `postx.cost.softmax_attention`."""
+    return costs.softmax_attention(T, B=B, H=H, G=G, K=K, V=V, window=window, **options)
+
+
+class Layer(nn.Module):
+    """Attention between four projections: q, k, v from x, and the heads' outputs back to D.
+
+    `Layer(x_BTD, S=None) -> (y_BTD, S)`, computed by `chunked`; one token with `inplace=True` by `step`.
+    G = H, K = D / H and V = K by default; `rope` is True for the default `Rope`, a `Rope`, or None.
+    Raises ValueError where G does not divide H, or H does not divide D and K is not given.
+    """
+
+    def __init__(self, D, H=4, G=None, K=None, V=None, window=None, rope=True, chunk=64):
+        super().__init__()
+        G = G or H
+        check_shared("G", G, H)
+        _cache.check_window(window)
+        if K is None and D % H:
+            raise ValueError(f"D: expected a multiple of H={H} where K is not given, got D={D}")
+        K = K or D // H
+        V = V or K
+        self.heads = (H, K), (G, K), (G, V)
+        self.window, self.chunk = window, chunk
+        self.rope = Rope() if rope is True else rope or None
+        self.q, self.k, self.v = (nn.Linear(D, heads * width, bias=False) for heads, width in self.heads)
+        self.out = nn.Linear(H * V, D, bias=False)
+
+    def forward(self, x_BTD, S=None, *, lengths_B=None, reset_BT=None, inplace=False):
+        check({"D": self.q.in_features}, x_BTD=x_BTD)
+        projections = zip((self.q, self.k, self.v), self.heads, strict=True)
+        z = [project(x_BTD).unflatten(-1, sizes) for project, sizes in projections]
+        w = {"window": self.window, "rope": self.rope}
+        if inplace and S is not None and x_BTD.shape[1] == 1 and lengths_B is None and reset_BT is None:
+            y_BHV, S = step(S, *(x[:, 0] for x in z), inplace=True, **w)
+            y = y_BHV[:, None]
+        else:
+            y, S = chunked(*z, S=S, lengths_B=lengths_B, reset_BT=reset_BT, chunk=self.chunk, **w)
+        return self.out(y.flatten(2)), S
+
+
+def _validate(S, window, sizes):
+    """Hold a cache to the sizes of the tokens, and to the window."""
+    check_shared("G", sizes["G"], sizes["H"])
+    _cache.check_window(window)
+    k_BMGK, v_BMGV, pos_B = S
+    held = {letter: sizes[letter] for letter in "BGKV"}
+    _cache.check_ring(check(held, k_BMGK=k_BMGK, v_BMGV=v_BMGV, pos_B=pos_B)["M"], window)
+
+
+def _look(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, *, window=None, scale=None, rope=None):
+    """What the tokens can look at, with their positions, and the cache after them. `scale` is used later."""
+    sizes = check(q_BTHK=q_BTHK, k_BTGK=k_BTGK, v_BTGV=v_BTGV)
+    B, T = sizes["B"], sizes["T"]
+    if S is None:
+        S = init(*(x.new_empty(B, *x.shape[2:]) for x in (q_BTHK, k_BTGK, v_BTGV)), window=window)
+    _validate(S, window, sizes)
+    q_BTHK, k_BTGK, v_BTGV = _cache.real(lengths_B, q_BTHK, k_BTGK, v_BTGV)
+    position_BT = _cache.positions(S[2], T)
+    if rope is not None:
+        q_BTHK, k_BTGK = rope.rotate(q_BTHK, position_BT), rope.rotate(k_BTGK, position_BT)
+    (k_BMGK, v_BMGV), position_BM, cached = _cache.join(S, (k_BTGK, v_BTGV), window)
+    seen = _tiles.Seen(q_BTHK, k_BMGK, v_BMGV, position_BT, position_BM, cached)
+    return seen, _cache.extend(S, (k_BTGK, v_BTGV), lengths_B, window)

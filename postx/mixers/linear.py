@@ -1,0 +1,154 @@
+"""Linear attention: replace the softmax by a feature map, and the past becomes one table of fixed size.
+
+    S <- S + phi(k) [v, 1]'        y = (phi(q)' S)_v / (phi(q)' S)_1        phi(x) = elu(x) + 1
+
+Katharopoulos et al. 2020, "Transformers are RNNs", eqs. 8 to 20: no scale on q'k. The normaliser is a column of
+ones beside v, so the state is S_BHKV with V + 1 columns. Where the denominator is exactly 0 the output is 0; no
+epsilon is added anywhere.
+
+| paper | here |
+|---|---|
+| phi(Q), phi(K), V | phi(q_BTHK), phi(k_BTGK), v_BTGV |
+| S_i [K, V], Z_i [K] | S_BHKV[..., :-1], S_BHKV[..., -1] |
+"""
+
+import torch
+from torch import nn
+
+from postx import scans
+from postx.cost import Cost
+from postx.mixers import packed, pick, state_dtype
+from postx.shapes import check, check_lengths, check_shared
+
+
+def phi(x):
+    """elu(x) + 1, as x + 1 above zero and exp(x) below: `elu(x) + 1` itself is 0 in float32 from x = -18 on."""
+    x = x.to(state_dtype(x.dtype))
+    return torch.where(x > 0, x + 1, torch.exp(torch.clamp(x, max=0)))
+
+
+def init(q_BHK, k_BGK, v_BGV):
+    """The empty table, S_BHKV with one table a key-value head (H = G here) and V + 1 columns."""
+    sizes = check(q_BHK=q_BHK, k_BGK=k_BGK, v_BGV=v_BGV)
+    B, G, K, V = (sizes[letter] for letter in "BGKV")
+    return torch.zeros(B, G, K, V + 1, dtype=state_dtype(v_BGV.dtype), device=v_BGV.device)
+
+
+def step(S, q_BHK, k_BGK, v_BGV, *, inplace=False):
+    """One token: write phi(k) [v, 1]' into the table, read it with phi(q). Returns (y_BHV, S)."""
+    sizes = check(q_BHK=q_BHK, k_BGK=k_BGK, v_BGV=v_BGV)
+    share = check_shared("k_BGK", sizes["G"], sizes["H"])
+    written = phi(k_BGK)[..., None] * _with_ones(v_BGV)[..., None, :]
+    S = S.add_(written) if inplace else S + written
+    q_BGHK = phi(q_BHK).unflatten(1, (sizes["G"], share))
+    return _normalise(torch.einsum("bghk,bgkv->bghv", q_BGHK, S).flatten(1, 2), v_BGV), S
+
+
+@packed
+def recurrent(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, impl="auto"):
+    """All tokens, left to right. Returns (y_BTHV, S)."""
+    _check(q_BTHK, k_BTGK, v_BTGV, lengths_B)
+    G = k_BTGK.shape[2]
+    # Readers that share a table read it in turns: one scan for each reader of a group, all on the same writes.
+    readers = phi(q_BTHK).unflatten(2, (G, -1)).unbind(3)
+    k, v1 = phi(k_BTGK), _with_ones(v_BTGV)
+    results = [scans.decay(q, k, v1, None, S, lengths_B=lengths_B, impl=impl) for q in readers]
+    y = torch.stack([y for y, _ in results], 3).flatten(2, 3)
+    return _normalise(y, v_BTGV), results[0][1]
+
+
+@packed
+def parallel(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None):
+    """All pairs at once, as attention without softmax: quadratic in T. Returns (y_BTHV, S)."""
+    return _in_chunks(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, max(1, q_BTHK.shape[1]))
+
+
+@packed
+def chunked(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, chunk=64, impl="auto"):
+    """Quadratic within a chunk of tokens, the table between chunks: linear in T. Returns (y_BTHV, S).
+
+    Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk: expected at least 1 token, got {chunk}")
+    pick(impl, ("torch",))
+    return _in_chunks(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, chunk)
+
+
+def _in_chunks(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, chunk):
+    sizes = _check(q_BTHK, k_BTGK, v_BTGV, lengths_B)
+    T, G = sizes["T"], sizes["G"]
+    S = init(q_BTHK[:, 0], k_BTGK[:, 0], v_BTGV[:, 0]) if S is None else S
+    q = phi(q_BTHK).unflatten(2, (G, -1))
+    k, v1 = phi(k_BTGK), _with_ones(v_BTGV)
+    if lengths_B is not None:  # a token past the end writes nothing
+        k = k * (torch.arange(T, device=k.device) < lengths_B[:, None])[..., None, None]
+    outputs = []
+    for t in range(0, T, chunk):
+        q_c, k_c, v_c = q[:, t : t + chunk], k[:, t : t + chunk], v1[:, t : t + chunk]
+        scores = torch.einsum("bcghk,bmgk->bghcm", q_c, k_c).tril()
+        inside = torch.einsum("bghcm,bmgv->bcghv", scores, v_c)
+        outputs.append(inside + torch.einsum("bcghk,bgkv->bcghv", q_c, S))
+        S = S + torch.einsum("bmgk,bmgv->bgkv", k_c, v_c)
+    y = _normalise(torch.cat(outputs, 1).flatten(2, 3), v_BTGV)
+    if lengths_B is not None:
+        y = y * (torch.arange(T, device=y.device) < lengths_B[:, None])[..., None, None]
+    return y, S
+
+
+def _check(q_BTHK, k_BTGK, v_BTGV, lengths_B):
+    sizes = check(q_BTHK=q_BTHK, k_BTGK=k_BTGK, v_BTGV=v_BTGV)
+    check_shared("k_BTGK", sizes["G"], sizes["H"])
+    check_lengths(lengths_B, sizes["B"], sizes["T"])
+    return sizes
+
+
+def _with_ones(v):
+    """v with a column of ones, which sums up the weights."""
+    v = v.to(state_dtype(v.dtype))
+    return torch.cat([v, torch.ones_like(v[..., :1])], -1)
+
+
+def _normalise(y, like):
+    """Divide by the last column; 0 where that is 0 (every weight underflowed, or nothing was written)."""
+    total = y[..., -1:]
+    empty = total == 0
+    return torch.where(empty, torch.zeros_like(total), y[..., :-1] / total.masked_fill(empty, 1)).to(
+        like.dtype
+    )
+
+
+def example(T, *, B=2, H=4, G=2, K=8, V=6, seed=0):
+    """Valid float64 inputs: ((q_BTHK, k_BTGK, v_BTGV), {})."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((B, T, H, K), (B, T, G, K), (B, T, G, V))
+    return tuple(torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes), {}
+
+
+def cost(T, *, B=1, H=4, G=None, K=64, V=64, item=4) -> Cost:
+    """Writes into G tables and reads by H heads, 2 K (V + 1) FLOPs each a token, and V divisions a head.
+
+    Bytes: q, k, v in and y out; the tables stay on chip. The state is bounded.
+    """
+    G = G or H
+    check_shared("G", G, H)
+    flops = 2 * K * (V + 1) * (G + H) + H * V
+    return Cost(B * T * flops, B * T * (H + G) * (K + V) * item, B * G * K * (V + 1))
+
+
+class Layer(nn.Module):
+    """Projections around the mixer: Layer(x_BTD, S=None) -> (y_BTD, S)."""
+
+    def __init__(self, D, *, H=4, G=None, K=None, V=None):
+        super().__init__()
+        self.H, self.G = H, H if G is None else G
+        K, V = K or D // H, V or D // H
+        self.q, self.k = nn.Linear(D, H * K, bias=False), nn.Linear(D, self.G * K, bias=False)
+        self.v, self.out = nn.Linear(D, self.G * V, bias=False), nn.Linear(H * V, D, bias=False)
+
+    def forward(self, x_BTD, S=None, **side):
+        q, k, v = (
+            p(x_BTD).unflatten(-1, (n, -1)) for p, n in ((self.q, self.H), (self.k, self.G), (self.v, self.G))
+        )
+        y, S = recurrent(q, k, v, S=S[0] if S else None, **side)
+        return self.out(y.flatten(2)), (S,)
