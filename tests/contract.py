@@ -170,14 +170,17 @@ def cast(x, dtype):
     return map_tensors(one, x)
 
 
+def cast_up(x):
+    """The same numbers in float64 and complex128."""
+    return map_tensors(lambda t: t.to(torch.complex128 if t.is_complex() else torch.float64), x)
+
+
 def low_precision(mixer, form, dtype, T=48):
     """Against float64 on the same rounded inputs, so that only the arithmetic is judged."""
     z, w = cast(mixer.example(T), dtype)
     got_y, _ = run(mixer, form, z, w)
     assert got_y.dtype == dtype, f"output is {got_y.dtype}, input {dtype}"
-    wide = [
-        map_tensors(lambda t: t.to(torch.complex128 if t.is_complex() else torch.float64), x) for x in (z, w)
-    ]
+    wide = [cast_up(x) for x in (z, w)]
     want_y, _ = mixers.by_step(mixer, *wide[0], **wide[1])
     return close(got_y, want_y, BOUNDS[dtype])
 

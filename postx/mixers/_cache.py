@@ -63,8 +63,6 @@ def extend(S, tokens, lengths_B: torch.Tensor | None, window: int | None):
     """Store T tokens per row (of row b only the first lengths_B[b]), in new tensors."""
     *slots, pos_B = S
     T = tokens[0].shape[1]
-    if T == 0:
-        return S
     after_B = pos_B + (T if lengths_B is None else lengths_B.to(pos_B))
     M = window or max(slots[0].shape[1], int(after_B.max()))
     source_BM = held(after_B, M, window) - pos_B[:, None]  # which new token; negative: it stays

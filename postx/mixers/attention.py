@@ -79,8 +79,7 @@ def recurrent(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, impl="auto", **
         mask = _cache.visible(seen.position_BT[:, t : t + 1], seen.position_BM[:, first:after], window)
         k, v = seen.k_BMGK[:, first:after], seen.v_BMGV[:, first:after]
         outputs.append(read(seen.q_BTHK[:, t : t + 1], k, v, mask, w.get("scale")))
-    y = torch.cat(outputs, 1) if outputs else v_BTGV.new_zeros(*q_BTHK.shape[:3], v_BTGV.shape[-1])
-    return _cache.real(lengths_B, y)[0], S
+    return _cache.real(lengths_B, torch.cat(outputs, 1))[0], S
 
 
 @packed

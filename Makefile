@@ -1,0 +1,48 @@
+# make book · make test · make lab · make notebooks · make ledger · make bench · make clean
+# Every target sets up .venv by itself. Without make (Windows): see the plain commands in the README.
+
+PYTHON ?= python3
+VENV   := .venv
+STAMP  := $(VENV)/.stamp
+BIN    := $(VENV)/bin
+PY     := $(BIN)/python
+# Two processes for the tests; more only share the memory bandwidth that the kernels live on.
+JOBS   ?= 2
+
+.PHONY: book test lab notebooks ledger bench clean
+.DELETE_ON_ERROR:
+
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "postx needs Python 3.11 or newer; $(PYTHON) is %d.%d. Name another one: make PYTHON=python3.11" % v[:2])'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --disable-pip-version-check --quiet -r requirements.txt
+	touch $@
+
+# A warning is a failure; -n also warns of every reference that leads nowhere.
+book: $(STAMP)
+	$(BIN)/jupyter-book build . -W --keep-going -n
+
+# The browser tests and the page weights look at a built book, so it is brought up to date first.
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/jupyter-book build . -W --keep-going -n -q
+	$(PY) -m pytest -n $(JOBS) --dist loadfile -rs
+	$(PY) -m _ext.notebooks --test
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab chapters
+
+# Execute every chapter and write the outputs that are committed.
+notebooks: $(STAMP)
+	$(PY) -m _ext.notebooks
+
+# Record the residual of every equation that a test holds, and how far every form is from its step.
+ledger: $(STAMP)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile --ledger
+
+bench: $(STAMP)
+	$(PY) -m benchmarks
+
+clean:
+	rm -rf $(VENV) _build .pytest_cache .ruff_cache *.egg-info
+	find postx tests _ext benchmarks chapters -name __pycache__ -type d -prune -exec rm -rf {} +

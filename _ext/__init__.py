@@ -1,0 +1,1 @@
+"""Everything between the book and its tools: the Sphinx extension, the evidence page, the notebook writer."""

@@ -1,0 +1,238 @@
+"""Two directives: ``postx-evidence`` draws the evidence page, ``postx-tests`` lists what holds its own page.
+
+Both draw files of evidence/ and nothing else; what is missing or unknown there fails the build by a warning
+that says what to do.
+"""
+
+from functools import cached_property
+from pathlib import Path
+
+from docutils import nodes
+from pybtex.database import parse_file
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+from _ext import evidence
+
+log = logging.getLogger(__name__)
+
+RESIDUAL = (
+    "The residual is the largest absolute difference that the tests measured, rounded up to a power of ten; "
+    "0 means that the two sides were equal bit for bit."
+)
+COVERAGE = (
+    "Where this book treats each section and each numbered equation of the two documents that it grew from."
+)
+AGREEMENT = (
+    "The largest difference between each form of each mixer and its step, token by token, relative to the "
+    "largest output or 1, rounded up to a power of ten."
+)
+BREAK = nodes.raw("", "<br>", format="html")
+
+
+class PageLink(nodes.General, nodes.Inline, nodes.Element):
+    """A link to ``docname#label``; its words are known only once all pages have been read."""
+
+
+class _Drawing(SphinxDirective):
+    def run(self):
+        self.root = Path(self.env.srcdir)
+        try:
+            return self.draw()
+        except evidence.EvidenceError as error:
+            log.warning("evidence: %s", error, location=self.get_location())
+            return []
+
+    @cached_property
+    def known(self) -> dict[str, str]:
+        return evidence.equations(self.root)
+
+    @cached_property
+    def works(self) -> dict:
+        path = self.root / "chapters" / "references.bib"
+        return parse_file(str(path)).entries if path.exists() else {}
+
+    def text(self, source: str) -> list[nodes.Node]:
+        """Inline MyST: `code`, $math$ and *emphasis* work in the data files."""
+        return self.parse_inline(source)[0] if source else []
+
+    def equation(self, label: str) -> nodes.Node:
+        words = nodes.literal(text=label, classes=["xref", "eq"])
+        target = {"refdomain": "math", "reftype": "eq", "reftarget": label, "refdoc": self.env.docname}
+        return addnodes.pending_xref("", words, refexplicit=False, refwarn=True, **target)
+
+    def link(self, link: str) -> list[nodes.Node]:
+        if link == evidence.LATER:
+            return [nodes.emphasis(text="later")]
+        docname, _, label = link.partition("#")
+        if label in self.known:
+            return [nodes.Text("equation "), self.equation(label)]
+        return [PageLink("", docname=docname, label=label)]
+
+    def table(self, headers: list[str], rows: list[list], name: str) -> nodes.table:
+        """A table whose cells are lists of inline nodes, or text."""
+        group = nodes.tgroup("", *[nodes.colspec(colwidth=1) for _ in headers], cols=len(headers))
+        head = nodes.row("", *[nodes.entry("", nodes.paragraph(text=h)) for h in headers])
+        group += nodes.thead("", head)
+        group += nodes.tbody("", *[nodes.row("", *[self.cell(c) for c in row]) for row in rows])
+        return nodes.table("", group, classes=["px-evidence", f"px-{name}"])
+
+    @staticmethod
+    def cell(content) -> nodes.entry:
+        content = [nodes.Text(content)] if isinstance(content, str) else content
+        return nodes.entry("", nodes.paragraph("", "", *content))
+
+    @staticmethod
+    def test_ids(tests: dict[str, str]) -> list[nodes.Node]:
+        """One test id a line; the zero-width spaces let a long one break after a slash or a colon."""
+        lines = []
+        for test in tests:
+            lines += [nodes.literal(text=test.replace("/", "/\u200b").replace("::", "::\u200b"))]
+            lines += [BREAK.deepcopy()]
+        return lines[:-1]
+
+    def section(self, title: str, *body: nodes.Node) -> nodes.section:
+        return nodes.section("", nodes.title(text=title), *body, ids=[nodes.make_id(f"evidence-{title}")])
+
+    def equations(self, rows: dict[str, dict]) -> nodes.table:
+        cells = [
+            [[self.equation(e)], [nodes.literal(text=e)], r["residual"], self.test_ids(r["tests"])]
+            for e, r in rows.items()
+        ]
+        return self.table(["Equation", "Label", "Residual", "Held by"], cells, "equations")
+
+
+class Evidence(_Drawing):
+    """``{postx-evidence}``: equations, claims, coverage and agreement, each a section."""
+
+    def draw(self):
+        self.env.note_reread()  # its sources are many small files: read them at every build
+        parts = [self.draw_equations(), self.draw_claims(), *self.draw_coverage()]
+        rows = evidence.agreement(self.root)
+        return parts if rows is None else [*parts, self.draw_agreement(rows)]
+
+    def draw_equations(self) -> nodes.section:
+        for fault in evidence.ledger_faults(self.root):
+            log.warning("evidence: %s", fault, location=self.get_location())
+        ledger = evidence.read_ledger(self.root)
+        rows = {label: ledger[label] for label in self.known if label in ledger}
+        return self.section("Equations", nodes.paragraph(text=RESIDUAL), self.equations(rows))
+
+    def draw_claims(self) -> nodes.section:
+        claims, rows = evidence.claims(self.root), []
+        for claim in claims:
+            kind = f"px-{nodes.make_id(claim['status'])}"
+            made = nodes.inline(
+                "", "", *self.text(f"{claim['by']}, {claim['where']}"), classes=["px-made-by"]
+            )
+            said = [*self.text(claim["text"]), BREAK.deepcopy(), made]
+            status = [nodes.inline(text=claim["status"], classes=["px-status", kind]), BREAK.deepcopy()]
+            note = self.text(claim.get("note", ""))
+            if claim["status"] == "forecast":
+                note += self.text(f" Made {claim['date']}; falsified by: {claim['falsified_by']}")
+            note += [BREAK.deepcopy()] if note else []
+            source = nodes.inline("", "", *self.source(claim["source"]), classes=["px-made-by"])
+            rows.append([said, status + self.link(claim["link"]), [*note, source]])
+        count = {s: sum(c["status"] == s for c in claims) for s in evidence.STATUSES}
+        lead = f"{len(claims)} claims: " + ", ".join(f"{n} {s}" for s, n in count.items() if n) + "."
+        headers = ["Claim, and who makes it", "Status, and where", "Correction or proof, and source"]
+        return self.section("Claims", nodes.paragraph(text=lead), self.table(headers, rows, "claims"))
+
+    def source(self, source: str) -> list[nodes.Node]:
+        """Bib keys become "Author (year)" with the work's own link; anything else is text."""
+        keys = [key.strip() for key in source.split(",")]
+        if not all(key in self.works for key in keys):
+            return self.text(source)
+        parts = []
+        for key in keys:
+            entry = self.works[key]
+            names = [" ".join(p.last_names) for p in entry.persons.get("author", [])] or [
+                entry.fields.get("title", key)
+            ]
+            short = (
+                names[0]
+                if len(names) == 1
+                else " and ".join(names)
+                if len(names) == 2
+                else f"{names[0]} et al."
+            )
+            words = f"{short} ({entry.fields.get('year', 'n.d.')})"
+            url = entry.fields.get("url") or (
+                f"https://doi.org/{entry.fields['doi']}" if "doi" in entry.fields else ""
+            )
+            parts += [nodes.reference("", words, refuri=url) if url else nodes.Text(words), nodes.Text("; ")]
+        return parts[:-1]
+
+    def draw_coverage(self) -> list[nodes.section]:
+        sections, numbered = evidence.coverage(self.root)
+        rows = [
+            [r["document"], self.text(r["section"]), self.link(r["treated"]), self.text(r.get("note", ""))]
+            for r in sections
+        ]
+        table = self.table(["Document", "Section", "Treated in", "Note"], rows, "coverage")
+        rows = []
+        for r in numbered:
+            ours = [n for label in r["label"] for n in (nodes.Text(" "), self.eq_or_later(label))][1:]
+            rows.append([r["document"], r["eq"], ours, self.text(r.get("note", ""))])
+        theirs = self.table(["Document", "Their number", "Ours", "Note"], rows, "coverage")
+        return [self.section("Coverage", nodes.paragraph(text=COVERAGE), table, theirs)]
+
+    def eq_or_later(self, label: str) -> nodes.Node:
+        return nodes.emphasis(text="later") if label == evidence.LATER else self.equation(label)
+
+    def draw_agreement(self, rows: list[dict]) -> nodes.section:
+        lengths = sorted({r["T"] for r in rows})
+        errors = {(r["mixer"], r["form"], r["dtype"], r["T"]): r["error"] for r in rows}
+        cells = []
+        for kind in sorted({key[:3] for key in errors}):
+            cells.append([*kind, *[errors.get((*kind, T), "") for T in lengths]])
+        headers = ["Mixer", "Form", "Type", *[f"T = {T:,}" for T in lengths]]
+        return self.section(
+            "Agreement", nodes.paragraph(text=AGREEMENT), self.table(headers, cells, "agreement")
+        )
+
+
+class Tests(_Drawing):
+    """``{postx-tests}``: the equations of this page, the tests that hold them, and the residuals."""
+
+    def draw(self):
+        self.env.note_dependency(str(self.root / "evidence" / "ledger.json"))
+        here = [e for e, docname in self.known.items() if docname == self.env.docname]
+        if not here:
+            raise evidence.EvidenceError("postx-tests stands on a page without a numbered equation")
+        ledger = evidence.read_ledger(self.root)
+        if missing := [e for e in here if e not in ledger]:
+            raise evidence.EvidenceError(
+                f"{', '.join(missing)} not in evidence/ledger.json: run `make ledger`"
+            )
+        return [self.equations({e: ledger[e] for e in here})]
+
+
+def resolve_links(app: Sphinx, doctree, docname: str) -> None:
+    """Give every PageLink its address, and as words the title of the section or page that it leads to."""
+    std = app.env.get_domain("std")
+    for node in list(doctree.findall(PageLink)):
+        target, label = node["docname"], node["label"]
+        words = app.env.titles[target].astext() if target in app.env.titles else target
+        uri = app.builder.get_relative_uri(docname, target) if target in app.env.all_docs else ""
+        if not uri:
+            log.warning("evidence: page %r is not in _toc.yml", target, location=docname)
+        if label:
+            found = std.labels.get(label) or std.anonlabels.get(label)
+            if found is None:
+                log.warning(
+                    "evidence: %s has no target %r in the built book", target, label, location=docname
+                )
+                found = (target, label)
+            uri += f"#{found[1]}"
+            words = found[2] if len(found) == 3 and found[2] else words
+        node.replace_self(nodes.reference("", words, refuri=uri, internal=True))
+
+
+def setup(app: Sphinx) -> None:
+    app.add_node(PageLink)
+    app.add_directive("postx-evidence", Evidence)
+    app.add_directive("postx-tests", Tests)
+    app.connect("doctree-resolved", resolve_links)

@@ -1,0 +1,123 @@
+"""The Sphinx extension of the book.
+
+It makes a build static and self-contained: kernels are told to draw static sliders, MathJax is copied out of
+a wheel, and the cache of executed notebooks is keyed by the code that the notebooks run.
+"""
+
+import hashlib
+import os
+import shutil
+import sys
+from html import escape
+from importlib.metadata import distribution
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util import logging
+
+from _ext import evidence, evidence_page
+
+log = logging.getLogger(__name__)
+
+# A change in any of these means that the notebooks must be executed and the pages drawn again.
+CODE = ("postx", "_ext", "_static", "experiments", "requirements.txt", "pyproject.toml")
+MATHJAX = ("tex-chtml.js", "output/chtml/fonts/woff-v2", "input/tex/extensions")  # 2.2 of the wheel's 24 MB
+
+
+def code_digest(root: Path) -> str:
+    """Hash of the content of everything that a page is computed from, its own text apart."""
+    digest = hashlib.sha256(sys.version.encode())
+    for name in CODE:
+        top = root / name
+        for path in [top] if top.is_file() else sorted(top.rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def key_cache(app: Sphinx, config) -> None:
+    """Give today's code its own execution cache, and drop the caches of older code.
+
+    Sphinx reads every page again when ``postx_code`` changes; the cache on its own would not see an edit to
+    the package, because it looks at the notebook's cells only.
+    """
+    config.postx_code = code_digest(Path(app.srcdir))
+    caches = Path(app.outdir).parent / ".jupyter_cache"
+    config.nb_execution_cache_path = str(caches / config.postx_code)
+    for old in caches.glob("*"):
+        if old.name != config.postx_code:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+def copy_mathjax(app: Sphinx) -> None:
+    """Copy what MathJax needs for TeX; not through _static/: Jupyter Book runs its scripts on every page."""
+    if app.builder.format != "html":
+        return
+    wheel = distribution("sphinx-mathjax-offline")
+    source = Path(wheel.locate_file("sphinx-mathjax-offline/static/mathjax"))
+    target = Path(app.outdir) / "_static" / "mathjax"
+    for name in MATHJAX:
+        if (target / name).exists():
+            continue
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copytree if (source / name).is_dir() else shutil.copyfile
+        copy(source / name, target / name)
+
+
+def check_equations(app: Sphinx, env) -> None:
+    """Warn where Sphinx and evidence.py disagree about which equations the book has."""
+    drawn = {label: docname for label, (docname, _) in env.get_domain("math").equations.items()}
+    read = {e: d for e, d in evidence.equations(Path(app.srcdir)).items() if d in env.all_docs}
+    for label in sorted(set(drawn.items()) ^ set(read.items())):
+        who = "Sphinx" if label[0] in drawn else "_ext/evidence.py"
+        log.warning("only %s sees equation %r on this page", who, label[0], location=label[1])
+
+
+def open_graph(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """Title and first paragraph for whoever shares a link to the page."""
+    if doctree is None:
+        return
+    first = next((p for p in doctree.findall(nodes.paragraph) if len(p.astext()) > 40), None)
+    tags = {
+        "og:type": "article",
+        "og:site_name": app.config.html_title,
+        "og:title": next((t.astext() for t in doctree.findall(nodes.title)), pagename),
+        "og:description": " ".join(first.astext().split())[:200] if first else app.config.html_title,
+    }
+    meta = "\n".join(f'<meta property="{k}" content="{escape(v, quote=True)}" />' for k, v in tags.items())
+    context["metatags"] = context.get("metatags", "") + meta
+
+
+def drop_empty_heads(app: Sphinx, doctree) -> None:
+    """Markdown cannot write a table without a header; empty header cells announce columns without a name."""
+    for head in list(doctree.findall(nodes.thead)):
+        if not head.astext().strip():
+            head.parent.remove(head)
+
+
+def mend_roles(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """docutils gives a reference the role doc-biblioentry, which is deprecated and not allowed in its list."""
+    if "body" in context:
+        context["body"] = context["body"].replace(' role="doc-biblioentry"', ' role="listitem"')
+
+
+def forget_failed_build(app: Sphinx, exception) -> None:
+    """Sphinx warns only about pages that it reads, so a second build would hide the warnings of the first."""
+    if exception is not None or app._warncount:
+        (Path(app.doctreedir) / "environment.pickle").unlink(missing_ok=True)
+
+
+def setup(app: Sphinx) -> dict:
+    os.environ["POSTX_STATIC"] = "1"  # the kernels inherit it: explore() and show() draw static frames
+    app.add_config_value("postx_code", "", "env", str)
+    app.connect("config-inited", key_cache)
+    app.connect("builder-inited", copy_mathjax)
+    app.connect("env-check-consistency", check_equations)
+    app.connect("doctree-read", drop_empty_heads)
+    app.connect("html-page-context", open_graph)
+    app.connect("html-page-context", mend_roles)
+    app.connect("build-finished", forget_failed_build)
+    evidence_page.setup(app)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,288 @@
+"""Many frames of one matplotlib figure as one small SVG: each part is stored once per look.
+
+Every artist draws inside its own numbered group, a slot. A frame is the list of what its slots hold; two
+frames that agree in a slot share it. The x and y axes cost the most time, so they are drawn again only when
+they changed.
+"""
+
+import hashlib
+import io
+import re
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from xml.etree import ElementTree
+from xml.sax.saxutils import escape, quoteattr
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.figure import SubFigure
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+SLOT = "px-slot-"
+XLINK = "{http://www.w3.org/1999/xlink}"
+RC = {"svg.fonttype": "none", "svg.hashsalt": "postx", "image.composite_image": False}
+NUMBER = re.compile(r"-?\d*\.?\d+(?:e-?\d+)?")
+
+
+def leaves(parent):
+    """Every artist that draws itself: the children of the figure, of its subfigures and of their axes."""
+    for child in parent.get_children():
+        if isinstance(child, (Axes, SubFigure)):
+            yield from leaves(child)
+        else:
+            yield child
+
+
+def _look(axis):
+    """What the drawing of an Axis depends on: its place, limits and scales, and what was touched since."""
+    ax = axis.axes
+    touched = frozenset(id(artist) for artist in axis.findobj() if artist.stale)
+    return ax.get_position().bounds, ax.get_xlim(), ax.get_ylim(), ax.get_xscale(), ax.get_yscale(), touched
+
+
+class Stage:
+    """A figure whose artists draw in numbered slots, and whose unchanged x and y axes are not drawn twice."""
+
+    def __init__(self, fig):
+        self.fig = fig
+        self.artists = list(leaves(fig))
+        self.axes = {slot: artist for slot, artist in enumerate(self.artists) if isinstance(artist, Axis)}
+        self.looks = {"png": {}, "svg": {}}  # slot -> how an Axis looked when it was last drawn
+        self.pixels = {}  # slot -> (left, bottom, image) of an Axis in the bitmap
+
+    @contextmanager
+    def _slots(self, kind):
+        """Give every artist its slot for one drawing; yields the slots of the axes that are skipped."""
+        known = self.looks[kind]
+        same = {slot for slot, axis in self.axes.items() if known.get(slot) == _look(axis)}
+        # An attribute of the instance shadows the method that matplotlib calls.
+        for slot, artist in enumerate(self.artists):
+            artist.draw = partial(self._draw, slot, artist.draw, same)
+        try:
+            yield same
+        finally:
+            for artist in self.artists:
+                del artist.draw
+        for slot in self.axes.keys() - same:
+            for looks in self.looks.values():  # a drawing clears the marks of what was touched
+                looks.pop(slot, None)
+            known[slot] = _look(self.axes[slot])
+
+    def _draw(self, slot, draw, same, renderer):
+        renderer.open_group("slot", SLOT + str(slot))
+        if isinstance(renderer, RendererAgg) and slot in self.axes:
+            if slot not in same:
+                self._keep_pixels(slot, draw, renderer)
+            left, bottom, image = self.pixels[slot]
+            renderer.draw_image(renderer.new_gc(), left, bottom, image)
+        elif slot not in same:
+            draw(renderer)
+        renderer.close_group("slot")
+
+    def _keep_pixels(self, slot, draw, renderer):
+        layer = RendererAgg(renderer.width, renderer.height, renderer.dpi)
+        draw(layer)
+        image = np.asarray(layer.buffer_rgba())
+        rows, columns = np.nonzero(image[..., 3])
+        if rows.size == 0:
+            rows = columns = np.zeros(1, dtype=int)
+        top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
+        # draw_image wants the rows from the bottom up, and the lower left corner.
+        self.pixels[slot] = left, image.shape[0] - bottom, image[top:bottom, left:right][::-1].copy()
+
+    def png(self, alt):
+        """The figure as it is now, as the bytes of a PNG that carries `alt` as its description."""
+        target = io.BytesIO()
+        with matplotlib.rc_context(RC), self._slots("png"):
+            self.fig.savefig(
+                target,
+                format="png",
+                dpi="figure",
+                facecolor="white",
+                metadata={"Software": None, "Description": alt},
+                pil_kwargs={"compress_level": 3},
+            )
+        return target.getvalue()
+
+    def small_png(self, alt):
+        """The same with 256 colors and a third of the bytes, for a file that is kept; slower to write."""
+        image = Image.open(io.BytesIO(self.png(alt)))
+        about = PngInfo()
+        about.add_itxt("Description", alt)
+        target = io.BytesIO()
+        few = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        few.save(target, "png", optimize=True, pnginfo=about)
+        return target.getvalue()
+
+    def svg(self):
+        """The figure as it is now: its elements, and the slots left empty as they repeat the last one."""
+        target = io.BytesIO()
+        paper = self.fig.patch
+        shown = paper.get_visible()
+        paper.set_visible(False)
+        with matplotlib.rc_context(RC), self._slots("svg") as same:
+            self.fig.savefig(target, format="svg", metadata={"Date": None})
+        paper.set_visible(shown)
+        return ElementTree.fromstring(target.getvalue()), {SLOT + str(slot) for slot in same}
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The picture with its first frame in it, and per changing slot: number, looks, look of each frame."""
+
+    svg: str
+    changing: tuple[tuple[int, list[str], list[int]], ...]
+
+
+def frames(stage, moves, start):
+    """Draw one frame after each of `moves` (functions without arguments) and keep what differs.
+
+    Raises ValueError when the drawing order of the artists changes from frame to frame.
+    """
+    looks, picks, last = {}, {}, {}
+    order, first, definitions = None, None, {}
+    for move in moves:
+        move()
+        tree, same = stage.svg()
+        names = _definitions(tree, definitions)
+        groups = {g.get("id"): g for g in tree.iter() if g.get("id", "").startswith(SLOT)}
+        if order is None:
+            order, first, first_names = list(groups), tree, names
+        elif order != list(groups):
+            raise ValueError("update must not change the drawing order (zorder, or the axes an artist is in)")
+        for name, group in groups.items():
+            if name not in same:
+                last[name] = "".join(_write(child, names) for child in group)
+            variants = looks.setdefault(name, {})
+            picks.setdefault(name, []).append(variants.setdefault(last[name], len(variants)))
+    inside = {
+        name: list(looks[name])[picks[name][start]]
+        if len(looks[name]) == 1
+        else f'<g data-slot="{_number(name)}">{list(looks[name])[picks[name][start]]}</g>'
+        for name in order
+    }
+    body = "".join(_write(child, first_names, inside) for child in first)
+    prefix = "px" + hashlib.sha256((body + "".join(definitions.values())).encode()).hexdigest()[:8]
+    changing = tuple(
+        (_number(name), [_named(look, prefix) for look in looks[name]], picks[name])
+        for name in order
+        if len(looks[name]) > 1
+    )
+    shared = f"<defs>{''.join(definitions.values())}</defs>" if definitions else ""
+    head = f'<svg viewBox="{first.get("viewBox")}" xmlns="http://www.w3.org/2000/svg" role="img" '
+    head += 'aria-label="\0alt\0" fill="currentColor" stroke-linejoin="round" stroke-linecap="butt">'
+    svg = f"{head}{_named(shared + body, prefix)}</svg>"
+    return Frames(svg, changing)
+
+
+def _number(name):
+    return int(name.removeprefix(SLOT))
+
+
+def _named(text, prefix):
+    # Two figures on one page must not share a name; NUL cannot occur in XML, so it marks ours.
+    return text.replace("\0#", prefix + "-")
+
+
+def _definitions(tree, kept):
+    """Move a frame's definitions (clips, markers, hatches) into `kept`; return our name for each of theirs.
+
+    Ours is a hash of the content: what a slot of one frame refers to is then there in every frame.
+    """
+    names = {}
+    for parent in list(tree.iter()):
+        for defs in [child for child in parent if _tag(child) == "defs"]:
+            parent.remove(defs)
+            for item in defs:
+                old = item.attrib.pop("id", None)
+                if old is None:  # matplotlib's style element, which would restyle the whole page
+                    continue
+                content = _write(item, names)
+                names[old] = "\0#" + hashlib.sha256(content.encode()).hexdigest()[:6]
+                tag = _tag(item)
+                kept[names[old]] = content.replace(f"<{tag}", f'<{tag} id="{names[old]}"', 1)
+    return names
+
+
+def _tag(element):
+    return element.tag.rpartition("}")[2]
+
+
+def _write(element, names, slots=None):
+    """An element as compact SVG: colors and font of the page, short numbers, only the names that are used."""
+    tag = _tag(element)
+    if tag == "metadata":
+        return ""
+    own = element.get("id", "")
+    if slots is not None and own in slots:
+        return slots[own]
+    inside = "".join(_write(child, names, slots) for child in element)
+    attributes = {}
+    for key, value in element.attrib.items():
+        if key == "id":
+            continue
+        if key == XLINK + "href":
+            key = "href"
+            value = "#" + names[value[1:]] if value.startswith("#") else "".join(value.split())
+        elif key == "style":
+            value = _style(value)
+        elif key == "d":
+            value = _path(value)
+        elif key in ("x", "y", "width", "height") or value.startswith(("translate(", "rotate(")):
+            value = NUMBER.sub(lambda m: _digits(float(m[0]), 2), value)
+            value = re.sub(r" ?rotate\(0[^)]*\)", "", value)
+        for old in re.findall(r"url\(#([^)]+)\)", value):
+            value = value.replace(old, names[old])
+        if value:
+            attributes[key.rpartition("}")[2]] = value
+    if tag == "g" and (not inside or not attributes):
+        return inside
+    text = escape(element.text) if tag in ("text", "tspan") and element.text else ""
+    head = tag + "".join(f" {key}={quoteattr(value)}" for key, value in attributes.items())
+    return f"<{head}>{text}{inside}</{tag}>" if text or inside else f"<{head}/>"
+
+
+def _style(value):
+    rules = [rule.partition(":")[::2] for rule in value.split(";") if rule.strip()]
+    kept = []
+    for key, setting in ((key.strip(), setting.strip()) for key, setting in rules):
+        if key == "font-family":  # the page's own font, but keep code as code
+            if "monospace" in setting:
+                kept.append("font-family:monospace")
+            continue
+        setting = {"#000000": "currentColor", "#ffffff": "var(--px-paper,#fff)"}.get(setting, setting)
+        kept.append(f"{key}:{setting}")
+    return ";".join(kept)
+
+
+def _digits(number, places):
+    text = f"{number:.{places}f}".rstrip("0").rstrip(".") if places else str(round(number))
+    return {"-0": "0", "": "0"}.get(text, text).replace("0.", ".", 1) if abs(number) < 1 else text
+
+
+def _path(data):
+    """Lines as steps of a tenth of a point, which compress well; curves and small markers only rounded."""
+    tokens = data.split()
+    if set(re.findall("[A-Za-z]", data)) - set("MLz") or len(tokens) < 24:
+        rounded = NUMBER.sub(lambda m: _digits(float(m[0]), 2), " ".join(tokens))
+        return re.sub(r" ?([A-Za-z]) ?", r"\1", rounded)
+    out, at, i = [], (0, 0), 0
+    while i < len(tokens):
+        if tokens[i] == "z":
+            out.append("z")
+            i += 1
+            continue
+        to = round(float(tokens[i + 1]) * 10), round(float(tokens[i + 2]) * 10)
+        if tokens[i] == "M":
+            out.append(f"M{_digits(to[0] / 10, 1)} {_digits(to[1] / 10, 1)}")
+        elif to != at:
+            step = _digits((to[0] - at[0]) / 10, 1), _digits((to[1] - at[1]) / 10, 1)
+            out.append("l" + step[0] + ("" if step[1].startswith("-") else " ") + step[1])
+        at = to
+        i += 3
+    return "".join(out)

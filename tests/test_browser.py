@@ -1,0 +1,167 @@
+"""Every built page in a real browser: over http and from disk, light and dark, on a phone and on a desk.
+
+Needs Chromium ($POSTX_CHROMIUM, or one on the path). Without it the tests are skipped, unless POSTX_BROWSER=1
+says that there must be one.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import browser  # noqa: E402
+
+REQUIRED = os.environ.get("POSTX_BROWSER") == "1"
+SIZES = {"phone": {"width": 390, "height": 844}, "desk": {"width": 1440, "height": 900}}
+PAGES = browser.pages() or ["(no built book)"]
+MIN_ALT = 15  # characters: "a plot" says nothing
+
+# The displayed picture of a figure: what a reader sees of it, as text. Hidden frames do not count.
+PICTURE = """figure => [...figure.querySelectorAll('svg, img')].filter(e => e.checkVisibility())
+                 .map(e => e.innerHTML + (e.src ?? '')).join('')"""
+
+
+@pytest.fixture(scope="module")
+def chrome():
+    path = browser.chromium()
+    missing = "" if path else "no Chromium on this machine: set POSTX_CHROMIUM or install one"
+    if not missing and not browser.HTML.exists():
+        missing = "no built book: run `make book`"
+    if missing:
+        pytest.fail(missing) if REQUIRED else pytest.skip(missing)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        chrome = play.chromium.launch(executable_path=path, args=browser.FLAGS)
+        yield chrome
+        chrome.close()
+
+
+@pytest.fixture(scope="module")
+def bases():
+    server = browser.serve()
+    yield {"http": f"http://127.0.0.1:{server.server_port}/", "file": browser.HTML.as_uri() + "/"}
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def contexts(chrome):
+    """One browser context for each colour scheme and window size, shared by all pages."""
+    made = {
+        (scheme, size): chrome.new_context(color_scheme=scheme, viewport=viewport)
+        for scheme in ("light", "dark")
+        for size, viewport in SIZES.items()
+    }
+    yield made
+    for context in made.values():
+        context.close()
+
+
+@pytest.fixture
+def opened(contexts, bases):
+    """Open a page in one of the contexts; at the end of the test its faults must be none."""
+    open_pages = []
+
+    def open_page(name, via="http", scheme="light", size="desk"):
+        page, faults = browser.watch(contexts[scheme, size], bases[via])
+        open_pages.append((page, faults, f"{name} via {via}, {scheme}, {size}"))
+        page.goto(bases[via] + name)
+        browser.typeset(page)
+        return page
+
+    yield open_page
+    for page, _, _ in open_pages:
+        page.close()
+    bad = [f"{where}: {fault}" for _, faults, where in open_pages for fault in faults]
+    assert not bad, "\n".join(bad)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("via", ["http", "file"])
+@pytest.mark.parametrize("name", PAGES)
+def test_page_is_whole(opened, name, via, scheme, size):
+    """Nothing asked from elsewhere, no console error, all mathematics typeset, nothing too wide."""
+    page = opened(name, via, scheme, size)
+    assert page.evaluate("document.documentElement.dataset.theme") == scheme
+    math = page.evaluate("""() => ({
+        sources: document.querySelectorAll('span.math, div.math').length,
+        typeset: document.querySelectorAll('span.math mjx-container, div.math mjx-container').length,
+        errors: [...document.querySelectorAll('mjx-merror, [data-mjx-error]')].map(e => e.textContent)})""")
+    assert math["errors"] == []
+    assert math["typeset"] == math["sources"]
+    wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert wide <= 0, f"{wide} pixels wider than the window: {page.evaluate(WIDE)}"
+
+
+WIDE = """() => [...document.querySelectorAll('main *')]
+    .filter(e => e.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
+    .slice(0, 5).map(e => e.outerHTML.slice(0, 120))"""
+
+
+@pytest.mark.parametrize("via", ["http", "file"])
+@pytest.mark.parametrize("name", PAGES)
+def test_sliders_answer_the_keyboard(opened, name, via):
+    """Every slider of every figure changes the picture somewhere along its range, by arrow keys alone."""
+    page = opened(name, via)
+    page.evaluate(
+        "document.querySelectorAll('details, .toggle-hidden').forEach(e => { e.open = true; "
+        "e.classList.remove('toggle-hidden') })"
+    )
+    for figure in page.query_selector_all("figure.px-fig"):
+        for slider in figure.query_selector_all("input[type=range]"):
+            label = slider.evaluate(
+                "s => s.labels?.[0]?.textContent ?? s.getAttribute('aria-label') ?? ''"
+            ).strip()
+            assert label, "a slider has no label"
+            before = figure.evaluate(PICTURE)
+            assert before, f"slider {label!r} has no picture"
+            slider.focus()
+            slider.press("Home")
+            seen = {before, figure.evaluate(PICTURE)}
+            steps = slider.evaluate("s => Math.round((s.max - s.min) / (s.step || 1))")
+            for _ in range(steps):
+                if len(seen) > 1:
+                    break
+                slider.press("ArrowRight")
+                seen.add(figure.evaluate(PICTURE))
+            assert len(seen) > 1, f"slider {label!r} of {name} changes nothing over its {steps} steps"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pictures_say_what_they_show(opened, name):
+    """Alt text of at least a few words on every image and figure of the page's content."""
+    page = opened(name)
+    found = page.evaluate("""() => [...document.querySelectorAll('main img, main figure svg')]
+        .filter(e => !e.closest('[aria-hidden=true]') && !e.parentElement.closest('[role=img]'))
+        .map(e => [e.getAttribute('alt') ?? e.getAttribute('aria-label') ?? '', e.outerHTML.slice(0, 99)])""")
+    mute = [source for text, source in found if len(text.strip()) < MIN_ALT or len(text.split()) < 3]
+    assert not mute, "\n".join(mute)
+
+
+@pytest.mark.parametrize(("scheme", "size"), [("light", "desk"), ("dark", "desk"), ("light", "phone")])
+@pytest.mark.parametrize("name", PAGES)
+def test_axe_finds_nothing(opened, name, scheme, size):
+    """No violation of axe-core's rules, the theme's own included (mended in _static/postx.css and _ext)."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    # preload: axe would look for imported style sheets in the wrong folder. Colours are the same on a phone.
+    options = {"preload": False, "rules": {"color-contrast": {"enabled": size == "desk"}}}
+    page = opened(name, scheme=scheme, size=size)
+    violations = Axe().run(page, options=options).response["violations"]
+    lines = [
+        f"{v['id']}: {n['html'][:160]} {n['target']} {n['failureSummary']}"
+        for v in violations
+        for n in v["nodes"]
+    ]
+    assert not lines, "\n".join(lines)
+
+
+@pytest.mark.parametrize("via", ["http", "file"])
+def test_search_finds_a_word(opened, via):
+    page = opened("search.html?q=evidence", via)
+    page.wait_for_selector("#search-results ul.search li a", timeout=10_000)
+    hits = page.eval_on_selector_all("#search-results ul.search li a", "links => links.map(a => a.href)")
+    assert any("chapters/evidence.html" in hit for hit in hits), hits
