@@ -179,9 +179,15 @@ def _lane(ax, lane, layout, y, tall):
 
 
 def _arrow(ax, older, newer):
-    bend = -0.25 if abs(older[1] - newer[1]) < 1 else 0.15  # over the names of its own row
+    across, down = newer[0] - older[0], newer[1] - older[1]
+    if abs(down) < 1:
+        bend = -0.18  # over the names of its own row
+    elif abs(down) < 70 and (down < 0 or across > 120):
+        bend = 0.3 if down < 0 else -0.25  # to a row nearby: around the names between
+    else:
+        bend = 0.15
     arrow = FancyArrowPatch(
-        older[:2], newer[:2], arrowstyle="-|>", mutation_scale=7, color=older[2], lw=1.2, alpha=0.75, zorder=2,
+        older[:2], newer[:2], arrowstyle="-|>", mutation_scale=7, color=older[2], lw=1.2, alpha=0.6, zorder=2,
         connectionstyle=f"arc3,rad={bend}", shrinkA=3, shrinkB=3,
     )
     ax.add_patch(arrow)

@@ -44,7 +44,8 @@ MUTANTS = [
      "return torch.cat([q[..., :nope], turned], -1), r if r.dim() == 3 else rope.rotate("),
     ("mla", "parallel", "read off by one", "_cache.visible(seen.position_BT, seen.position_BM, None)",
      "_cache.visible(seen.position_BT + 1, seen.position_BM, None)"),
-    ("mla", "parallel", "state lost", "    if S is None:\n        S = init(*(x.new_empty", "    if True:\n        S = init(*(x.new_empty"),
+    ("mla", "parallel", "state lost", "    if S is None:\n        S = init(*(x.new_empty",
+     "    if True:\n        S = init(*(x.new_empty"),
     ("mla", "chunked", "scale dropped", "_tiles.attend(*seen, scale=scale,", "_tiles.attend(*seen, scale=1.0,"),
 ]  # fmt: skip
 
