@@ -1,6 +1,6 @@
 """How fast a slider moves with a kernel, and how long and heavy the frames of a built page are.
 
-    python benchmarks/explore_bench.py
+    python -m benchmarks.explore_bench
 
 Prints medians, for a figure of three curves on log axes, one of two panels whose limits move, and a heatmap.
 """
@@ -104,9 +104,13 @@ def page(draw):
     return statistics.median(times), len(gzip.compress(html.encode())) / 1e3
 
 
-if __name__ == "__main__":
+def main():
     print("figure    live move   PNG      60 frames   gzipped")
     for draw in (curves, panels, heatmap):
         move, png = live(draw)
         seconds, weight = page(draw)
         print(f"{draw.__name__:<9} {move:5.0f} ms  {png:4.0f} kB    {seconds:5.2f} s  {weight:6.1f} kB")
+
+
+if __name__ == "__main__":
+    main()
