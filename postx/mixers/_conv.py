@@ -118,22 +118,15 @@ def _parts(reset_BT, sizes):
 
 def _finish(y, like, seen, part, lengths_B, W):
     """The output in the input's dtype, 0 past each length, and the last W - 1 real inputs of its last sequence."""
-    T = y.shape[1]
+    B, T = y.shape[:2]
     y = y.to(like.dtype)
     if lengths_B is None:
-        S, part_S = seen[:, T:], None if part is None else part[:, T:]
-        last = None if part is None else part[:, -1:]
+        lengths_B = torch.full((B,), T, device=y.device)
     else:
         y = y * (torch.arange(T, device=y.device) < lengths_B[:, None])[..., None]
-        kept_BW = lengths_B[:, None] + torch.arange(W - 1, device=y.device)
-        S = seen.gather(1, kept_BW[..., None].expand(-1, -1, seen.shape[2]))
-        # Of a row without tokens the state's own entries are part 0, and so is what is compared with them.
-        part_S = None if part is None else part.gather(1, kept_BW)
-        last = (
-            None
-            if part is None
-            else part.gather(1, lengths_B[:, None].long() + W - 2)
-            if W > 1
-            else part[:, :1]
-        )
-    return y, S if part is None else S * (part_S == last)[..., None]
+    kept_BW = lengths_B[:, None] + torch.arange(W - 1, device=y.device)
+    S = seen.gather(1, kept_BW[..., None].expand(-1, -1, seen.shape[2]))
+    if part is not None:
+        part_BW = part.gather(1, kept_BW)
+        S = S * (part_BW == part_BW[:, -1:])[..., None]
+    return y, S

@@ -59,3 +59,13 @@ def logspace(s_BTD, v_BTD, g_D, u_D, S, length_B, bonus):
             ys.append(new[0] / new[1])
         num, den, top = (_freeze(t, length_B, n, o) for n, o in zip(new, (num, den, top), strict=True))
     return torch.stack(ys, 1), (num, den, top)
+
+
+def affine(a_BTD, b_BTD, h_BD, length_B):
+    """h <- a h + b; y = h."""
+    ys = []
+    for t in range(b_BTD.shape[1]):
+        new = a_BTD[:, t] * h_BD + b_BTD[:, t]
+        h_BD = _freeze(t, length_B, new, h_BD)
+        ys.append(new)
+    return torch.stack(ys, 1), h_BD
