@@ -32,6 +32,24 @@ class Short:
         return (randn(B, T, D, seed=seed),), {"weight_DW": randn(D, W, seed=1), "bias_D": randn(D, seed=2)}
 
 
+class Taps(Short):
+    """The same, added up tap by tap in torch."""
+
+    @staticmethod
+    def recurrent(x, *, weight_DW, bias_D, S=None, **side):
+        return _conv.short_convolution(x, weight_DW, bias_D, S, impl="torch", **side)
+
+
+class Scan(Short):
+    """The same by the sliding dot product, token by token in torch."""
+
+    @staticmethod
+    def recurrent(x, *, weight_DW, bias_D, S=None, lengths_B=None):
+        y, S = _conv.scan(x, weight_DW, S, lengths_B, impl="reference")
+        real = 1 if lengths_B is None else (torch.arange(x.shape[1]) < lengths_B[:, None])[..., None]
+        return y + bias_D * real, S
+
+
 class Single(Short):
     """One tap: a scaled copy, with an empty state."""
 
@@ -51,12 +69,12 @@ class Long(Short):
 
 
 @pytest.mark.parametrize("T", [1, 2, 8, 9, 37])
-@pytest.mark.parametrize("kind", [Short, Single, Long], ids=lambda k: k.__name__)
+@pytest.mark.parametrize("kind", [Short, Taps, Scan, Single, Long], ids=lambda k: k.__name__)
 def test_equals_a_step_at_a_time(kind, T):
     assert contract.form_equals_step(kind, "recurrent", T) <= contract.TOLERANCE
 
 
-@pytest.mark.parametrize("kind", [Short, Single, Long], ids=lambda k: k.__name__)
+@pytest.mark.parametrize("kind", [Short, Taps, Scan, Single, Long], ids=lambda k: k.__name__)
 def test_resumes_is_causal_and_has_the_gradients(kind):
     contract.cut_and_resume(kind, "recurrent")
     contract.causal(kind, "recurrent")
@@ -66,7 +84,7 @@ def test_resumes_is_causal_and_has_the_gradients(kind):
     contract.close(kind.recurrent(*z, **w, S=S, lengths_B=ends), by_step(kind, *z, **w, S=S, lengths_B=ends))
 
 
-@pytest.mark.parametrize("kind", [Short, Single], ids=lambda k: k.__name__)
+@pytest.mark.parametrize("kind", [Short, Taps, Single], ids=lambda k: k.__name__)
 def test_resets_begin_sequences(kind):
     """Also resets at the first token, one token apart, and past a row's end, where they mean nothing."""
     contract.ragged(kind, "recurrent")
@@ -131,5 +149,11 @@ def test_bad_input_is_named():
             form(x, weight[:, :0])
     with pytest.raises(ValueError, match="lengths_B: expected values from 0 to T=21"):
         _conv.short_convolution(x, weight, lengths_B=torch.tensor([3, 22]))
+    with pytest.raises(ValueError, match="impl: 'numba' is not available here; there are 'auto', 'torch'"):
+        _conv.short_convolution(x, weight, reset_BT=torch.zeros(B, T, dtype=torch.bool), impl="numba")
+    with pytest.raises(
+        ValueError, match="impl: 'cuda' is not available here; there are 'auto', 'reference', 'numba'"
+    ):
+        _conv.scan(x, weight, impl="cuda")
     with pytest.raises(ValueError, match="reset_BT: expected bool"):
         _conv.short_convolution(x, weight, reset_BT=torch.zeros(B, T))

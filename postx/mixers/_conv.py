@@ -10,7 +10,8 @@ impulse response: its first column meets the current token (S4, H3, Hyena). Each
 import torch
 from torch import nn
 
-from postx.mixers import state_dtype
+from postx import scans
+from postx.mixers import pick, state_dtype
 from postx.shapes import check, check_lengths
 
 
@@ -39,22 +40,36 @@ def step(S, x_BD, weight_DW, bias_D=None, *, inplace=False):
     return (y if bias_D is None else y + bias_D).to(x_BD.dtype), S
 
 
-def short_convolution(x_BTD, weight_DW, bias_D=None, S=None, lengths_B=None, reset_BT=None):
-    """All tokens, tap by tap: for filters of a few taps. Returns (y_BTD, S_BWD).
+def scan(x_BTD, weight_DW, S=None, lengths_B=None, impl="auto"):
+    """All tokens, left to right, a dot product of W taps each, through `scans.fir`. Returns (y_BTD, S_BWD).
+
+    T W products a channel. Raises ValueError that quotes the argument and the axes.
+    """
+    sizes, S, seen = _prepare(x_BTD, S, lengths_B, weight_DW=weight_DW)
+    return _finish(scans.fir(seen, weight_DW, impl=impl), x_BTD, seen, None, lengths_B, sizes["W"])
+
+
+def short_convolution(x_BTD, weight_DW, bias_D=None, S=None, lengths_B=None, reset_BT=None, impl="auto"):
+    """All tokens, for filters of a few taps. Returns (y_BTD, S_BWD).
 
     weight_DW[:, -1] meets the current token. S is the last W - 1 inputs (None: zeros). Past lengths_B the output
     is 0 and the state stands still; where reset_BT is True a sequence begins and does not see what came before.
-    Sums are made in at least float32. Raises ValueError that quotes the argument and the axes.
+    Sums are made in at least float32. impl="torch" adds up W shifted products; "numba", on a CPU and without
+    resets, is `scans.fir` in one pass. Raises ValueError that quotes the argument and the axes.
     """
     sizes, S, seen = _prepare(x_BTD, S, lengths_B, weight_DW=weight_DW, bias_D=bias_D)
     T, W = sizes["T"], sizes["W"]
+    there = ("torch", "numba") if x_BTD.device.type == "cpu" and reset_BT is None else ("torch",)
     part = _parts(reset_BT, sizes)  # which sequence of its row each entry of `seen` belongs to
-    y = 0.0
-    for j in range(W):
-        x = seen[:, j : j + T]
-        if part is not None:
-            x = x * (part[:, j : j + T] == part[:, W - 1 :])[..., None]
-        y = y + x * weight_DW[:, j].to(S.dtype)
+    if pick(impl, there) == "numba":
+        y = scans.fir(seen, weight_DW.to(S.dtype), impl="numba")
+    else:
+        y = 0.0
+        for j in range(W):
+            x = seen[:, j : j + T]
+            if part is not None:
+                x = x * (part[:, j : j + T] == part[:, W - 1 :])[..., None]
+            y = y + x * weight_DW[:, j].to(S.dtype)
     y = y if bias_D is None else y + bias_D
     return _finish(y, x_BTD, seen, part, lengths_B, W)
 

@@ -47,20 +47,13 @@ def step(S, v_BD, x_BLD, *, response_LDW, skip_LD, inplace=False):
 
 
 @packed
-def recurrent(v_BTD, x_BTLD, *, response_LDW, skip_LD, S=None, lengths_B=None):
-    """All tokens, left to right, a dot product of W taps each; a Python loop. Returns (y_BTD, S)."""
-    sizes = _check(v_BTD, x_BTLD, response_LDW, skip_LD, lengths_B)
-    w = {"response_LDW": response_LDW, "skip_LD": skip_LD}
-    S = init(v_BTD[:, 0], x_BTLD[:, 0], **w) if S is None else S
-    outputs = []
-    for t in range(sizes["T"]):
-        y, new = step(S, v_BTD[:, t], x_BTLD[:, t], **w)
-        if lengths_B is not None:
-            real_B = t < lengths_B
-            new, y = torch.where(real_B[:, None, None, None], new, S), y * real_B[:, None]
-        S = new
-        outputs.append(y)
-    return torch.stack(outputs, 1), S
+def recurrent(v_BTD, x_BTLD, *, response_LDW, skip_LD, S=None, lengths_B=None, impl="auto"):
+    """All tokens, left to right, a dot product of W taps each: T W L products a channel. Returns (y_BTD, S)."""
+
+    def convolve(z, response_DW, S):
+        return _conv.scan(z, response_DW.flip(1), S, lengths_B, impl)
+
+    return _levels(convolve, v_BTD, x_BTLD, response_LDW, skip_LD, S, lengths_B)
 
 
 @packed
@@ -69,7 +62,7 @@ def parallel(v_BTD, x_BTLD, *, response_LDW, skip_LD, S=None, lengths_B=None):
 
     L T log T work. Exact but for rounding, which grows with the largest input of a row, not with each output.
     """
-    return _convolve(v_BTD, x_BTLD, response_LDW, skip_LD, S, lengths_B)
+    return _by_fft(v_BTD, x_BTLD, response_LDW, skip_LD, S, lengths_B)
 
 
 @packed
@@ -86,18 +79,26 @@ def chunked(v_BTD, x_BTLD, *, response_LDW, skip_LD, S=None, lengths_B=None, chu
     for t in range(0, v_BTD.shape[1], chunk):
         v, x = v_BTD[:, t : t + chunk], x_BTLD[:, t : t + chunk]
         left = None if lengths_B is None else (lengths_B - t).clamp(0, v.shape[1])
-        y, S = _convolve(v, x, response_LDW, skip_LD, S, left)
+        y, S = _by_fft(v, x, response_LDW, skip_LD, S, left)
         outputs.append(y)
     return torch.cat(outputs, 1), S
 
 
-def _convolve(v_BTD, x_BTLD, response_LDW, skip_LD, S, lengths_B):
+def _by_fft(v_BTD, x_BTLD, response_LDW, skip_LD, S, lengths_B):
+    def convolve(z, response_DW, S):
+        return _conv.long_convolution(z, response_DW, S, lengths_B)
+
+    return _levels(convolve, v_BTD, x_BTLD, response_LDW, skip_LD, S, lengths_B)
+
+
+def _levels(convolve, v_BTD, x_BTLD, response_LDW, skip_LD, S, lengths_B):
+    """Level by level: convolve(z, response_DW, S_BWD) -> (y_BTD, S_BWD), then the skip and the gate."""
     sizes = _check(v_BTD, x_BTLD, response_LDW, skip_LD, lengths_B)
     if S is not None:
         _check_state(S, sizes)
     z, levels = v_BTD.to(state_dtype(v_BTD.dtype)), []
     for n in range(sizes["L"]):
-        y, kept = _conv.long_convolution(z, response_LDW[n], None if S is None else S[:, n], lengths_B)
+        y, kept = convolve(z, response_LDW[n], None if S is None else S[:, n])
         z = x_BTLD[:, :, n] * (y + skip_LD[n] * z)
         levels.append(kept)
     if lengths_B is not None:

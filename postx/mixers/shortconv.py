@@ -19,7 +19,7 @@ from torch import nn
 
 from postx.cost import Cost
 from postx.cost import short_convolution as _bill
-from postx.mixers import _conv, packed
+from postx.mixers import _conv, packed, state_dtype
 from postx.shapes import check, check_lengths
 
 
@@ -37,33 +37,20 @@ def step(S, b_BD, c_BD, x_BD, *, weight_DW, inplace=False):
 
 
 @packed
-def recurrent(b_BTD, c_BTD, x_BTD, *, weight_DW, S=None, lengths_B=None):
-    """All tokens, left to right, the W - 1 last ones kept; a Python loop. Returns (y_BTD, S)."""
-    sizes = _check(b_BTD, c_BTD, x_BTD, weight_DW, lengths_B)
-    S = init(b_BTD[:, 0], c_BTD[:, 0], x_BTD[:, 0], weight_DW=weight_DW) if S is None else S
-    written = b_BTD.to(S.dtype) * x_BTD
-    outputs = []
-    for t in range(sizes["T"]):
-        y, new = _conv.step(S, written[:, t], weight_DW)
-        if lengths_B is not None:
-            real_B11 = (t < lengths_B)[:, None, None]
-            new, y = torch.where(real_B11, new, S), y * real_B11[:, 0]
-        S = new
-        outputs.append(y)
-    return (c_BTD * torch.stack(outputs, 1)).to(x_BTD.dtype), S
+def recurrent(b_BTD, c_BTD, x_BTD, *, weight_DW, S=None, lengths_B=None, impl="auto"):
+    """All tokens, left to right, a dot product of W taps each. Returns (y_BTD, S)."""
+    _check(b_BTD, c_BTD, x_BTD, weight_DW, lengths_B)
+    y, S = _conv.scan(b_BTD.to(state_dtype(x_BTD.dtype)) * x_BTD, weight_DW, S, lengths_B, impl)
+    return (c_BTD * y).to(x_BTD.dtype), S
 
 
 @packed
 def parallel(b_BTD, c_BTD, x_BTD, *, weight_DW, S=None, lengths_B=None):
     """All tokens at once, tap by tap: W shifted products. Returns (y_BTD, S)."""
     _check(b_BTD, c_BTD, x_BTD, weight_DW, lengths_B)
-    return _all_at_once(b_BTD, c_BTD, x_BTD, weight_DW, S, lengths_B)
-
-
-def _all_at_once(b, c, x, weight_DW, S=None, lengths_B=None, reset_BT=None):
-    written = b.to(_conv.state_dtype(x.dtype)) * x
-    y, S = _conv.short_convolution(written, weight_DW, None, S, lengths_B, reset_BT)
-    return (c * y).to(x.dtype), S
+    written = b_BTD.to(state_dtype(x_BTD.dtype)) * x_BTD
+    y, S = _conv.short_convolution(written, weight_DW, None, S, lengths_B, impl="torch")
+    return (c_BTD * y).to(x_BTD.dtype), S
 
 
 def _check(b_BTD, c_BTD, x_BTD, weight_DW, lengths_B):
@@ -98,5 +85,5 @@ class Layer(nn.Module):
 
     def forward(self, x_BTD, S=None, **side):
         b, c, x = self.input(x_BTD).chunk(3, -1)
-        y, S = _all_at_once(b, c, x, self.weight_DW, S[0] if S else None, **side)
+        y, S = recurrent(b, c, x, weight_DW=self.weight_DW, S=S[0] if S else None, **side)
         return self.out(y), (S,)

@@ -19,6 +19,7 @@ __all__ = [
     "choose",
     "decay",
     "diagonal",
+    "fir",
     "logspace",
     "merge",
     "set_threads",
@@ -166,6 +167,24 @@ def affine(g_BTD, b_BTD, S_BD=None, *, lengths_B=None, impl="auto"):
     run = {"reference": reference.affine, "numba": numba_ops.Affine.apply}[choose(impl, b_BTD)]
     y, S = run(*args)
     return _finish(y, b_BTD, lengths_B), S
+
+
+def fir(x_BMD, weight_DW, *, impl="auto"):
+    """Each channel's dot product with a window of W inputs that slides along: finite memory, no decay.
+
+        y_t = sum_j weight_j x_{t+j}, j = 0..W-1
+
+    x_BMD holds M = T + W - 1 inputs, the W - 1 before the first token included; the last tap meets the current
+    token. Returns y_BTD in at least float32; T W products a channel, where an FFT takes log T of them.
+
+    Errors: ValueError quotes the argument, the axes and the shape, or the lack of inputs.
+    """
+    sizes = check(x_BMD=x_BMD, weight_DW=weight_DW)
+    if not 1 <= sizes["W"] <= sizes["M"]:
+        raise ValueError(f"x_BMD: expected at least W={sizes['W']} >= 1 inputs, got M={sizes['M']}")
+    kind = state_dtype(torch.promote_types(x_BMD.dtype, weight_DW.dtype))
+    run = {"reference": reference.fir, "numba": numba_ops.Fir.apply}[choose(impl, x_BMD)]
+    return run(x_BMD.to(kind), weight_DW.T.to(kind))
 
 
 def _all_axes(name, x, patterns, sizes):

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from postx.scans import cpu_affine, cpu_decay, cpu_diagonal, cpu_logspace
+from postx.scans import cpu_affine, cpu_decay, cpu_diagonal, cpu_fir, cpu_logspace
 
 
 def _arrays(*tensors):
@@ -105,3 +105,16 @@ class Affine(Function):
     def backward(ctx, dy, dlast):
         grads = cpu_affine.backward(*_arrays(*ctx.saved_tensors, dy, dlast))
         return *map(torch.from_numpy, grads), None
+
+
+class Fir(Function):
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return torch.from_numpy(cpu_fir.forward(*_arrays(x, w)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        dx, dw = cpu_fir.backward(*_arrays(*ctx.saved_tensors, dy))
+        return torch.from_numpy(dx), torch.from_numpy(dw)

@@ -69,3 +69,10 @@ def affine(a_BTD, b_BTD, h_BD, length_B):
         h_BD = _freeze(t, length_B, new, h_BD)
         ys.append(new)
     return torch.stack(ys, 1), h_BD
+
+
+def fir(x_BMD, weight_WD):
+    """y_t = sum_j w_j x_{t+j}."""
+    W = weight_WD.shape[0]
+    windows = (x_BMD[:, t : t + W] for t in range(x_BMD.shape[1] - W + 1))
+    return torch.stack([(weight_WD * window).sum(1) for window in windows], 1)
