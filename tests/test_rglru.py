@@ -1,5 +1,7 @@
 """RG-LRU against Griffin's equations written out, its first token in both readings, its variance, its clip."""
 
+import math
+
 import contract
 import pytest
 import torch
@@ -107,16 +109,22 @@ def test_gradient_at_no_decay_at_all():
         assert bool(torch.isfinite(grad).all()) is finite
 
 
-def test_pairwise_decay_of_a_chunk_survives_a_great_forgetting():
-    """One token that forgets everything, then slow ones: the difference of running sums loses the slow rates."""
-    g = -torch.tensor([1e-3, 1e12, 1e-3, 2e-3], dtype=torch.float64)[None, :, None]
-    table = rglru._pairwise(g)[0, :, :, 0]
-    assert table[3, 1].item() == pytest.approx(
-        torch.exp(torch.tensor(-3e-3, dtype=torch.float64)).item(), rel=1e-12
-    )
-    running = g.cumsum(1)[0, :, 0]
-    assert abs((running[3] - running[1]).exp().item() - table[3, 1].item()) > 1e-6
-    assert not table.triu(1).any()
+@pytest.mark.parametrize("form", FORMS)
+def test_slow_rates_survive_a_great_forgetting(form):
+    """One token that forgets everything, then slow ones: the difference of two running sums loses the slow rates."""
+    delta_r = torch.tensor([1e-3, 1e12, 1e-3, 2e-3], dtype=torch.float64)[None, :, None]
+    x, one = torch.tensor([1.0, 1, 0, 0], dtype=torch.float64)[None, :, None], torch.ones_like(delta_r)
+    y, _ = getattr(rglru, form)(x, delta_r, one, delta_D=torch.ones(1, dtype=torch.float64))
+    want = math.exp(-3e-3)
+    assert y[0, 3, 0].item() == pytest.approx(want, rel=1e-12)
+    running = -delta_r.cumsum(1)[0, :, 0]
+    assert abs((running[3] - running[1]).exp().item() - want) > 1e-6
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 16, 64])
+def test_any_chunk(chunk):
+    z, w = rglru.example(40)
+    assert contract.close(rglru.chunked(*z, **w, chunk=chunk), rglru.recurrent(*z, **w)) <= contract.TOLERANCE
 
 
 def test_layer_starts_in_the_papers_band_and_takes_resets():

@@ -67,19 +67,10 @@ def recurrent(
 
 @packed
 def parallel(x_BTD, r_BTD, i_BTD, *, delta_D, first="whole", max_slope=None, S=None, lengths_B=None):
-    """All tokens at once, in log2(T) rounds: each adds to a token what stands 1, 2, 4, ... tokens before it.
-
-    The prefix sums of Hillis and Steele 1986 on pairs (log-decay, h): log-decays only add up, so no factor
-    exceeds 1 and nothing is divided. Work grows with T log T. Returns (y_BTD, S).
-    """
+    """All tokens at once, in log2(T) rounds of prefix sums: T log T work. Returns (y_BTD, S)."""
     g, b, h, started = _prepare(x_BTD, r_BTD, i_BTD, delta_D, first, max_slope, S, lengths_B)
-    T = g.shape[1]
-    y = torch.cat([(b[:, :1] + g[:, :1].exp() * h[:, None]), b[:, 1:]], 1)
-    reach = 1
-    while reach < T:
-        y = torch.cat([y[:, :reach], y[:, reach:] + g[:, reach:].exp() * y[:, :-reach]], 1)
-        g = torch.cat([g[:, :reach], g[:, reach:] + g[:, :-reach]], 1)
-        reach *= 2
+    y, G = _prefix(g, b)
+    y = y + G.exp() * h[:, None]
     return _mask(y.to(x_BTD.dtype), lengths_B), (y[:, -1], started)
 
 
@@ -94,39 +85,47 @@ def chunked(
     max_slope=None,
     S=None,
     lengths_B=None,
-    chunk=16,
+    chunk=64,
     impl="auto",
 ):
-    """A table of decays within a chunk of tokens, h between chunks: T C products a channel. Returns (y_BTD, S).
+    """Prefix sums within all chunks of tokens at once, h from chunk to chunk: T log C work. Returns (y_BTD, S).
 
-    The decay from token s to token t is the exp of the sum of the log-decays between them, summed for each pair:
-    the difference of two running sums would lose digits, a quotient of running products would overflow.
     Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
     """
     if chunk < 1:
         raise ValueError(f"chunk: expected at least 1 token, got {chunk}")
     pick(impl, ("torch",))
     g, b, h, started = _prepare(x_BTD, r_BTD, i_BTD, delta_D, first, max_slope, S, lengths_B)
-    outputs = []
-    for t in range(0, g.shape[1], chunk):
-        g_c, b_c = g[:, t : t + chunk], b[:, t : t + chunk]
-        inside = torch.einsum("bcmd,bmd->bcd", _pairwise(g_c), b_c)
-        outputs.append(inside + g_c.cumsum(1).exp() * h[:, None])
-        h = outputs[-1][:, -1]
-    return _mask(torch.cat(outputs, 1).to(x_BTD.dtype), lengths_B), (h, started)
+    T = g.shape[1]
+    # Tokens that fill up the last chunk neither fade nor write, so h after them is h after the last real one.
+    g, b = (nn.functional.pad(z, (0, 0, 0, -T % chunk)).unflatten(1, (-1, chunk)) for z in (g, b))
+    y, G = _prefix(g, b)
+    fade, begins = G.exp(), []
+    for fade_BD, y_BD in zip(fade[:, :, -1].unbind(1), y[:, :, -1].unbind(1), strict=True):
+        begins.append(h)
+        h = fade_BD * h + y_BD
+    y = (y + fade * torch.stack(begins, 1)[:, :, None]).flatten(1, 2)[:, :T]
+    return _mask(y.to(x_BTD.dtype), lengths_B), (h, started)
+
+
+def _prefix(g, b):
+    """h from 0 at every token of [..., T, D], and the log-decays added up to it.
+
+    Each round adds to a token what stands 1, 2, 4, ... tokens before it (Hillis and Steele 1986). Log-decays
+    only ever add up: no factor exceeds 1, nothing is divided, and no two running sums are subtracted.
+    """
+    reach, T = 1, g.shape[-2]
+    while reach < T:
+        before_g, before_b = g[..., :-reach, :], b[..., :-reach, :]
+        b = torch.cat([b[..., :reach, :], b[..., reach:, :] + g[..., reach:, :].exp() * before_b], -2)
+        g = torch.cat([g[..., :reach, :], g[..., reach:, :] + before_g], -2)
+        reach *= 2
+    return b, g
 
 
 def rate(lambda_D, c=8.0):
     """The rate of each channel, delta = c softplus(Lambda) > 0: what a whole open gate (r = 1) forgets by."""
     return c * nn.functional.softplus(lambda_D)
-
-
-def _pairwise(g_BCD):
-    """exp(g_{m+1} + .. + g_c) for every c >= m, 0 above: [B, C, M, D]."""
-    C = g_BCD.shape[1]
-    one = torch.ones(C, C, dtype=torch.bool, device=g_BCD.device)
-    between = g_BCD[:, :, None].masked_fill(~one.tril(-1)[..., None], 0).cumsum(1)
-    return between.masked_fill(~one.tril()[..., None], -math.inf).exp()
 
 
 def _drive(x, r, i, delta_D, begins, first, max_slope):

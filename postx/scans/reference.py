@@ -64,8 +64,9 @@ def logspace(s_BTD, v_BTD, g_D, u_D, S, length_B, bonus):
 def affine(a_BTD, b_BTD, h_BD, length_B):
     """h <- a h + b; y = h."""
     ys = []
-    for t in range(b_BTD.shape[1]):
-        new = a_BTD[:, t] * h_BD + b_BTD[:, t]
+    # unbind: the gradient of b[:, t] alone would be a tensor as large as b, once for every token
+    for t, (a_BD, b_BD) in enumerate(zip(a_BTD.unbind(1), b_BTD.unbind(1), strict=True)):
+        new = a_BD * h_BD + b_BD
         h_BD = _freeze(t, length_B, new, h_BD)
         ys.append(new)
     return torch.stack(ys, 1), h_BD
