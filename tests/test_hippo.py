@@ -89,7 +89,7 @@ def test_legs_frequencies_are_one_of_each_pair(N):
 
 
 def test_inv_follows_legs_and_lin_does_not():
-    """Gu et al. 2022, fig. 3: over the faster half the inverse law is within a quarter; the linear one never is."""
+    """Gu et al. 2022: over the faster half the inverse law is within a quarter; the linear one never is."""
     N = 32
     legs, inv, lin = (getattr(s4d, name)(1, N)[0].imag for name in ("legs", "inv", "lin"))
     assert inv[0].item() == pytest.approx(64 / math.pi * 63)

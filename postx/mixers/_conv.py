@@ -34,7 +34,7 @@ def step(S, x_BD, weight_DW, bias_D=None, *, inplace=False):
     x = x_BD.to(S.dtype)
     y = x * weight_DW[:, -1].to(S.dtype)
     if sizes["W"] > 1:
-        y = y + torch.einsum("bwd,dw->bd", S, weight_DW[:, :-1].to(S.dtype))
+        y = y + (S * weight_DW[:, :-1].T.to(S.dtype)).sum(1)
         moved = torch.cat([S[:, 1:], x[:, None]], 1)
         S = S.copy_(moved) if inplace else moved
     return (y if bias_D is None else y + bias_D).to(x_BD.dtype), S

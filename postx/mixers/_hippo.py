@@ -29,7 +29,8 @@ def normal_plus_low_rank(N):
         A = V diag(eigenvalues) V* - P P'        P_n = sqrt(n + 1/2)
 
     V is unitary, eigenvalues are -1/2 + i omega, sorted by omega. A + P P' is -1/2 plus a skew matrix, so i times
-    that part is Hermitian, and eigh finds omega without loss. Gu et al. 2021 (S4), appendix C.1. complex128.
+    that part is Hermitian, and eigh finds omega without loss. Gu et al. 2021 (S4, arXiv 2111.00396).
+    complex128.
     """
     A, B = hippo_legs(N)
     P = B * math.sqrt(0.5)
@@ -50,7 +51,7 @@ def inv(D, N, dtype=torch.complex128):
     """The S4D-Inv frequencies, A_n = -1/2 + i (M / pi) (M / (2n+1) - 1) with M = 2 N, for every channel.
 
     Follows the spectrum of LegS: a few fast oscillators, many slow ones. The paper's state is M, conjugates
-    counted; n runs over the N that are kept (Gu et al. 2022, eq. 8).
+    counted; n runs over the N that are kept (Gu et al. 2022, sec. 4).
     """
     _positive(N)
     n = torch.arange(N, dtype=torch.float64)

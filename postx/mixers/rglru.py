@@ -16,8 +16,8 @@ Where the sources differ:
   (first="scaled"). Its two public codes, recurrentgemma and transformers, write i x there unscaled (first="whole"):
   nothing has been forgotten yet, so the variance is right from the start. The two differ for as long as h
   remembers that token. Hence the state knows whether it has started.
-- The sign of Lambda. The paper names a = sigmoid(Lambda), whose log is -softplus(-Lambda), and then writes
-  -c softplus(Lambda) r; both codes compute the latter, and so does `rate` here.
+- The sign of Lambda. The paper names a = sigmoid(Lambda), so log a = -softplus(-Lambda). Both codes compute
+  -c softplus(Lambda) r, and so does `rate` here: their Lambda has the opposite sign.
 - The slope of sqrt(1 - a^2) has no bound near a = 1. Both codes hold it at 1000 in the backward pass:
   max_slope=1000. The forward numbers are the same; the gradient is then not the exact one. None: exact.
 """
