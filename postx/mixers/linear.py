@@ -18,6 +18,7 @@ from torch import nn
 from postx import scans
 from postx.cost import Cost
 from postx.mixers import packed, pick, state_dtype
+from postx.scans.chunked import decay_chunked
 from postx.shapes import check, check_lengths, check_shared
 
 
@@ -69,31 +70,15 @@ def chunked(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, chunk=64, impl="a
 
     Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
     """
-    if chunk < 1:
-        raise ValueError(f"chunk: expected at least 1 token, got {chunk}")
     pick(impl, ("torch",))
     return _in_chunks(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, chunk)
 
 
 def _in_chunks(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, chunk):
-    sizes = _check(q_BTHK, k_BTGK, v_BTGV, lengths_B)
-    T, G = sizes["T"], sizes["G"]
-    S = init(q_BTHK[:, 0], k_BTGK[:, 0], v_BTGV[:, 0]) if S is None else S
-    q = phi(q_BTHK).unflatten(2, (G, -1))
-    k, v1 = phi(k_BTGK), _with_ones(v_BTGV)
-    if lengths_B is not None:  # a token past the end writes nothing
-        k = k * (torch.arange(T, device=k.device) < lengths_B[:, None])[..., None, None]
-    outputs = []
-    for t in range(0, T, chunk):
-        q_c, k_c, v_c = q[:, t : t + chunk], k[:, t : t + chunk], v1[:, t : t + chunk]
-        scores = torch.einsum("bcghk,bmgk->bghcm", q_c, k_c).tril()
-        inside = torch.einsum("bghcm,bmgv->bcghv", scores, v_c)
-        outputs.append(inside + torch.einsum("bcghk,bgkv->bcghv", q_c, S))
-        S = S + torch.einsum("bmgk,bmgv->bgkv", k_c, v_c)
-    y = _normalise(torch.cat(outputs, 1).flatten(2, 3), v_BTGV)
-    if lengths_B is not None:
-        y = y * (torch.arange(T, device=y.device) < lengths_B[:, None])[..., None, None]
-    return y, S
+    _check(q_BTHK, k_BTGK, v_BTGV, lengths_B)
+    z = phi(q_BTHK), phi(k_BTGK), _with_ones(v_BTGV)
+    y, S = decay_chunked(*z, None, S, lengths_B=lengths_B, chunk=chunk)
+    return _normalise(y, v_BTGV), S
 
 
 def _check(q_BTHK, k_BTGK, v_BTGV, lengths_B):

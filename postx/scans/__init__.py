@@ -77,25 +77,10 @@ def decay(
 
     Errors: ValueError quotes the argument, the axes and the shape.
     """
-    sizes = check(v_BTHV=v_BTHV)
-    Bn, T, H, V = v_BTHV.shape
-    K = check({"B": Bn, "T": T}, q_BTHK=q_BTHK)["K"]  # q and k need not have H heads, so H is not fixed here
-    check({"B": Bn, "T": T, "K": K}, k_BTHK=k_BTHK)
-    sizes["K"] = K
-    for name, x in (("q_BTHK", q_BTHK), ("k_BTHK", k_BTHK)):
-        check_shared(name, x.shape[2], H)
-    check_lengths(lengths_B, Bn, T)
-    if read not in ("after", "before"):
-        raise ValueError(f"read: expected 'after' or 'before', got {read!r}")
-    if u_HK is not None and read == "after":
-        raise ValueError("u_HK: a bonus on the current token needs read='before'")
-    kind = state_dtype(v_BTHV.dtype)
-    a_BTHK = _decay_factors(g, sizes, v_BTHV, kind)
-    if S_BHKV is None:
-        S_BHKV = torch.zeros(Bn, H, K, V, dtype=kind, device=v_BTHV.device)
-    u = v_BTHV.new_zeros(H, K) if u_HK is None else u_HK
-    check(sizes, S_BHKV=S_BHKV, u_HK=u)
-    tensors = [x.to(kind) for x in (q_BTHK, k_BTHK, v_BTHV, a_BTHK, S_BHKV, u)]
+    tensors = decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B)
+    H = v_BTHV.shape[2]
+    check_shared("q_BTHK", q_BTHK.shape[2], H)
+    tensors[3] = tensors[3].exp()
     if choose(impl, v_BTHV) == "numba":
         y, S = numba_ops.Decay.apply(*tensors, _lengths(lengths_B, v_BTHV), read == "before")
     else:
@@ -199,10 +184,33 @@ def _all_axes(name, x, patterns, sizes):
     raise ValueError(f"{name}: expected axes {wanted}, got shape {tuple(x.shape)}")
 
 
-def _decay_factors(g, sizes, v, kind):
-    """exp(g) as [B|1, T|1, heads, K|1]."""
-    if g is None:
-        return torch.ones(1, 1, 1, 1, dtype=kind, device=v.device)
+def decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B):
+    """What `decay` takes, checked, in at least float32: [q, k, v, g as [B|1, T|1, heads, K|1], S, u_HK].
+
+    The heads of q are not checked against those of v. Raises ValueError as `decay` does.
+    """
+    sizes = check(v_BTHV=v_BTHV)
+    Bn, T, H, V = v_BTHV.shape
+    K = check({"B": Bn, "T": T}, q_BTHK=q_BTHK)["K"]  # q and k need not have H heads, so H is not fixed here
+    check({"B": Bn, "T": T, "K": K}, k_BTHK=k_BTHK)
+    sizes["K"] = K
+    check_shared("k_BTHK", k_BTHK.shape[2], H)
+    check_lengths(lengths_B, Bn, T)
+    if read not in ("after", "before"):
+        raise ValueError(f"read: expected 'after' or 'before', got {read!r}")
+    if u_HK is not None and read == "after":
+        raise ValueError("u_HK: a bonus on the current token needs read='before'")
+    kind = state_dtype(v_BTHV.dtype)
+    g4 = v_BTHV.new_zeros(1, 1, 1, 1) if g is None else _decay_axes(g, sizes)
+    if S_BHKV is None:
+        S_BHKV = torch.zeros(Bn, H, K, V, dtype=kind, device=v_BTHV.device)
+    u = v_BTHV.new_zeros(H, K) if u_HK is None else u_HK
+    check(sizes, S_BHKV=S_BHKV, u_HK=u)
+    return [x.to(kind) for x in (q_BTHK, k_BTHK, v_BTHV, g4, S_BHKV, u)]
+
+
+def _decay_axes(g, sizes):
+    """The log-decay as [B|1, T|1, heads, K|1]."""
     H, K = sizes["H"], sizes["K"]
     full = {
         1: lambda: g[None, None, :, None],
@@ -227,7 +235,7 @@ def _decay_factors(g, sizes, v, kind):
             f"with B={sizes['B']}, T={sizes['T']}, H={H}, K={K}, got shape {tuple(g.shape)}"
         )
     check_shared("g", g4.shape[2], H)
-    return g4.to(kind).exp()
+    return g4
 
 
 def _lengths(lengths_B, x):

@@ -44,7 +44,7 @@ def logspace(s_BTD, v_BTD, g_D, u_D, S, length_B, bonus):
 
     The maximum only chooses the scale, so it carries no gradient.
     """
-    num, den, top = S
+    num, den, top = S[0], S[1], S[2].detach()
     ys = []
     for t in range(s_BTD.shape[1]):
         s, v = s_BTD[:, t], v_BTD[:, t]

@@ -1,0 +1,151 @@
+"""Retention: linear attention without a feature map, whose table fades by one fixed factor for each head.
+
+    S <- gamma S + k v'        y = K^-1/2 S' q        gamma_h = 1 - 2^(-5-h)
+
+Sun et al. 2023, "Retentive Network", eqs. 5 to 8. Read after the update, so a token sees itself with weight 1.
+Left to the caller: the rotation of q and k, and what follows the heads (`Layer` has both). The paper's code
+divides rows of the mask, and scales the state, by running sums; the group norm that follows undoes any factor of
+a row (up to its eps), so they are left out here.
+
+| paper | here |
+|---|---|
+| Q, K, V [.., d] | q_BTHK, k_BTHK, v_BTHV |
+| gamma, D_nm = gamma^(n-m) | exp(g_H), `decay_mask` |
+| S_n | S_BHKV |
+"""
+
+import torch
+from torch import nn
+
+from postx import scans
+from postx.cost import Cost, decay_recurrence
+from postx.mixers import packed, pick, state_dtype
+from postx.mixers._rope import Rope
+from postx.scans.chunked import decay_chunked
+from postx.shapes import check, check_lengths
+
+
+def log_gamma(H, dtype=torch.float64):
+    """g_H = log(1 - 2^(-5-h)), h = 0..H-1: half-lives of 22, 44, 88, ... tokens. log1p, for the last heads' sake."""
+    return torch.log1p(-(2.0 ** (-5 - torch.arange(H, dtype=torch.float64)))).to(dtype)
+
+
+def init(q_BHK, k_BHK, v_BHV, *, g_H):
+    """The empty table of each head, S_BHKV."""
+    sizes = check(q_BHK=q_BHK, k_BHK=k_BHK, v_BHV=v_BHV, g_H=g_H)
+    B, H, K, V = (sizes[letter] for letter in "BHKV")
+    return torch.zeros(B, H, K, V, dtype=state_dtype(v_BHV.dtype), device=v_BHV.device)
+
+
+def step(S, q_BHK, k_BHK, v_BHV, *, g_H, inplace=False):
+    """One token: the table fades by exp(g), k v' is written, q reads. Returns (y_BHV, S)."""
+    check(q_BHK=q_BHK, k_BHK=k_BHK, v_BHV=v_BHV, g_H=g_H)
+    q, k, v = (x.to(S.dtype) for x in (q_BHK, k_BHK, v_BHV))
+    gamma, written = g_H.to(S.dtype).exp()[:, None, None], k[..., None] * v[..., None, :]
+    S = S.mul_(gamma).add_(written) if inplace else gamma * S + written
+    return torch.einsum("bhk,bhkv->bhv", q * q.shape[-1] ** -0.5, S).to(v_BHV.dtype), S
+
+
+@packed
+def recurrent(q_BTHK, k_BTHK, v_BTHV, *, g_H, S=None, lengths_B=None, impl="auto"):
+    """All tokens, left to right. Returns (y_BTHV, S)."""
+    check(q_BTHK=q_BTHK, k_BTHK=k_BTHK, v_BTHV=v_BTHV, g_H=g_H)
+    return scans.decay(_scaled(q_BTHK), k_BTHK, v_BTHV, g_H, S, lengths_B=lengths_B, impl=impl)
+
+
+@packed
+def parallel(q_BTHK, k_BTHK, v_BTHV, *, g_H, S=None, lengths_B=None):
+    """All pairs at once, (Q K' * D) V with D of `decay_mask`: quadratic in T. Returns (y_BTHV, S)."""
+    sizes = check(q_BTHK=q_BTHK, k_BTHK=k_BTHK, v_BTHV=v_BTHV, g_H=g_H)
+    B, T = sizes["B"], sizes["T"]
+    check_lengths(lengths_B, B, T)
+    kind = state_dtype(v_BTHV.dtype)
+    if S is None:
+        S = init(q_BTHK[:, 0], k_BTHK[:, 0], v_BTHV[:, 0], g_H=g_H)
+    check(sizes, S_BHKV=S)
+    q, k, v, g = _scaled(q_BTHK).to(kind), k_BTHK.to(kind), v_BTHV.to(kind), g_H.to(kind)
+    token = torch.arange(T, device=v.device)
+    scores = torch.einsum("bthk,bmhk->bhtm", q, k) * decay_mask(T, g)
+    y = torch.einsum("bhtm,bmhv->bthv", scores, v)
+    y = y + torch.einsum("bthk,ht,bhkv->bthv", q, _fade(g, token + 1), S)
+
+    ends = torch.full((B,), T, device=v.device) if lengths_B is None else lengths_B
+    left = _fade(g, ends[:, None] - 1 - token)  # [H, B, T]: what is left of each write at its row's end
+    S = _fade(g, ends).mT[..., None, None] * S + torch.einsum("bmhk,hbm,bmhv->bhkv", k, left, v)
+    if lengths_B is not None:
+        y = y.masked_fill((token >= ends[:, None])[..., None, None], 0)
+    return y.to(v_BTHV.dtype), S
+
+
+@packed
+def chunked(q_BTHK, k_BTHK, v_BTHV, *, g_H, S=None, lengths_B=None, chunk=64, impl="auto"):
+    """Quadratic within a chunk of tokens, the table between chunks: linear in T. Returns (y_BTHV, S).
+
+    Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
+    """
+    pick(impl, ("torch",))
+    check(q_BTHK=q_BTHK, k_BTHK=k_BTHK, v_BTHV=v_BTHV, g_H=g_H)
+    return decay_chunked(_scaled(q_BTHK), k_BTHK, v_BTHV, g_H, S, lengths_B=lengths_B, chunk=chunk)
+
+
+def decay_mask(T, g_H):
+    """D_HTM = exp(g (t - m)) for m <= t, and 0 above the diagonal, masked before exp: [H, T, T].
+
+    Without the mask inside, exp(g (t - m)) overflows above the diagonal, and inf times a mask's 0 is NaN.
+    """
+    token = torch.arange(T, device=g_H.device)
+    return _fade(g_H, token[:, None] - token)
+
+
+def _fade(g_H, age):
+    """exp(g age) for each head, [H, *age.shape]; 1 at age 0 also where g = -inf, 0 at negative ages."""
+    exponent = torch.where(age > 0, g_H.view(-1, *[1] * age.dim()) * age, 0)
+    return exponent.masked_fill(age < 0, -torch.inf).exp()
+
+
+def _scaled(q):
+    return q.to(state_dtype(q.dtype)) * q.shape[-1] ** -0.5
+
+
+def example(T, *, B=2, H=4, K=8, V=6, seed=0):
+    """Valid float64 inputs: ((q_BTHK, k_BTHK, v_BTHV), dict(g_H)), with the paper's decays."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((B, T, H, K), (B, T, H, K), (B, T, H, V))
+    z = tuple(torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
+    return z, {"g_H": log_gamma(H)}
+
+
+def cost(T, *, B=1, H=4, K=8, V=6, item=4) -> Cost:
+    """The bill of `recurrent`: 5 K V FLOPs a token and head, q, k, v in and y out; the state is bounded."""
+    return decay_recurrence(T, B=B, H=H, K=K, V=V, item=item)
+
+
+class Layer(nn.Module):
+    """Multi-scale retention: Layer(x_BTD, S=None) -> (y_BTD, S), S = (table, position of the next token).
+
+    K = D / H and V = 2 D / H; a group norm over each head's V outputs; a swish gate. q and k are rotated by plain
+    rotary angles on interleaved pairs: the decay that the paper's xPos adds to the rotation is left out.
+    """
+
+    def __init__(self, D, *, H=8):
+        super().__init__()
+        if D % (2 * H):
+            raise ValueError(f"D: expected a multiple of 2 H = {2 * H} (pairs to rotate), got {D}")
+        self.H, self.rope = H, Rope(pairing="interleaved")
+        self.q, self.k = nn.Linear(D, D, bias=False), nn.Linear(D, D, bias=False)
+        self.v, self.gate = nn.Linear(D, 2 * D, bias=False), nn.Linear(D, 2 * D, bias=False)
+        self.norm, self.out = nn.GroupNorm(H, 2 * D, affine=False), nn.Linear(2 * D, D, bias=False)
+        self.register_buffer("g_H", log_gamma(H, torch.get_default_dtype()))
+
+    def forward(self, x_BTD, S=None, *, lengths_B=None, reset_BT=None):
+        check({"D": self.q.in_features}, x_BTD=x_BTD)
+        B, T = x_BTD.shape[:2]
+        table, start_B = S if S else (None, torch.zeros(B, dtype=torch.int64, device=x_BTD.device))
+        position_BT = start_B[:, None] + torch.arange(T, device=x_BTD.device)
+        q, k, v = (project(x_BTD).unflatten(-1, (self.H, -1)) for project in (self.q, self.k, self.v))
+        q, k = self.rope.rotate(q, position_BT), self.rope.rotate(k, position_BT)
+        side = {"lengths_B": lengths_B, "reset_BT": reset_BT}
+        y, table = recurrent(q, k, v, g_H=self.g_H, S=table, **side)
+        y = self.norm(y.flatten(0, 1).flatten(1)).view(B, T, -1)
+        y = self.out(nn.functional.silu(self.gate(x_BTD)) * y)
+        return y, (table, start_B + (T if lengths_B is None else lengths_B))
