@@ -18,6 +18,7 @@ __all__ = [
     "affine",
     "choose",
     "decay",
+    "delta",
     "diagonal",
     "fir",
     "logspace",
@@ -87,6 +88,41 @@ def decay(
         for i in (0, 1, 3):  # the reference knows nothing of shared heads
             tensors[i] = tensors[i].repeat_interleave(H // tensors[i].shape[2], 2)
         y, S = reference.decay(*tensors, _lengths(lengths_B, v_BTHV), read == "before")
+    return _finish(y, v_BTHV, lengths_B), S
+
+
+def delta(
+    q_BTHK, k_BTHK, v_BTHV, beta_BTH=None, g=None, S_BHKV=None, *, b_BTHK=None, c_BTHK=None,
+    read="after", lengths_B=None, impl="auto",
+):  # fmt: skip
+    """A table in which a token can correct what is stored under a key, not only add to it.
+
+        S <- diag(exp g) S - b (beta c' S) + k v'        y = S' q
+
+    c reads what the old state holds, and b takes the part beta of it out; b and c default to k, beta to 1. Each
+    column of S sees the matrix diag(exp g) - beta b c'; it is never formed. Heads are shared, g is given, and
+    read="before" reads the old state, as in `decay` (b, c and beta too may have fewer heads than v).
+    Returns (y_BTHV, S_BHKV). Errors: ValueError quotes the argument, the axes and the shape.
+    """
+    sizes = _table_sizes(
+        v_BTHV, lengths_B, read, q_BTHK=q_BTHK, k_BTHK=k_BTHK, b_BTHK=b_BTHK, c_BTHK=c_BTHK
+    )
+    Bn, T, H, K, V = (sizes[letter] for letter in "BTHKV")
+    check({"B": Bn, "T": T}, beta_BTH=beta_BTH)
+    kind = state_dtype(v_BTHV.dtype)
+    q, k, v = (x.to(kind) for x in (q_BTHK, k_BTHK, v_BTHV))
+    b, c = (k if x is None else x.to(kind) for x in (b_BTHK, c_BTHK))
+    beta = v.new_ones(1, 1, 1) if beta_BTH is None else beta_BTH.to(kind)
+    check_shared("beta_BTH", beta.shape[2], H)
+    if S_BHKV is None:
+        S_BHKV = v.new_zeros(Bn, H, K, V)
+    check(sizes, S_BHKV=S_BHKV)
+    tensors = q, k, v, _decay_factors(g, sizes, v_BTHV, kind), b, c, beta
+    more = S_BHKV.to(kind), _lengths(lengths_B, v_BTHV), read == "before"
+    if choose(impl, v_BTHV) == "numba":
+        y, S = numba_ops.Delta.apply(*tensors, *more)
+    else:
+        y, S = reference.delta(*(x.repeat_interleave(H // x.shape[2], 2) for x in tensors), *more)
     return _finish(y, v_BTHV, lengths_B), S
 
 
@@ -189,15 +225,10 @@ def decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B):
 
     The heads of q are not checked against those of v. Raises ValueError as `decay` does.
     """
-    sizes = check(v_BTHV=v_BTHV)
-    Bn, T, H, V = v_BTHV.shape
-    K = check({"B": Bn, "T": T}, q_BTHK=q_BTHK)["K"]  # q and k need not have H heads, so H is not fixed here
-    check({"B": Bn, "T": T, "K": K}, k_BTHK=k_BTHK)
-    sizes["K"] = K
-    check_shared("k_BTHK", k_BTHK.shape[2], H)
-    check_lengths(lengths_B, Bn, T)
-    if read not in ("after", "before"):
-        raise ValueError(f"read: expected 'after' or 'before', got {read!r}")
+    H = v_BTHV.shape[2]
+    sizes = _table_sizes(v_BTHV, lengths_B, read, k_BTHK=k_BTHK)
+    check({letter: sizes[letter] for letter in "BTK"}, q_BTHK=q_BTHK)
+    Bn, K, V = (sizes[letter] for letter in "BKV")
     if u_HK is not None and read == "after":
         raise ValueError("u_HK: a bonus on the current token needs read='before'")
     kind = state_dtype(v_BTHV.dtype)
@@ -207,6 +238,26 @@ def decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B):
     u = v_BTHV.new_zeros(H, K) if u_HK is None else u_HK
     check(sizes, S_BHKV=S_BHKV, u_HK=u)
     return [x.to(kind) for x in (q_BTHK, k_BTHK, v_BTHV, g4, S_BHKV, u)]
+
+
+def _table_sizes(v_BTHV, lengths_B, read, **keys):
+    """The sizes of a table recurrence; keys ([B,T,heads,K]) may have fewer heads than v, which divide v's."""
+    sizes = check(v_BTHV=v_BTHV)
+    for name, x in keys.items():
+        if x is None:
+            continue
+        known = {letter: size for letter, size in sizes.items() if letter != "H"}
+        sizes["K"] = check(known, **{name: x})["K"]
+        check_shared(name, x.shape[2], sizes["H"])
+    check_lengths(lengths_B, sizes["B"], sizes["T"])
+    if read not in ("after", "before"):
+        raise ValueError(f"read: expected 'after' or 'before', got {read!r}")
+    return sizes
+
+
+def _decay_factors(g, sizes, v, kind):
+    """exp(g) as [B|1, T|1, heads, K|1]."""
+    return (v.new_zeros(1, 1, 1, 1) if g is None else _decay_axes(g, sizes)).to(kind).exp()
 
 
 def _decay_axes(g, sizes):

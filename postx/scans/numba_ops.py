@@ -5,7 +5,7 @@ import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from postx.scans import cpu_affine, cpu_decay, cpu_diagonal, cpu_fir, cpu_logspace
+from postx.scans import cpu_affine, cpu_decay, cpu_delta, cpu_diagonal, cpu_fir, cpu_logspace
 
 
 def _arrays(*tensors):
@@ -71,6 +71,30 @@ class Decay(Function):
             None,
             None,
         )
+
+
+def _heads_first(*tensors):
+    """Contiguous numpy arrays [B,H,T,...] of tensors [B,T,H,...]; a tensor that comes twice is copied once."""
+    made = {id(x): x.detach().transpose(1, 2).contiguous().numpy() for x in tensors}
+    return [made[id(x)] for x in tensors]
+
+
+class Delta(Function):
+    @staticmethod
+    def forward(ctx, q, k, v, a, b, c, beta, S, lengths, before):
+        ctx.save_for_backward(q, k, v, a, b, c, beta, S, lengths)
+        ctx.before = before
+        y, last = cpu_delta.forward(*_heads_first(q, k, v, a, b, c, beta), *_arrays(S, lengths), before)
+        return torch.from_numpy(y).transpose(1, 2), torch.from_numpy(last)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy, dlast):
+        *tokens, S, lengths = ctx.saved_tensors
+        arrays = _heads_first(*tokens), _arrays(S, lengths), _heads_first(dy), _arrays(dlast)
+        *grads, dS = cpu_delta.backward(*arrays[0], *arrays[1], ctx.before, *arrays[2], *arrays[3])
+        grads = [torch.from_numpy(g).transpose(1, 2) for g in grads]
+        return (*(_sum_to(g, x.shape) for g, x in zip(grads, tokens, strict=True)), torch.from_numpy(dS), None, None)
 
 
 class Logspace(Function):

@@ -39,6 +39,19 @@ def decay(q_BTHK, k_BTHK, v_BTHV, a_BTHK, S_BHKV, u_HK, length_B, before):
     return torch.stack(ys, 1), S_BHKV
 
 
+def delta(q_BTHK, k_BTHK, v_BTHV, a_BTHK, b_BTHK, c_BTHK, beta_BTH, S_BHKV, length_B, before):
+    """S <- diag(a) S - b (beta c' S) + k v'; y = S' q, read after the update, or before it."""
+    ys = []
+    for t in range(v_BTHV.shape[1]):
+        q, k, v, b, c = (x[:, t] for x in (q_BTHK, k_BTHK, v_BTHV, b_BTHK, c_BTHK))
+        a, beta = (x[:, min(t, x.shape[1] - 1)] for x in (a_BTHK, beta_BTH))
+        erased = beta[..., None] * torch.einsum("bhk,bhkv->bhv", c, S_BHKV)
+        new = a[..., None] * S_BHKV - b[..., None] * erased[..., None, :] + k[..., None] * v[..., None, :]
+        ys.append(torch.einsum("bhk,bhkv->bhv", q, S_BHKV if before else new))
+        S_BHKV = _freeze(t, length_B, new, S_BHKV)
+    return torch.stack(ys, 1), S_BHKV
+
+
 def logspace(s_BTD, v_BTD, g_D, u_D, S, length_B, bonus):
     """A decayed running softmax: num <- e^g num + e^s v, den <- e^g den + e^s, both scaled by e^-max.
 

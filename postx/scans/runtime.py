@@ -56,6 +56,7 @@ import numba  # noqa: E402  (it reads its environment when imported)
 # their meaning: a decay of exp(-inf) = 0 is a legal input.
 FASTMATH = {"contract", "reassoc", "nsz"}
 jit = numba.njit(cache=True, parallel=True, fastmath=FASTMATH, error_model="numpy")
+serial = numba.njit(cache=True, fastmath=FASTMATH, error_model="numpy")  # called from a prange, compiled faster
 inline = numba.njit(cache=True, fastmath=FASTMATH, error_model="numpy", inline="always")
 
 

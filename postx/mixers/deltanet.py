@@ -1,0 +1,107 @@
+"""DeltaNet: a table of associations in which writing to a key first takes out what is stored under it.
+
+    S <- S + beta k (v - S' k)'        y = S' q / sqrt(K)
+
+Schlag et al. 2021, "Linear Transformers Are Secretly Fast Weight Programmers", eqs. 23 to 26; in parallel over a
+chunk: Yang et al. 2024 (arXiv 2406.06484). The table takes a gradient step of size beta on |v - S'k|^2 / 2. With
+|k| = 1 the token's matrix I - beta k k' has the eigenvalue 1 - beta: beta = 1 rewrites the key, beta = 2 reflects
+it, outside of (0, 2) it grows. The caller normalises k, as the `Layer` here does; the mixer takes any k.
+
+There is no `parallel` form: what a token erases depends on what all earlier ones erased, so there is no mask that
+weighs pairs of tokens by themselves. All at once means to solve one T x T triangular system: that is `chunked` with
+chunk = T, cubic in T.
+
+| paper | here |
+|---|---|
+| q_t, k_t, v_t, beta_t | q_BTHK, k_BTHK, v_BTHV, beta_BTH |
+| S_t [V, K] | S_BHKV, transposed |
+"""
+
+import torch
+from torch import nn
+
+from postx import scans
+from postx.cost import delta_recurrence
+from postx.mixers import _wy, packed, state_dtype
+from postx.shapes import check, check_lengths
+
+
+def init(q_BHK, k_BHK, v_BHV, beta_BH):
+    """The empty table, S_BHKV."""
+    sizes = check(q_BHK=q_BHK, k_BHK=k_BHK, v_BHV=v_BHV, beta_BH=beta_BH)
+    return torch.zeros([sizes[x] for x in "BHKV"], dtype=state_dtype(v_BHV.dtype), device=v_BHV.device)
+
+
+def step(S, q_BHK, k_BHK, v_BHV, beta_BH, *, inplace=False):
+    """One token: look up k, move what is there towards v by beta, read with q. Returns (y_BHV, S)."""
+    check(check(q_BHK=q_BHK, k_BHK=k_BHK, v_BHV=v_BHV, beta_BH=beta_BH), S_BHKV=S)
+    q, k, v, beta = (x.to(S.dtype) for x in (q_BHK, k_BHK, v_BHV, beta_BH))
+    missing = beta[..., None] * (v - torch.einsum("bhk,bhkv->bhv", k, S))
+    written = k[..., None] * missing[..., None, :]
+    S = S.add_(written) if inplace else S + written
+    return torch.einsum("bhk,bhkv->bhv", q * q.shape[-1] ** -0.5, S).to(v_BHV.dtype), S
+
+
+@packed
+def recurrent(q_BTHK, k_BTHK, v_BTHV, beta_BTH, *, S=None, lengths_B=None, impl="auto"):
+    """All tokens, left to right. Returns (y_BTHV, S)."""
+    terms, S = _terms(q_BTHK, k_BTHK, v_BTHV, beta_BTH, S, lengths_B)
+    y, S = scans.delta(*terms, None, S, lengths_B=lengths_B, impl=impl)
+    return y.to(v_BTHV.dtype), S
+
+
+@packed
+def chunked(q_BTHK, k_BTHK, v_BTHV, beta_BTH, *, S=None, lengths_B=None, chunk=64, impl="auto"):
+    """A triangular system within a chunk, the table between chunks: linear in T. Returns (y_BTHV, S).
+
+    Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
+    """
+    terms, S = _terms(q_BTHK, k_BTHK, v_BTHV, beta_BTH, S, lengths_B)
+    y, S = _wy.in_chunks(*terms, None, S, lengths_B=lengths_B, chunk=chunk, impl=impl)
+    return y.to(v_BTHV.dtype), S
+
+
+def _terms(q_BTHK, k_BTHK, v_BTHV, beta_BTH, S, lengths_B):
+    """The arguments of `scans.delta` up to beta, in the state's dtype: q scaled, and v as far as it is written."""
+    sizes = check(q_BTHK=q_BTHK, k_BTHK=k_BTHK, v_BTHV=v_BTHV, beta_BTH=beta_BTH)
+    check_lengths(lengths_B, sizes["B"], sizes["T"])
+    S = init(q_BTHK[:, 0], k_BTHK[:, 0], v_BTHV[:, 0], beta_BTH[:, 0]) if S is None else S
+    check(sizes, S_BHKV=S)
+    q, k, v, beta = (x.to(state_dtype(x.dtype)) for x in (q_BTHK, k_BTHK, v_BTHV, beta_BTH))
+    return (q * sizes["K"] ** -0.5, k, v * beta[..., None], beta), S
+
+
+def example(T, *, B=2, H=2, K=6, V=5, seed=0):
+    """Valid float64 inputs, with keys of length 1 and beta in (0, 2): ((q, k, v, beta), {})."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((B, T, H, K), (B, T, H, K), (B, T, H, V), (B, T, H))
+    q, k, v, beta = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
+    return (q, nn.functional.normalize(k, dim=-1), v, 2 * beta.sigmoid()), {}
+
+
+def cost(T, *, B=1, H=2, K=6, V=5, item=4):
+    """6 K V + 2 V FLOPs a token and head; bytes: q, k, v in and y out. The state is bounded."""
+    return delta_recurrence(T, B=B, H=H, K=K, V=V, item=item)
+
+
+class Layer(nn.Module):
+    """Projections, SiLU, keys and queries of length 1, a norm a head: Layer(x_BTD, S=None) -> (y_BTD, S).
+
+    negative_eigenvalues=True doubles beta to (0, 2), so that a token can reflect what is stored under its key
+    (Grazzi et al. 2024, arXiv 2411.12537).
+    """
+
+    def __init__(self, D, *, H=2, K=None, V=None, negative_eigenvalues=False):
+        super().__init__()
+        self.H, self.top = H, 2.0 if negative_eigenvalues else 1.0
+        K, V = K or D // H, V or D // H
+        self.q, self.k = nn.Linear(D, H * K, bias=False), nn.Linear(D, H * K, bias=False)
+        self.v, self.beta = nn.Linear(D, H * V, bias=False), nn.Linear(D, H, bias=False)
+        self.norm, self.out = nn.RMSNorm(V, eps=1e-5), nn.Linear(H * V, D, bias=False)
+
+    def forward(self, x_BTD, S=None, **side):
+        q, k, v = (nn.functional.silu(p(x_BTD)).unflatten(-1, (self.H, -1)) for p in (self.q, self.k, self.v))
+        q, k = (nn.functional.normalize(x, dim=-1) for x in (q, k))
+        beta = self.top * self.beta(x_BTD).sigmoid()
+        y, S = recurrent(q, k, v, beta, S=S[0] if S else None, **side)
+        return self.out(self.norm(y).flatten(2)), (S,)

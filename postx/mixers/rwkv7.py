@@ -1,0 +1,160 @@
+"""RWKV-7: a table that fades key by key, and in which each token takes out one direction and writes another.
+
+    S <- diag(exp g) S - (kk * a) (kk' S) + k v'        y = S' r
+
+Peng et al. 2025, "RWKV-7 Goose" (arXiv 2503.14456), eq. 17. kk is what the token takes out (of length 1, made by
+the caller), a in (0, 1) how much of it, key by key; k, what it writes under, need not be kk. Read after the update,
+no scale. Published models keep the decay exp g of every key in (exp(-e^-1/2), 1) = (0.545, 1): see `log_decay`. As a
+is a vector, the token's matrix diag(exp g) - (kk * a) kk' is not symmetric.
+
+There is no `parallel` form: the tokens' matrices do not commute, so no mask over pairs of tokens stands for their
+product. `chunked` solves one triangular system a chunk; with a decay for each key its E_ij is a table C x C x K,
+so the chunk is small, and it saves little on a CPU. It is here as the form that a GPU can use, and as a check.
+
+| paper | here |
+|---|---|
+| r_t (receptance) | r_BTHK |
+| k-tilde, v | k_BTHK, v_BTHV |
+| kappa-hat (removal key), a (in-context learning rate) | removal_BTHK, a_BTHK |
+| w_t | exp(g_BTHK) |
+| S_t [V, K], S (diag w - kk (kk * a)') + v k' | S_BHKV, transposed |
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from postx import scans
+from postx.cost import Cost
+from postx.mixers import _wy, packed, state_dtype
+from postx.shapes import check, check_lengths
+
+FASTEST = -math.exp(-0.5)  # the log-decay's lower end: a key keeps at least exp(-0.6065) = 0.545 of itself a token
+
+
+def log_decay(x):
+    """g = -exp(-1/2) sigmoid(x): every decay exp(g) lies between 0.545239 and 1, whatever x is."""
+    return FASTEST * torch.sigmoid(x)
+
+
+def init(r_BHK, k_BHK, v_BHV, removal_BHK, a_BHK, g_BHK):
+    """The empty table, S_BHKV."""
+    sizes = check(r_BHK=r_BHK, k_BHK=k_BHK, v_BHV=v_BHV, removal_BHK=removal_BHK, a_BHK=a_BHK, g_BHK=g_BHK)
+    return torch.zeros([sizes[x] for x in "BHKV"], dtype=state_dtype(v_BHV.dtype), device=v_BHV.device)
+
+
+def step(S, r_BHK, k_BHK, v_BHV, removal_BHK, a_BHK, g_BHK, *, inplace=False):
+    """One token: take out, fade, write, read with r. Returns (y_BHV, S)."""
+    named = dict(r_BHK=r_BHK, k_BHK=k_BHK, v_BHV=v_BHV, removal_BHK=removal_BHK, a_BHK=a_BHK, g_BHK=g_BHK)
+    check(check(**named), S_BHKV=S)
+    r, k, v, removal, a, g = (x.to(S.dtype) for x in named.values())
+    held = torch.einsum("bhk,bhkv->bhv", removal, S)
+    change = k[..., None] * v[..., None, :] - (removal * a)[..., None] * held[..., None, :]
+    keep = g.exp()[..., None]
+    S = S.mul_(keep).add_(change) if inplace else S * keep + change
+    return torch.einsum("bhk,bhkv->bhv", r, S).to(v_BHV.dtype), S
+
+
+@packed
+def recurrent(r_BTHK, k_BTHK, v_BTHV, removal_BTHK, a_BTHK, g_BTHK, *, S=None, lengths_B=None, impl="auto"):
+    """All tokens, left to right. Returns (y_BTHV, S)."""
+    terms, keys, S = _terms(r_BTHK, k_BTHK, v_BTHV, removal_BTHK, a_BTHK, g_BTHK, S, lengths_B)
+    return scans.delta(*terms, S, **keys, lengths_B=lengths_B, impl=impl)
+
+
+@packed
+def chunked(
+    r_BTHK, k_BTHK, v_BTHV, removal_BTHK, a_BTHK, g_BTHK, *, S=None, lengths_B=None, chunk=16, impl="auto"
+):
+    """A triangular system within a chunk, the table between chunks: linear in T. Returns (y_BTHV, S).
+
+    Holds C^2 K numbers a head at a time. Raises ValueError for a chunk below 1, or an impl other than "auto" and
+    "torch".
+    """
+    terms, keys, S = _terms(r_BTHK, k_BTHK, v_BTHV, removal_BTHK, a_BTHK, g_BTHK, S, lengths_B)
+    return _wy.in_chunks(*terms, S, **keys, lengths_B=lengths_B, chunk=chunk, impl=impl)
+
+
+def _terms(r_BTHK, k_BTHK, v_BTHV, removal_BTHK, a_BTHK, g_BTHK, S, lengths_B):
+    """The arguments of `scans.delta` up to g, and its b and c: removal reads, removal * a takes out."""
+    named = dict(
+        r_BTHK=r_BTHK, k_BTHK=k_BTHK, v_BTHV=v_BTHV, removal_BTHK=removal_BTHK, a_BTHK=a_BTHK, g_BTHK=g_BTHK
+    )
+    sizes = check(**named)
+    check_lengths(lengths_B, sizes["B"], sizes["T"])
+    S = init(*(x[:, 0] for x in named.values())) if S is None else S
+    check(sizes, S_BHKV=S)
+    removal, a = (x.to(state_dtype(x.dtype)) for x in (removal_BTHK, a_BTHK))
+    return (r_BTHK, k_BTHK, v_BTHV, None, g_BTHK), {"b_BTHK": removal * a, "c_BTHK": removal}, S
+
+
+def example(T, *, B=2, H=2, K=6, V=5, seed=0):
+    """Valid float64 inputs, removal keys of length 1, a in (0, 1): ((r, k, v, removal, a, g), {})."""
+    generator = torch.Generator().manual_seed(seed)
+    r, k, removal, a, g, v = (
+        torch.randn(B, T, H, width, generator=generator, dtype=torch.float64) for width in (K, K, K, K, K, V)
+    )
+    return (r, k, v, nn.functional.normalize(removal, dim=-1), a.sigmoid(), log_decay(g)), {}
+
+
+def cost(T, *, B=1, H=2, K=6, V=5, item=4):
+    """9 K V + K FLOPs a token and head: kk' S, the decay, two writes and the read. The state is bounded.
+
+    Bytes: r, k, removal, a, g, v in and y out; the table stays on chip.
+    """
+    return Cost(B * T * H * (9 * K * V + K), B * T * H * (5 * K + 2 * V) * item, B * H * K * V)
+
+
+class Layer(nn.Module):
+    """RWKV-7's time mixing: Layer(x_BTD, S=None) -> (y_BTD, S), S = (table, last token).
+
+    Each of r, decay, k, v, a and gate sees its own blend of the token and the one before it; decay, a and gate pass
+    through `rank` channels. The removal key is k times a weight, made of length 1; k itself is scaled by
+    1 + (a - 1) w. After a group norm a head (eps 64e-5, as in the published models) the token's own v is added with
+    the weight sum(r k u). Published models have heads of 64 and a rank for each projection; their later layers
+    also blend v with the first layer's, which a single layer cannot, and so is left out.
+    """
+
+    def __init__(self, D, *, H=None, rank=32):
+        super().__init__()
+        self.H = H = H or max(1, D // 64)
+        if D % H:
+            raise ValueError(f"D: expected a multiple of H={H}, got {D}")
+        self.mix_6D = nn.Parameter(torch.full((6, D), 0.5))
+        self.r, self.k, self.v, self.out = (nn.Linear(D, D, bias=False) for _ in range(4))
+        self.decay = nn.Sequential(nn.Linear(D, rank, bias=False), nn.Tanh(), nn.Linear(rank, D))
+        self.a = nn.Sequential(nn.Linear(D, rank, bias=False), nn.Linear(rank, D))
+        self.gate = nn.Sequential(
+            nn.Linear(D, rank, bias=False), nn.Sigmoid(), nn.Linear(rank, D, bias=False)
+        )
+        nn.init.uniform_(self.decay[-1].bias, -6, 1)
+        self.removal_D, self.scale_D = nn.Parameter(torch.full((D,), 0.85)), nn.Parameter(torch.ones(D))
+        self.u_HK = nn.Parameter(torch.full((H, D // H), 0.1))
+        self.norm = nn.GroupNorm(H, D, eps=64e-5)
+
+    def forward(self, x_BTD, S=None, **side):
+        check({"D": self.mix_6D.shape[1]}, x_BTD=x_BTD)
+        previous, last_BD = _previous(x_BTD, S[1] if S else None, **side)
+        seen = (x_BTD[:, :, None] + (previous - x_BTD)[:, :, None] * self.mix_6D).unbind(2)
+        projections = self.r, self.decay, self.k, self.v, self.a, self.gate
+        r, d, k, v, a, gate = (project(x) for project, x in zip(projections, seen, strict=True))
+        a = a.sigmoid()
+        removal, k = k * self.removal_D, k * (1 + (a - 1) * self.scale_D)
+        r, k, v, removal, a, d = (x.unflatten(-1, (self.H, -1)) for x in (r, k, v, removal, a, d))
+        removal = nn.functional.normalize(removal, dim=-1)
+        y, table = recurrent(r, k, v, removal, a, log_decay(d), S=S[0] if S else None, **side)
+        y = self.norm(y.flatten(0, 1).flatten(1)).view_as(v) + (r * k * self.u_HK).sum(-1, keepdim=True) * v
+        return self.out(y.flatten(2) * gate), (table, last_BD)
+
+
+def _previous(x_BTD, S_BD=None, *, lengths_B=None, reset_BT=None):
+    """The token before each token (zeros before the first of a sequence), and the last real one."""
+    B, T, D = x_BTD.shape
+    check_lengths(lengths_B, B, T)
+    S_BD = x_BTD.new_zeros(B, D) if S_BD is None else S_BD
+    check({"B": B, "T": T, "D": D}, S_BD=S_BD, reset_BT=reset_BT)
+    seen = torch.cat([S_BD[:, None], x_BTD], 1)
+    end_B = torch.full((B,), T, device=x_BTD.device) if lengths_B is None else lengths_B.long()
+    previous = seen[:, :-1] if reset_BT is None else seen[:, :-1].masked_fill(reset_BT[..., None], 0)
+    return previous, seen[torch.arange(B, device=x_BTD.device), end_B]
