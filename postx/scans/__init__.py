@@ -225,10 +225,12 @@ def decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B):
 
     The heads of q are not checked against those of v. Raises ValueError as `decay` does.
     """
-    H = v_BTHV.shape[2]
+    sizes = check(v_BTHV=v_BTHV)
+    known = check({letter: sizes[letter] for letter in "BT"}, q_BTHK=q_BTHK)
+    del known["H"]  # q and k need not have as many heads
+    check(known, k_BTHK=k_BTHK)
     sizes = _table_sizes(v_BTHV, lengths_B, read, k_BTHK=k_BTHK)
-    check({letter: sizes[letter] for letter in "BTK"}, q_BTHK=q_BTHK)
-    Bn, K, V = (sizes[letter] for letter in "BKV")
+    Bn, H, K, V = (sizes[letter] for letter in "BHKV")
     if u_HK is not None and read == "after":
         raise ValueError("u_HK: a bonus on the current token needs read='before'")
     kind = state_dtype(v_BTHV.dtype)
