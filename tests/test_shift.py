@@ -31,6 +31,17 @@ def test_shift_of_ragged_rows_and_resets():
         token_shift(x, lengths_B=torch.tensor([5, 1]))
 
 
+@pytest.mark.parametrize("name", ["linear", *LAYERS])
+def test_what_pads_a_row_is_never_read(name):
+    mixer, lengths = mixers.load(name), torch.tensor([9, 13])
+    z, w = mixer.example(20)
+    past = torch.arange(20) >= lengths[:, None]
+    broken = tuple(x.masked_fill(past.view(*past.shape, *[1] * (x.dim() - 2)), torch.nan) for x in z)
+    for form in mixers.forms(mixer):
+        want = contract.run(mixer, form, z, w, lengths_B=lengths)
+        assert contract.close(contract.run(mixer, form, broken, w, lengths_B=lengths), want, 0.0) == 0
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer_keeps_packed_sequences_apart(name):
     torch.manual_seed(0)

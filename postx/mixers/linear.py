@@ -25,7 +25,7 @@ from postx.shapes import check, check_lengths, check_shared
 def phi(x):
     """elu(x) + 1, as x + 1 above zero and exp(x) below: `elu(x) + 1` itself is 0 in float32 from x = -18 on."""
     x = x.to(state_dtype(x.dtype))
-    return torch.where(x > 0, x + 1, torch.exp(torch.clamp(x, max=0)))
+    return torch.relu(x) + torch.exp(x.clamp(max=0))  # one of the two stands still; `where` is slower
 
 
 def init(q_BHK, k_BGK, v_BGV):

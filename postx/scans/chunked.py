@@ -25,9 +25,10 @@ def decay_chunked(
         y = A v + (keep_read q) S        S <- keep_all S + (keep_write k)' v        A: the pairs within a chunk
 
     Beyond `scans.decay`, q may have more heads than v: reader h uses table h // (Hq / H), and y has q's heads.
-    Per token and head: chunk (2 K + 2 V) + 4 K V FLOPs. Memory beside q, k, v, g and y: B H chunk^2 numbers a
-    chunk, and 6 B H chunk K more where each key decays on its own. Autograd keeps the former of every chunk, the
-    latter log2(chunk) times; a table [.., chunk, chunk, K] never exists. Returns (y_BTHV, S_BHKV).
+    Per token and head: chunk (2 K + 2 V) + 4 K V FLOPs. Working memory: a few times B H chunk (chunk + K + V)
+    numbers for each of the `TOGETHER` chunks at hand; a table [.., chunk, chunk, K] never exists. For the backward
+    pass autograd keeps, with K = V = chunk = 64, about 10 numbers for each of q's, and 24 where each key decays on
+    its own: 2 K for each doubling. Returns (y_BTHV, S_BHKV).
 
     Sources: Dao & Gu 2024 (SSD), sec. 6, for one decay a head; Yang et al. 2024 (GLA), sec. 4, for one a key,
     where the sub-blocks of two levels are replaced by doubling. Raises ValueError as `scans.decay` does, and for
@@ -48,7 +49,7 @@ def decay_chunked(
     # split, not slices: the backward pass of a slice fills the whole tensor with zeros, for each of them.
     splits = (x.split([n * size for n, size in spans], 2) for x in (q, k, v, g))
     for tokens, *pieces in zip(spans, *splits, strict=True):
-        y, S = _span(*(x.unflatten(2, tokens) for x in pieces), S, u, heads[1])
+        y, S = _span(*(x.unflatten(2, tokens).contiguous() for x in pieces), S, u, heads[1])
         outputs.append(y.flatten(2, 3))
     return _finish(torch.cat(outputs, 2).transpose(1, 2), v_BTHV, lengths_B), S
 
