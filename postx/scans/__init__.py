@@ -59,8 +59,15 @@ def diagonal(u_BTD, delta, A_DN, B, C, S_BDN=None, *, lengths_B=None, impl="auto
         S_BDN = torch.zeros(Bn, D, A_DN.shape[1], dtype=kind, device=u_BTD.device)
     check(sizes, S_BDN=S_BDN)
     args = (u_BTD.to(real), delta_BTD.to(real), *(x.to(kind) for x in (A_DN, B_BTDN, C_BTDN, S_BDN)))
-    run = {"reference": reference.diagonal, "numba": numba_ops.Diagonal.apply}[choose(impl, u_BTD)]
-    y, S = run(*args, _lengths(lengths_B, u_BTD))
+    lengths = _lengths(lengths_B, u_BTD)
+    selective = delta.dim() == 3 and B.dim() == C.dim() == 3 and not kind.is_complex
+    if choose(impl, u_BTD) == "reference":
+        y, S = reference.diagonal(*args, lengths)
+    elif selective:
+        u, delta_BTD, A_DN, B_BTDN, C_BTDN, S_BDN = args
+        y, S = numba_ops.Selective.apply(u, delta_BTD, A_DN, B_BTDN[:, :, 0], C_BTDN[:, :, 0], S_BDN, lengths)
+    else:
+        y, S = numba_ops.Diagonal.apply(*args, lengths)
     return _finish(y, u_BTD, lengths_B), S
 
 

@@ -1,11 +1,22 @@
 """The numba kernels as torch functions with gradients. First order only: a second backward raises."""
 
+import math
+
 import numba
 import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from postx.scans import cpu_affine, cpu_decay, cpu_delta, cpu_diagonal, cpu_fir, cpu_logspace
+from postx.scans import (
+    cpu_affine,
+    cpu_decay,
+    cpu_delta,
+    cpu_diagonal,
+    cpu_fir,
+    cpu_logspace,
+    cpu_selective,
+)
+from postx.scans.lanes import LANES
 
 
 def _arrays(*tensors):
@@ -44,6 +55,41 @@ class Diagonal(Function):
             dS,
             None,
         )
+
+
+def _padded(x):
+    """x with zeros after its last axis up to a multiple of LANES: such channels stay 0 and disturb nothing."""
+    missing = -x.shape[-1] % LANES
+    return torch.nn.functional.pad(x, (0, missing)) if missing else x
+
+
+class Selective(Function):
+    """The diagonal recurrence, all real, with delta_BTD, B_BTN and C_BTN."""
+
+    @staticmethod
+    def forward(ctx, u, delta, A, B, C, S, lengths):
+        threads = numba.get_num_threads()
+        wide = max(1, min(8, u.shape[0] * -(-u.shape[2] // LANES) // threads))
+        arrays = _arrays(*Selective.layout(u, delta, A, B, C), _padded(S.mT), lengths)
+        y, last, kept = cpu_selective.forward(*arrays, wide, any(ctx.needs_input_grad))
+        ctx.save_for_backward(u, delta, A, B, C, lengths, torch.from_numpy(kept))
+        y, last = (torch.from_numpy(x)[..., : u.shape[2]] for x in (y, last))
+        return y, last.mT.contiguous()
+
+    @staticmethod
+    def layout(u, delta, A, B, C):
+        """The arguments as the kernel wants them: channels last and padded, A by log2(e)."""
+        return _padded(u), _padded(delta), _padded(A.mT * math.log2(math.e)), B, C
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy, dlast):
+        u, delta, A, B, C, lengths, kept = ctx.saved_tensors
+        D = u.shape[2]
+        inputs = _arrays(*Selective.layout(u, delta, A, B, C), kept, lengths, _padded(dy), _padded(dlast.mT))
+        grads = cpu_selective.backward(*inputs, numba.get_num_threads())
+        du, ddelta, dA, dB, dC, dS = map(torch.from_numpy, grads)
+        return du[..., :D], ddelta[..., :D], dA.sum(0)[:, :D].mT, dB.sum(0), dC.sum(0), dS[..., :D].mT, None
 
 
 class Decay(Function):

@@ -1,0 +1,187 @@
+"""Mamba's selective scan: each channel keeps N fading numbers, and the token decides what is written, kept and read.
+
+    h <- exp(delta A) h + delta u write        y = sum_n read h + skip u
+
+Gu and Dao 2023, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", sec. 3 and algorithm 2. A is held
+by zero-order hold, exp(delta A), and B by Euler, delta B: the paper's text gives zero-order hold for both, its code
+and its later paper do this. delta is a step length: near 0 the token is passed over and the state kept, large and the
+state is replaced. `write` and `read` are shared by all channels.
+
+| paper | here |
+|---|---|
+| x, y | u_BTD, y_BTD |
+| Delta (after softplus), B, C | delta_BTD, write_BTN, read_BTN |
+| A (real, negative), D | A_DN, skip_D |
+| h | S_BDN |
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn.functional import silu, softplus
+
+from postx import scans
+from postx.cost import Cost, ssm_scan
+from postx.mixers import _conv, packed, pick, state_dtype
+from postx.shapes import check, check_lengths
+
+
+def init(u_BD, delta_BD, write_BN, read_BN, *, A_DN, skip_D):
+    """Nothing written yet: zeros S_BDN, at least float32."""
+    sizes = check(u_BD=u_BD, delta_BD=delta_BD, write_BN=write_BN, read_BN=read_BN, A_DN=A_DN, skip_D=skip_D)
+    shape = sizes["B"], sizes["D"], sizes["N"]
+    return torch.zeros(shape, dtype=state_dtype(u_BD.dtype), device=u_BD.device)
+
+
+def step(S, u_BD, delta_BD, write_BN, read_BN, *, A_DN, skip_D, inplace=False):
+    """One token: the state fades, is written to, and is read. Returns (y_BD, S)."""
+    check(u_BD=u_BD, delta_BD=delta_BD, write_BN=write_BN, read_BN=read_BN, A_DN=A_DN, skip_D=skip_D)
+    u, delta, write, read = (x.to(S.dtype) for x in (u_BD, delta_BD, write_BN, read_BN))
+    keep, written = torch.exp(delta[..., None] * A_DN), (delta * u)[..., None] * write[:, None]
+    S = S.mul_(keep).add_(written) if inplace else keep * S + written
+    y = torch.einsum("bdn,bn->bd", S, read) + skip_D * u
+    return y.to(u_BD.dtype), S
+
+
+@packed
+def recurrent(
+    u_BTD, delta_BTD, write_BTN, read_BTN, *, A_DN, skip_D, S=None, lengths_B=None, impl="auto"
+):
+    """All tokens, left to right, through the diagonal scan. Returns (y_BTD, S)."""
+    _check(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, lengths_B)
+    u = u_BTD.to(state_dtype(u_BTD.dtype))
+    y, S = scans.diagonal(u, delta_BTD, A_DN, write_BTN, read_BTN, S, lengths_B=lengths_B, impl=impl)
+    return _mask(y + skip_D * u, lengths_B).to(u_BTD.dtype), S
+
+
+@packed
+def parallel(u_BTD, delta_BTD, write_BTN, read_BTN, *, A_DN, skip_D, S=None, lengths_B=None):
+    """All tokens at once, by an associative scan of log2 T rounds. Returns (y_BTD, S).
+
+    Every round touches all of [B, T, D, N], which is what makes it slow on a CPU; `chunked` bounds the memory.
+    """
+    sizes = _check(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, lengths_B)
+    z = u_BTD, delta_BTD, write_BTN, read_BTN
+    return _in_chunks(*z, A_DN, skip_D, S, lengths_B, sizes["T"])
+
+
+@packed
+def chunked(
+    u_BTD, delta_BTD, write_BTN, read_BTN, *, A_DN, skip_D, S=None, lengths_B=None, chunk=64, impl="auto"
+):
+    """An associative scan within each chunk of tokens, the state between chunks. Returns (y_BTD, S).
+
+    Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk: expected at least 1 token, got {chunk}")
+    pick(impl, ("torch",))
+    _check(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, lengths_B)
+    return _in_chunks(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, S, lengths_B, chunk)
+
+
+def compose(keep_BTDN, written_BTDN):
+    """What T updates h <- keep h + written do together, after each of them: all prefixes, in log2 T rounds.
+
+    Two updates in a row are one: (a, b) then (a', b') is (a' a, a' b + b'). Each round joins every update with
+    the one 1, 2, 4, ... places before it (Hillis and Steele 1986). Only products of decays, never a quotient of
+    them: a decay that underflows to 0 is right, and one divided by another would be 0/0.
+    """
+    shift, T = 1, keep_BTDN.shape[1]
+    while shift < T:
+        a, b = keep_BTDN[:, shift:], written_BTDN[:, shift:]
+        written_BTDN = torch.cat([written_BTDN[:, :shift], a * written_BTDN[:, :-shift] + b], 1)
+        keep_BTDN = torch.cat([keep_BTDN[:, :shift], a * keep_BTDN[:, :-shift]], 1)
+        shift *= 2
+    return keep_BTDN, written_BTDN
+
+
+def _in_chunks(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, S, lengths_B, chunk):
+    u, delta, write, read = (x.to(state_dtype(x.dtype)) for x in (u_BTD, delta_BTD, write_BTN, read_BTN))
+    B, T, D = u.shape
+    S = u.new_zeros(B, D, A_DN.shape[1]) if S is None else S
+    check({"B": B, "D": D, "N": A_DN.shape[1]}, S_BDN=S)
+    delta = _mask(delta, lengths_B)  # a step of length 0 keeps all and writes nothing
+    outputs = []
+    for t in range(0, T, chunk):
+        d, x = delta[:, t : t + chunk], (delta * u)[:, t : t + chunk]
+        keep, written = compose(
+            torch.exp(d[..., None] * A_DN), x[..., None] * write[:, t : t + chunk, None]
+        )
+        h = keep * S[:, None] + written
+        outputs.append(torch.einsum("btdn,btn->btd", h, read[:, t : t + chunk]))
+        S = h[:, -1]
+    y = torch.cat(outputs, 1) + skip_D * u
+    return _mask(y, lengths_B).to(u_BTD.dtype), S
+
+
+def _check(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, lengths_B):
+    sizes = check(
+        u_BTD=u_BTD, delta_BTD=delta_BTD, write_BTN=write_BTN, read_BTN=read_BTN, A_DN=A_DN, skip_D=skip_D
+    )
+    check_lengths(lengths_B, sizes["B"], sizes["T"])
+    return sizes
+
+
+def _mask(x, lengths_B):
+    """Zero past each row's length."""
+    if lengths_B is None:
+        return x
+    real_BT = torch.arange(x.shape[1], device=x.device) < lengths_B[:, None]
+    return torch.where(real_BT[..., None], x, torch.zeros_like(x))
+
+
+def example(T, *, B=2, D=5, N=4, seed=0):
+    """Valid float64 inputs: ((u_BTD, delta_BTD, write_BTN, read_BTN), dict(A_DN, skip_D))."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = (B, T, D), (B, T, D), (B, T, N), (B, T, N), (D,)
+    u, delta, write, read, skip_D = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
+    return (u, softplus(delta - 1), write, read), {"A_DN": decays(D, N).double(), "skip_D": skip_D}
+
+
+def decays(D, N):
+    """Mamba's first A: -1, -2, ..., -N in every channel (S4D-Real), [D, N]."""
+    return -torch.arange(1.0, N + 1).repeat(D, 1)
+
+
+def cost(T, *, B=1, D=5, N=4, item=4) -> Cost:
+    """The bill of `recurrent`: 7 N + 2 FLOPs a token and channel, one of the 7 an exp; bounded state of D N."""
+    return ssm_scan(T, B=B, D=D, N=N, item=item)
+
+
+class Layer(nn.Module):
+    """The Mamba block: Layer(x_BTD, S=None) -> (y_BTD, S). Gate, short convolution, selective scan, projection.
+
+        delta = softplus(Linear(x) + bias)      out = Linear(y silu(z))
+
+    `expand` D channels inside, delta through `rank` = D / 16 of them. delta starts log-uniform in [1e-3, 0.1]
+    (by its bias), A at -1..-N, the skip at 1. S = (last inputs of the convolution, S_BDN).
+    """
+
+    def __init__(self, D, *, N=16, expand=2, rank=None, width=4):
+        super().__init__()
+        inner, self.N, self.rank = expand * D, N, rank or math.ceil(D / 16)
+        self.inward = nn.Linear(D, 2 * inner, bias=False)
+        self.taps_DW = nn.Parameter(torch.empty(inner, width).uniform_(-(width**-0.5), width**-0.5))
+        self.taps_bias_D = nn.Parameter(torch.empty(inner).uniform_(-(width**-0.5), width**-0.5))
+        self.choose = nn.Linear(inner, self.rank + 2 * N, bias=False)
+        self.delta = nn.Linear(self.rank, inner)
+        nn.init.uniform_(self.delta.weight, -(self.rank**-0.5), self.rank**-0.5)
+        first = torch.empty(inner).uniform_(math.log(1e-3), math.log(0.1)).exp()
+        with torch.no_grad():
+            self.delta.bias.copy_(first + torch.log(-torch.expm1(-first)))  # softplus of this is `first`
+        self.log_rate_DN = nn.Parameter(torch.log(-decays(inner, N)))
+        self.skip_D = nn.Parameter(torch.ones(inner))
+        self.out = nn.Linear(inner, D, bias=False)
+
+    def forward(self, x_BTD, S=None, **side):
+        check({"D": self.inward.in_features}, x_BTD=x_BTD)
+        u, gate = self.inward(x_BTD).chunk(2, -1)
+        S_conv, S = S or (None, None)
+        u, S_conv = _conv.short_convolution(u, self.taps_DW, self.taps_bias_D, S_conv, **side)
+        u = silu(u)
+        delta, write, read = self.choose(u).split([self.rank, self.N, self.N], -1)
+        w = {"A_DN": -torch.exp(self.log_rate_DN), "skip_D": self.skip_D}
+        y, S = recurrent(u, softplus(self.delta(delta)), write, read, S=S, **w, **side)
+        return self.out(y * silu(gate)), (S_conv, S)

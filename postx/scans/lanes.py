@@ -1,0 +1,187 @@
+"""Sixteen neighbouring channels as one number: the small vector helper of the fast scans.
+
+A value of type `Lanes` is an LLVM vector of 16 float32 or float64. It lives in registers: one of AVX-512, two of
+AVX2, four of NEON. Numba's loops are vectorised where LLVM sees how; a scan keeps its state in registers only if
+told so, and this tells it. Inside a compiled function:
+
+    v = load(array, i)     array.ravel()[i : i + 16]; the array must be contiguous
+    store(array, i, v)     the reverse
+    copies(array, i)       16 times array.ravel()[i]
+    add(a, b) mul(a, b)    lane by lane; a plain number among the arguments stands for 16 copies of it
+    fma(a, b, c)           a b + c
+    exp2(v)                2^v
+    total(v)               the sum of the 16 lanes
+
+exp2 in float32 is a polynomial of degree 5 around the nearest integer (minimax in relative error on [-1/2, 1/2],
+exact at 0, so that "no decay" is exactly 1 however often it is applied). Its relative error is below 2e-7 where the
+result is a normal number. Between 2^-127 and 2^-126 its absolute error is below 1.2e-38; from there down it is 0,
+and from 128 up it is infinite. NaN stays NaN. In float64 it calls the C library for each lane.
+"""
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic, models, register_model
+
+LANES = 16
+POLYNOMIAL = (1.0, 0.69314700365, 0.24022242427, 0.05550733581, 0.00967151299, 0.00132647273)
+
+
+class Lanes(types.Type):
+    """The numba type of 16 numbers of one dtype."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+        super().__init__(name=f"Lanes({dtype})")
+
+
+@register_model(Lanes)
+class _Model(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, ir.VectorType(manager.lookup(kind.dtype).get_value_type(), LANES))
+
+
+def _spread(context, builder, kind, value, wanted):
+    """The value as lanes: a plain number is cast and copied into each."""
+    if isinstance(kind, Lanes):
+        return value
+    value = context.cast(builder, value, kind, wanted.dtype)
+    vector = context.get_value_type(wanted)
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
+
+
+def _elementwise(emit):
+    """A typing and lowering function for lanes and numbers in, lanes out."""
+
+    def typed(kinds):
+        wanted = next((kind for kind in kinds if isinstance(kind, Lanes)), None)
+        if wanted is None:
+            return None
+
+        def lower(context, builder, signature, values):
+            pairs = zip(signature.args, values, strict=True)
+            return emit(builder, *(_spread(context, builder, kind, x, wanted) for kind, x in pairs))
+
+        return wanted(*kinds), lower
+
+    return typed
+
+
+def _call(builder, name, *values):
+    """An LLVM intrinsic on vectors, such as llvm.fmuladd (fused where the CPU can)."""
+    kind = values[0].type
+    suffix = f"v{LANES}f{32 if isinstance(kind.element, ir.FloatType) else 64}"
+    signature = ir.FunctionType(kind, [kind] * len(values))
+    return builder.call(cgutils.get_or_insert_function(builder.module, signature, f"{name}.{suffix}"), values)
+
+
+_add = _elementwise(lambda builder, a, b: builder.fadd(a, b))
+_mul = _elementwise(lambda builder, a, b: builder.fmul(a, b))
+_fma = _elementwise(lambda builder, a, b, c: _call(builder, "llvm.fmuladd", a, b, c))
+
+
+@intrinsic
+def add(typing, a, b):
+    return _add((a, b))
+
+
+@intrinsic
+def mul(typing, a, b):
+    return _mul((a, b))
+
+
+@intrinsic
+def fma(typing, a, b, c):
+    return _fma((a, b, c))
+
+
+@intrinsic
+def exp2(typing, v):
+    return _elementwise(_emit_exp2)((v,))
+
+
+def _emit_exp2(builder, x):
+    kind = x.type
+    if isinstance(kind.element, ir.DoubleType):
+        return _call(builder, "llvm.exp2", x)
+
+    def number(value):
+        return ir.Constant(kind, [value] * LANES)
+
+    integers = ir.VectorType(ir.IntType(32), LANES)
+    for bound, beyond in ((-127.0, "<"), (128.0, ">")):  # ordered comparisons: NaN passes
+        x = builder.select(builder.fcmp_ordered(beyond, x, number(bound)), number(bound), x)
+    # Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the lowest bits of the sum. The fences keep
+    # a caller's fastmath from cancelling what is added and subtracted again.
+    shifted = _call(builder, "llvm.arithmetic.fence", builder.fadd(x, number(12582912.0)))
+    whole = _call(builder, "llvm.arithmetic.fence", builder.fsub(shifted, number(12582912.0)))
+    rest = builder.fsub(x, whole)
+    power = number(POLYNOMIAL[-1])
+    for c in POLYNOMIAL[-2::-1]:
+        power = _call(builder, "llvm.fmuladd", power, rest, number(c))
+    exponent = builder.shl(builder.bitcast(shifted, integers), ir.Constant(integers, [23] * LANES))
+    return builder.bitcast(builder.add(builder.bitcast(power, integers), exponent), kind)
+
+
+def _pointer(context, builder, kind, array, index, vector):
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
+
+@intrinsic
+def load(typing, array, index):
+    if not (isinstance(array, types.Array) and isinstance(index, types.Integer)):
+        return None
+    kind = Lanes(array.dtype)
+
+    def lower(context, builder, signature, values):
+        vector = context.get_value_type(kind)
+        pointer = _pointer(context, builder, array, values[0], values[1], vector)
+        return builder.load(pointer, align=array.dtype.bitwidth // 8)
+
+    return kind(array, types.intp), lower
+
+
+@intrinsic
+def copies(typing, array, index):
+    if not (isinstance(array, types.Array) and isinstance(index, types.Integer)):
+        return None
+    kind = Lanes(array.dtype)
+
+    def lower(context, builder, signature, values):
+        data = context.make_array(array)(context, builder, values[0]).data
+        return _spread(context, builder, array.dtype, builder.load(builder.gep(data, [values[1]])), kind)
+
+    return kind(array, types.intp), lower
+
+
+@intrinsic
+def store(typing, array, index, value):
+    if not (isinstance(array, types.Array) and value == Lanes(array.dtype)):
+        return None
+
+    def lower(context, builder, signature, values):
+        vector = context.get_value_type(value)
+        pointer = _pointer(context, builder, array, values[0], values[1], vector)
+        builder.store(values[2], pointer, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), lower
+
+
+@intrinsic
+def total(typing, value):
+    def lower(context, builder, signature, values):
+        (x,) = values
+        width = LANES
+        while width > 1:  # fold the upper half onto the lower
+            width //= 2
+            lower_half, upper_half = (
+                ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(i, i + width))) for i in (0, width)
+            )
+            none = ir.Constant(x.type, ir.Undefined)
+            x = builder.fadd(builder.shuffle_vector(x, none, lower_half), builder.shuffle_vector(x, none, upper_half))
+        return builder.extract_element(x, ir.Constant(ir.IntType(32), 0))
+
+    return value.dtype(value), lower
