@@ -46,6 +46,24 @@ MUTANTS = [
      "_cache.visible(seen.position_BT + 1, seen.position_BM, None)"),
     ("mla", "parallel", "state lost", "    if S is None:\n        S = init(*(x.new_empty", "    if True:\n        S = init(*(x.new_empty"),
     ("mla", "chunked", "scale dropped", "_tiles.attend(*seen, scale=scale,", "_tiles.attend(*seen, scale=1.0,"),
+    ("mamba", "recurrent", "write and read swapped", "A_DN, write_BTN, read_BTN, S, lengths_B=",
+     "A_DN, read_BTN, write_BTN, S, lengths_B="),
+    ("mamba", "recurrent", "state lost", "write_BTN, read_BTN, S, lengths_B=", "write_BTN, read_BTN, None, lengths_B="),
+    ("mamba", "parallel", "padding fades the state", "delta = _mask(delta, lengths_B)  #", "delta = delta  #"),
+    ("mamba", "parallel", "a round too few", "while shift < T:", "while 2 * shift < T:"),
+    ("mamba", "chunked", "state off by one", "S = h[:, -1]", "S = h[:, max(0, h.shape[1] - 2)]"),
+    ("mamba", "chunked", "decay dropped", "torch.exp(d[..., None] * A_DN), x[",
+     "torch.ones_like(d[..., None] * A_DN), x["),
+    ("ssd", "recurrent", "decay dropped", "v_BTHV, g_BTH, S, lengths_B=lengths_B, impl",
+     "v_BTHV, None, S, lengths_B=lengths_B, impl"),
+    ("ssd", "recurrent", "wrong group", "scans.decay(q_BTGK,", "scans.decay(q_BTGK.flip(2),"),
+    ("ssd", "parallel", "decay counts its own token", ".masked_fill(~below, 0)", ".masked_fill(~below & ~below.mT, 0)"),
+    ("ssd", "parallel", "mask lost", "sums.masked_fill(below.mT, -torch.inf)", "sums"),
+    ("ssd", "parallel", "padding writes", "k, g = k * real_BT[..., None, None],", "k, g = k,"),
+    ("ssd", "chunked", "state passed on undecayed", "S = seen[:, n, ..., -1, None, None] * S +", "S = S +"),
+    ("ssd", "chunked", "padding fades the state", "torch.where(real_BT[..., None], g, torch.zeros_like(g))", "g"),
+    ("ssd", "chunked", "wrong group", "q, k, v, g = (x.to(kind) for x in (q_BTGK,",
+     "q, k, v, g = (x.to(kind) for x in (q_BTGK.flip(2),"),
 ]  # fmt: skip
 
 
@@ -107,6 +125,7 @@ BROKEN_SCANS = [
      lambda q, k, v, g, S, **kw: ((q, k, v, v.new_full(v.shape[2:3], -0.1), S), kw)),
     ("decay", "linear", "read before the update", lambda *a, **kw: (a, kw | {"read": "before"})),
     ("decay", "linear", "state lost", lambda q, k, v, g, S, **kw: ((q, k, v, g, None), kw)),
+    ("diagonal", "mamba", "delta off by one", lambda u, d, *a, **kw: ((u, torch.roll(d, 1, 1), *a), kw)),
     ("diagonal", "s4d", "decay dropped", lambda u, d, A, *a, **kw: ((u, d, 1j * A.imag, *a), kw)),
     ("diagonal", "s4d", "write off by one", lambda u, *a, **kw: ((torch.roll(u, 1, 1), *a), kw)),
 ]  # fmt: skip
