@@ -118,17 +118,18 @@ def delta(
     check({"B": Bn, "T": T}, beta_BTH=beta_BTH)
     kind = state_dtype(v_BTHV.dtype)
     q, k, v = (x.to(kind) for x in (q_BTHK, k_BTHK, v_BTHV))
-    b, c = (k if x is None else x.to(kind) for x in (b_BTHK, c_BTHK))
+    b, c = None if b_BTHK is None else b_BTHK.to(kind), k if c_BTHK is None else c_BTHK.to(kind)
     beta = v.new_ones(1, 1, 1) if beta_BTH is None else beta_BTH.to(kind)
     check_shared("beta_BTH", beta.shape[2], H)
     if S_BHKV is None:
         S_BHKV = v.new_zeros(Bn, H, K, V)
     check(sizes, S_BHKV=S_BHKV)
-    tensors = q, k, v, _decay_factors(g, sizes, v_BTHV, kind), b, c, beta
+    tensors = [q, k, v, _decay_factors(g, sizes, v_BTHV, kind), b, c, beta]
     more = S_BHKV.to(kind), _lengths(lengths_B, v_BTHV), read == "before"
     if choose(impl, v_BTHV) == "numba":
         y, S = numba_ops.Delta.apply(*tensors, *more)
     else:
+        tensors[4] = k if b is None else b
         y, S = reference.delta(*(x.repeat_interleave(H // x.shape[2], 2) for x in tensors), *more)
     return _finish(y, v_BTHV, lengths_B), S
 
