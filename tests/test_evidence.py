@@ -294,7 +294,6 @@ def test_the_mixers_page_reads_every_mixer():
     """Each docstring holds a recurrence, and each cost takes the common sizes."""
     for name in mixers.names():
         mixer = mixers.load(name)
-        assert all("=" in part or "<-" in part or ":" in part or " " in part for part in mixers_page.formula(mixer))
         assert any("<-" in part or "=" in part for part in mixers_page.formula(mixer))
         assert mixers_page.bill(name, mixer).flops > 0
     attention = mixers_page.bill("attention", mixers.load("attention"))
