@@ -196,24 +196,10 @@ def _backward_row(q, k, v, a, S0, u, L, before, dy, dlast, b, h, dq, dk, dv, da,
             sums.fill(0)
             for j in range(0, Vp, WIDE):
                 s = i * Vp + j
+                at_kept = start // TIME * Kp * Vp + s
                 _backward_block(
-                    kept,
-                    start // TIME * Kp * Vp + s,
-                    dS,
-                    s,
-                    tq,
-                    tk,
-                    ta,
-                    tv,
-                    tg,
-                    tdv,
-                    past,
-                    sums,
-                    i,
-                    j,
-                    tokens,
-                    before,
-                )
+                    kept, at_kept, dS, s, tq, tk, ta, tv, tg, tdv, past, sums, i, j, tokens, before
+                )  # fmt: skip
             for t in range(tokens):
                 dq[b, start + t, h, i] = total(load(sums, 3 * LANES * t))
                 dk[b, start + t, h, i] = total(load(sums, 3 * LANES * t + LANES))
