@@ -48,9 +48,8 @@ def decay(q_BTHK, k_BTHK, v_BTHV, a_BTHK, S_BHKV, u_HK, length_B, before):
 def delta(q_BTHK, k_BTHK, v_BTHV, a_BTHK, b_BTHK, c_BTHK, beta_BTH, S_BHKV, length_B, before):
     """S <- diag(a) S - b (beta c' S) + k v'; y = S' q, read after the update, or before it."""
     ys = []
-    for t in range(v_BTHV.shape[1]):
-        q, k, v, b, c = (x[:, t] for x in (q_BTHK, k_BTHK, v_BTHV, b_BTHK, c_BTHK))
-        a, beta = (x[:, min(t, x.shape[1] - 1)] for x in (a_BTHK, beta_BTH))
+    inputs = q_BTHK, k_BTHK, v_BTHV, a_BTHK, b_BTHK, c_BTHK, beta_BTH
+    for t, (q, k, v, a, b, c, beta) in _tokens(v_BTHV.shape[1], *inputs):
         erased = beta[..., None] * torch.einsum("bhk,bhkv->bhv", c, S_BHKV)
         new = a[..., None] * S_BHKV - b[..., None] * erased[..., None, :] + k[..., None] * v[..., None, :]
         ys.append(torch.einsum("bhk,bhkv->bhv", q, S_BHKV if before else new))
