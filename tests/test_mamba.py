@@ -88,16 +88,3 @@ def test_layer_starts_as_the_paper_says():
     assert torch.allclose(-layer.log_rate_DN.exp(), -torch.arange(1.0, 17).expand(128, 16))
     assert layer.inward.weight.shape == (256, 64)
     assert layer.delta.weight.shape == (128, 4)
-
-
-def test_layer_is_causal_and_packed():
-    torch.manual_seed(0)
-    layer = mamba.Layer(16).double()
-    x = torch.randn(2, 21, 16, dtype=torch.float64)
-    reset = torch.zeros(2, 21, dtype=torch.bool)
-    reset[:, 9] = True
-    y, _ = layer(x, reset_BT=reset)
-    alone = torch.cat([layer(x[:, :9])[0], layer(x[:, 9:])[0]], 1)
-    assert contract.close(y, alone) <= contract.TOLERANCE
-    changed = torch.cat([x[:, :12], x[:, 12:] + 1], 1)
-    assert contract.close(layer(changed)[0][:, :12], layer(x)[0][:, :12]) <= contract.TOLERANCE
