@@ -20,6 +20,7 @@ from torch import nn
 from postx import scans
 from postx.cost import Cost, ssm_scan
 from postx.mixers import packed, pick, state_dtype
+from postx.mixers._hippo import INITS, hippo_legs, inv, legs, lin, normal_plus_low_rank  # noqa: F401
 from postx.shapes import check, check_lengths
 
 
@@ -158,24 +159,24 @@ def example(T, *, B=2, D=3, N=4, seed=0):
     return (randn(B, T, D),), w
 
 
-def lin(D, N, dtype=torch.complex128):
-    """The S4D-Lin frequencies, A_n = -1/2 + i pi n, for every channel (Gu et al. 2022, eq. 9)."""
-    return torch.complex(torch.full((D, N), -0.5), math.pi * torch.arange(N).expand(D, N).float()).to(dtype)
-
-
 def cost(T, *, B=1, D=64, N=32, item=4) -> Cost:
     """The bill of `recurrent` on T tokens; the state, D N complex numbers, is bounded."""
     return ssm_scan(T, B=B, D=D, N=N, selective=False, item=item)
 
 
 class Layer(nn.Module):
-    """S4D, a GELU and a projection: Layer(x_BTD, S=None) -> (y_BTD, S). delta starts log-uniform in [1e-3, 0.1]."""
+    """S4D, a GELU and a projection: Layer(x_BTD, S=None) -> (y_BTD, S). delta starts log-uniform in [1e-3, 0.1].
 
-    def __init__(self, D, *, N=32):
+    init="lin", "inv" or "legs": the N frequencies that every channel starts from.
+    """
+
+    def __init__(self, D, *, N=32, init="lin"):
         super().__init__()
+        if init not in INITS:
+            raise ValueError(f"init: expected one of {', '.join(map(repr, INITS))}, got {init!r}")
         self.log_delta_D = nn.Parameter(torch.empty(D).uniform_(math.log(1e-3), math.log(0.1)))
         self.log_A_real_DN = nn.Parameter(torch.full((D, N), math.log(0.5)))
-        self.A_imag_DN = nn.Parameter(lin(D, N).imag.to(torch.get_default_dtype()))
+        self.A_imag_DN = nn.Parameter(INITS[init](D, N).imag.to(torch.get_default_dtype()))
         self.C_DN2 = nn.Parameter(
             torch.randn(D, N, 2) * math.sqrt(0.5)
         )  # real and imaginary part: optimizers want reals

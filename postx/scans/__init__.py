@@ -12,7 +12,18 @@ from postx.scans import numba_ops, reference
 from postx.scans.runtime import set_threads
 from postx.shapes import check, check_lengths, check_shared
 
-__all__ = ["IMPLEMENTATIONS", "START", "choose", "decay", "diagonal", "logspace", "merge", "set_threads"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "START",
+    "affine",
+    "choose",
+    "decay",
+    "diagonal",
+    "fir",
+    "logspace",
+    "merge",
+    "set_threads",
+]
 
 IMPLEMENTATIONS = ("reference", "numba")
 START = -1e30  # a maximum over nothing: finite, so that exp(START - x) is 0 and START - START is 0, not NaN
@@ -133,6 +144,47 @@ def merge(left, right):
     a, b = torch.exp(max_a - top), torch.exp(max_b - top)
     wide = (..., None) if num_a.dim() > den_a.dim() else ...
     return a[wide] * num_a + b[wide] * num_b, a * den_a + b * den_b, top
+
+
+def affine(g_BTD, b_BTD, S_BD=None, *, lengths_B=None, impl="auto"):
+    """Each channel keeps one number, which fades by its own rate and is added to.
+
+        h <- exp(g) h + b        y = h
+
+    g_BTD <= 0 is the log-decay, S_BD the state before the first token (zeros if None). Returns (y_BTD, S_BD).
+    The recurrence of the RG-LRU (De et al. 2024, sec. 2.4) and of every gated linear RNN with one number a channel.
+
+    Errors: ValueError quotes the argument, the axes and the shape.
+    """
+    sizes = check(g_BTD=g_BTD, b_BTD=b_BTD)
+    Bn, T, D = b_BTD.shape
+    check_lengths(lengths_B, Bn, T)
+    kind = state_dtype(torch.promote_types(g_BTD.dtype, b_BTD.dtype))
+    if S_BD is None:
+        S_BD = torch.zeros(Bn, D, dtype=kind, device=b_BTD.device)
+    check(sizes, S_BD=S_BD)
+    args = g_BTD.to(kind).exp(), b_BTD.to(kind), S_BD.to(kind), _lengths(lengths_B, b_BTD)
+    run = {"reference": reference.affine, "numba": numba_ops.Affine.apply}[choose(impl, b_BTD)]
+    y, S = run(*args)
+    return _finish(y, b_BTD, lengths_B), S
+
+
+def fir(x_BMD, weight_DW, *, impl="auto"):
+    """Each channel's dot product with a window of W inputs that slides along: finite memory, no decay.
+
+        y_t = sum_j weight_j x_{t+j}, j = 0..W-1
+
+    x_BMD holds M = T + W - 1 inputs, the W - 1 before the first token included; the last tap meets the current
+    token. Returns y_BTD in at least float32; T W products a channel, where an FFT takes log T of them.
+
+    Errors: ValueError quotes the argument, the axes and the shape, or the lack of inputs.
+    """
+    sizes = check(x_BMD=x_BMD, weight_DW=weight_DW)
+    if not 1 <= sizes["W"] <= sizes["M"]:
+        raise ValueError(f"x_BMD: expected at least W={sizes['W']} >= 1 inputs, got M={sizes['M']}")
+    kind = state_dtype(torch.promote_types(x_BMD.dtype, weight_DW.dtype))
+    run = {"reference": reference.fir, "numba": numba_ops.Fir.apply}[choose(impl, x_BMD)]
+    return run(x_BMD.to(kind), weight_DW.T.to(kind))
 
 
 def _all_axes(name, x, patterns, sizes):

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from postx.scans import cpu_decay, cpu_diagonal, cpu_logspace
+from postx.scans import cpu_affine, cpu_decay, cpu_diagonal, cpu_fir, cpu_logspace
 
 
 def _arrays(*tensors):
@@ -91,3 +91,30 @@ class Logspace(Function):
             torch.from_numpy, cpu_logspace.backward(*arrays, ctx.bonus, *_arrays(dy, dnum, dden))
         )
         return ds, dv, dg.sum(0), du.sum(0), dnum, dden, None, None, None
+
+
+class Affine(Function):
+    @staticmethod
+    def forward(ctx, a, b, S, lengths):
+        y, last = map(torch.from_numpy, cpu_affine.forward(*_arrays(a, b, S, lengths)))
+        ctx.save_for_backward(a, y, S, lengths)
+        return y, last
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy, dlast):
+        grads = cpu_affine.backward(*_arrays(*ctx.saved_tensors, dy, dlast))
+        return *map(torch.from_numpy, grads), None
+
+
+class Fir(Function):
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return torch.from_numpy(cpu_fir.forward(*_arrays(x, w)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        dx, dw = cpu_fir.backward(*_arrays(*ctx.saved_tensors, dy))
+        return torch.from_numpy(dx), torch.from_numpy(dw)

@@ -59,3 +59,20 @@ def logspace(s_BTD, v_BTD, g_D, u_D, S, length_B, bonus):
             ys.append(new[0] / new[1])
         num, den, top = (_freeze(t, length_B, n, o) for n, o in zip(new, (num, den, top), strict=True))
     return torch.stack(ys, 1), (num, den, top)
+
+
+def affine(a_BTD, b_BTD, h_BD, length_B):
+    """h <- a h + b; y = h."""
+    ys = []
+    for t in range(b_BTD.shape[1]):
+        new = a_BTD[:, t] * h_BD + b_BTD[:, t]
+        h_BD = _freeze(t, length_B, new, h_BD)
+        ys.append(new)
+    return torch.stack(ys, 1), h_BD
+
+
+def fir(x_BMD, weight_WD):
+    """y_t = sum_j w_j x_{t+j}."""
+    W = weight_WD.shape[0]
+    windows = (x_BMD[:, t : t + W] for t in range(x_BMD.shape[1] - W + 1))
+    return torch.stack([(weight_WD * window).sum(1) for window in windows], 1)

@@ -1,0 +1,229 @@
+"""Hyena: long filters and gates in turn. Each level convolves with all of the past, then multiplies by the input.
+
+    z <- v        for each level n = 1..L:   z <- x_n * (h_n conv z + skip_n z)        y <- z
+
+Poli et al. 2023, "Hyena Hierarchy" (arXiv 2302.10866), def. 3.1: the order is the number of levels, L here. As a
+matrix it is D_L S_L .. D_1 S_1, diagonals times causal Toeplitz matrices (remark 3.2). Order 1 is GSS; order 2 is H3
+(Fu et al. 2022), with a shift filter and a diagonal SSM for filters (`h3` below builds them). The authors' code
+(safari) counts differently: its order 2 is one long filter between two gates, which is order 2 here with the first
+response 1, 0, 0, .. and no skip.
+
+A filter has a fixed greatest length W. Decode keeps the last W - 1 inputs of every level and takes a real dot
+product with them: W D L work a token, where a state space model has N D. Nothing of the prefix is computed again.
+
+| paper | here |
+|---|---|
+| v, x^n, h^n, D (the skip) | v_BTD, x_BTLD, response_LDW (column 0 meets the current token), skip_LD |
+| the past inputs of every level | S_BLWD [B, L, W-1, D], oldest first |
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from postx.cost import Cost, long_convolution
+from postx.mixers import _conv, packed, pick, s4d, state_dtype
+from postx.shapes import check, check_lengths
+
+
+def init(v_BD, x_BLD, *, response_LDW, skip_LD):
+    """No past: zeros S_BLWD [B, L, W-1, D], at least float32."""
+    sizes = _check_weights(check(v_BD=v_BD, x_BLD=x_BLD), response_LDW, skip_LD)
+    shape = sizes["B"], sizes["L"], sizes["W"] - 1, sizes["D"]
+    return torch.zeros(shape, dtype=state_dtype(v_BD.dtype), device=v_BD.device)
+
+
+def step(S, v_BD, x_BLD, *, response_LDW, skip_LD, inplace=False):
+    """One token: level by level, the filter's dot product with what is kept, then the gate. Returns (y_BD, S)."""
+    sizes = _check_weights(check(v_BD=v_BD, x_BLD=x_BLD), response_LDW, skip_LD)
+    _check_state(S, sizes)
+    z, levels = v_BD.to(S.dtype), []
+    for n in range(sizes["L"]):
+        y, kept = _conv.step(S[:, n], z, response_LDW[n].flip(1), inplace=inplace)
+        z = x_BLD[:, n] * (y + skip_LD[n] * z)
+        levels.append(kept)
+    return z.to(v_BD.dtype), S if inplace else torch.stack(levels, 1)
+
+
+@packed
+def recurrent(v_BTD, x_BTLD, *, response_LDW, skip_LD, S=None, lengths_B=None, impl="auto"):
+    """All tokens, left to right, a dot product of W taps each: T W L products a channel. Returns (y_BTD, S)."""
+
+    def convolve(z, response_DW, S):
+        return _conv.scan(z, response_DW.flip(1), S, lengths_B, impl)
+
+    return _levels(convolve, v_BTD, x_BTLD, response_LDW, skip_LD, S, lengths_B)
+
+
+@packed
+def parallel(v_BTD, x_BTLD, *, response_LDW, skip_LD, S=None, lengths_B=None):
+    """All tokens at once, each level by FFT, padded so that its end does not wrap. Returns (y_BTD, S).
+
+    L T log T work. Exact but for rounding, which grows with the largest input of a row, not with each output.
+    """
+    return _by_fft(v_BTD, x_BTLD, response_LDW, skip_LD, S, lengths_B)
+
+
+@packed
+def chunked(v_BTD, x_BTLD, *, response_LDW, skip_LD, S=None, lengths_B=None, chunk=64, impl="auto"):
+    """Chunks of tokens by FFT, each with the last W - 1 inputs before it. Returns (y_BTD, S).
+
+    Overlap-save: a transform of chunk + W - 1 points gives `chunk` outputs, so memory is bounded, and a chunk
+    much shorter than W is wasteful. Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk: expected at least 1 token, got {chunk}")
+    pick(impl, ("torch",))
+    outputs = []
+    for t in range(0, v_BTD.shape[1], chunk):
+        v, x = v_BTD[:, t : t + chunk], x_BTLD[:, t : t + chunk]
+        left = None if lengths_B is None else (lengths_B - t).clamp(0, v.shape[1])
+        y, S = _by_fft(v, x, response_LDW, skip_LD, S, left)
+        outputs.append(y)
+    return torch.cat(outputs, 1), S
+
+
+def _by_fft(v_BTD, x_BTLD, response_LDW, skip_LD, S, lengths_B):
+    def convolve(z, response_DW, S):
+        return _conv.long_convolution(z, response_DW, S, lengths_B)
+
+    return _levels(convolve, v_BTD, x_BTLD, response_LDW, skip_LD, S, lengths_B)
+
+
+def _levels(convolve, v_BTD, x_BTLD, response_LDW, skip_LD, S, lengths_B):
+    """Level by level: convolve(z, response_DW, S_BWD) -> (y_BTD, S_BWD), then the skip and the gate."""
+    sizes = _check(v_BTD, x_BTLD, response_LDW, skip_LD, lengths_B)
+    if S is not None:
+        _check_state(S, sizes)
+    z, levels = v_BTD.to(state_dtype(v_BTD.dtype)), []
+    for n in range(sizes["L"]):
+        y, kept = convolve(z, response_LDW[n], None if S is None else S[:, n])
+        z = x_BTLD[:, :, n] * (y + skip_LD[n] * z)
+        levels.append(kept)
+    if lengths_B is not None:
+        z = z * (torch.arange(sizes["T"], device=z.device) < lengths_B[:, None])[..., None]
+    return z.to(v_BTD.dtype), torch.stack(levels, 1)
+
+
+def shift(taps_DN, W):
+    """The response of H3's shift SSM, [D, W]: its state holds the last N inputs, so it is N free taps, then zeros.
+
+    Raises ValueError where N exceeds W.
+    """
+    sizes = check(taps_DN=taps_DN)
+    if sizes["N"] > W:
+        raise ValueError(f"taps_DN: {sizes['N']} taps do not fit into a response of W = {W}")
+    return nn.functional.pad(taps_DN, (0, W - sizes["N"]))
+
+
+def h3(taps_DN, W, *, delta_D, A_DN, C_DN):
+    """The two responses of H3, response_LDW with L = 2: a shift of keys, then S4D's diagonal memory of k v.
+
+    y = q * ssm(v * shift(k)): call the forms with v_BTD = k and x_BTLD = [v, q]. The diagonal response is cut at W,
+    so it equals the endless recurrence for the first W tokens. Source: Fu et al. 2022 (arXiv 2212.14052), sec. 3.1.
+    """
+    return torch.stack([shift(taps_DN, W), s4d.kernel(W, delta_D=delta_D, A_DN=A_DN, C_DN=C_DN)])
+
+
+def _check_weights(sizes, response_LDW, skip_LD):
+    sizes = check(sizes, response_LDW=response_LDW, skip_LD=skip_LD)
+    if sizes["W"] < 1 or sizes["L"] < 1:
+        shape = tuple(response_LDW.shape)
+        raise ValueError(f"response_LDW: expected at least one level and one tap, got shape {shape}")
+    return sizes
+
+
+def _check(v_BTD, x_BTLD, response_LDW, skip_LD, lengths_B):
+    sizes = _check_weights(check(v_BTD=v_BTD, x_BTLD=x_BTLD), response_LDW, skip_LD)
+    check_lengths(lengths_B, sizes["B"], sizes["T"])
+    return sizes
+
+
+def _check_state(S, sizes):
+    shape = sizes["B"], sizes["L"], sizes["W"] - 1, sizes["D"]
+    if S.shape != shape:
+        raise ValueError(f"S_BLWD: expected axes [B, L, W-1, D] = {shape}, got shape {tuple(S.shape)}")
+
+
+def example(T, *, B=2, L=2, D=3, W=21, seed=0):
+    """Valid float64 inputs: ((v_BTD, x_BTLD), dict(response_LDW, skip_LD)), with filters that fade."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    fade = torch.exp(-3 * torch.arange(W) / W)
+    return (randn(B, T, D), randn(B, T, L, D)), {
+        "response_LDW": randn(L, D, W) * fade,
+        "skip_LD": randn(L, D),
+    }
+
+
+def cost(T, *, B=1, L=2, D=3, W=21, item=4) -> Cost:
+    """The bill of `parallel`: L long convolutions, each with a skip and a gate, 3 FLOPs a token and channel.
+
+    The state, the last W - 1 inputs of every level, is bounded by W: while T <= W it is all of the past.
+    """
+    level = long_convolution(T, B=B, D=D, item=item)
+    moved = (B * T * D * (2 + L) + L * D * W) * item
+    by = f"a filter of {W} taps: that many past inputs, at every level"
+    return Cost(L * (level.flops + 3 * B * T * D), moved, B * L * (W - 1) * D, True, by)
+
+
+class Filters(nn.Module):
+    """A small MLP from the position to all responses: `Filters(L, D, W)() -> response_LDW`.
+
+    h(t) = MLP([t, cos 2 pi k t, -sin 2 pi k t]) * exp(-rate t), k = 1..bands, t from 0 to 1 over the W taps;
+    activations sin(freq x) with learned freq. The number of parameters does not depend on W. Source: Poli et al.
+    2023, sec. 3.3, whose k starts at 0; the window is safari's: rates evenly spread over the channels of a level,
+    which so fade to 1% after 1.5 to 0.3 times W, and are not learned.
+    """
+
+    def __init__(self, L, D, W, *, hidden=64, bands=8, depth=2, frequency=10.0):
+        super().__init__()
+        self.shape = L, D, W
+        widths = [2 * bands + 1] + [hidden] * (depth + 1)
+        self.layers = nn.ModuleList(map(nn.Linear, widths[:-1], widths[1:]))
+        self.frequency = nn.Parameter(torch.full((hidden,), float(frequency)))
+        self.out = nn.Linear(hidden, L * D, bias=False)
+        t_W = torch.linspace(0, 1, W)
+        angles = 2 * math.pi * torch.arange(W)[:, None] / W * torch.arange(1, bands + 1)
+        self.register_buffer("positions", torch.cat([t_W[:, None], angles.cos(), -angles.sin()], 1))
+        rate_D = math.log(100) * torch.linspace(1 / 1.5, 1 / 0.3, D)
+        self.register_buffer("window_DW", torch.exp(-rate_D[:, None] * t_W))
+
+    def forward(self):
+        x = self.positions
+        for layer in self.layers:
+            x = torch.sin(self.frequency * layer(x))
+        return self.out(x).T.unflatten(0, self.shape[:2]) * self.window_DW
+
+
+class Layer(nn.Module):
+    """Hyena of any order: Layer(x_BTD, S=None) -> (y_BTD, S), with S = (short convolution's, the levels').
+
+    One projection to v and `order` gates, a short convolution over all of them, implicit filters of W taps at
+    most, and a projection back. A text may be longer than W: what is further back than W tokens is not seen.
+    """
+
+    def __init__(self, D, *, order=2, W=256, short=3, hidden=64):
+        super().__init__()
+        if order < 1:
+            raise ValueError(f"order: expected at least 1 level, got {order}")
+        width = (order + 1) * D
+        self.input, self.out = nn.Linear(D, width), nn.Linear(D, D)
+        self.weight_DW = nn.Parameter(torch.randn(width, short) / math.sqrt(short))
+        self.filters = Filters(order, D, W, hidden=hidden)
+        self.skip_LD = nn.Parameter(torch.randn(order, D))
+
+    def forward(self, x_BTD, S=None, *, lengths_B=None, reset_BT=None, **side):
+        S_short, S_long = S if S else (None, None)
+        z, S_short = _conv.short_convolution(
+            self.input(x_BTD), self.weight_DW, None, S_short, lengths_B, reset_BT
+        )
+        v, *gates = z.chunk(self.skip_LD.shape[0] + 1, -1)
+        weights = {"response_LDW": self.filters(), "skip_LD": self.skip_LD}
+        side |= {"lengths_B": lengths_B, "reset_BT": reset_BT}
+        y, S_long = parallel(v, torch.stack(gates, 2), S=S_long, **weights, **side)
+        return self.out(y), (S_short, S_long)

@@ -1,0 +1,242 @@
+"""RG-LRU: each channel keeps one number, and a gate on the input decides how much of it to forget.
+
+    a = exp(-delta r)        h <- a h + sqrt(1 - a^2) i x        y = h        delta = c softplus(Lambda), c = 8
+
+De et al. 2024, "Griffin: Mixing Gated Linear Recurrences with Local Attention" (arXiv 2402.19427), sec. 2.4. r and i
+are sigmoids of the input, in (0, 1). The factor on the write makes white noise of variance 1 leave h at variance 1,
+whatever the decay; 1 - a^2 is computed as -expm1(-2 delta r), which keeps its digits near a = 1.
+
+| paper | here |
+|---|---|
+| x_t, r_t, i_t, h_t | x_BTD, r_BTD, i_BTD, y_BTD and S = (h_BD, started_B) |
+| c softplus(Lambda), log a_t | delta_D, -delta_D r_BTD |
+
+Where the sources differ:
+- The first token of a sequence. The paper writes h_0 = 0 and scales every token, the first as well
+  (first="scaled"). Its two public codes, recurrentgemma and transformers, write i x there unscaled (first="whole"):
+  nothing has been forgotten yet, so the variance is right from the start. The two differ for as long as h
+  remembers that token. Hence the state knows whether it has started.
+- The sign of Lambda. The paper names a = sigmoid(Lambda), whose log is -softplus(-Lambda), and then writes
+  -c softplus(Lambda) r; both codes compute the latter, and so does `rate` here.
+- The slope of sqrt(1 - a^2) has no bound near a = 1. Both codes hold it at 1000 in the backward pass:
+  max_slope=1000. The forward numbers are the same; the gradient is then not the exact one. None: exact.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from postx import scans
+from postx.cost import Cost, positive
+from postx.mixers import _conv, packed, pick, state_dtype
+from postx.shapes import check, check_lengths
+
+FIRST = ("whole", "scaled")
+
+
+def init(x_BD, r_BD, i_BD, *, delta_D, first="whole", max_slope=None):
+    """Nothing remembered, nothing started: (zeros h_BD, at least float32, and zeros started_B)."""
+    sizes = _check(check(x_BD=x_BD, r_BD=r_BD, i_BD=i_BD), delta_D, first)
+    h = torch.zeros(sizes["B"], sizes["D"], dtype=state_dtype(x_BD.dtype), device=x_BD.device)
+    return h, torch.zeros(sizes["B"], dtype=torch.int64, device=x_BD.device)
+
+
+def step(S, x_BD, r_BD, i_BD, *, delta_D, first="whole", max_slope=None, inplace=False):
+    """One token: forget by a, add the gated and scaled input. Returns (y_BD, S)."""
+    sizes = _check(check(x_BD=x_BD, r_BD=r_BD, i_BD=i_BD), delta_D, first)
+    h, started = S
+    check(sizes, h_BD=h, started_B=started)
+    g, b = _drive(x_BD, r_BD, i_BD, delta_D, started == 0, first, max_slope)
+    if inplace:
+        h, started = h.mul_(g.exp()).add_(b), started.fill_(1)
+        return h.to(x_BD.dtype, copy=True), (h, started)
+    h = g.exp() * h + b
+    return h.to(x_BD.dtype), (h, torch.ones_like(started))
+
+
+@packed
+def recurrent(
+    x_BTD, r_BTD, i_BTD, *, delta_D, first="whole", max_slope=None, S=None, lengths_B=None, impl="auto"
+):
+    """All tokens, left to right, through the affine scan. Returns (y_BTD, S)."""
+    g, b, h, started = _prepare(x_BTD, r_BTD, i_BTD, delta_D, first, max_slope, S, lengths_B)
+    y, h = scans.affine(g, b, h, lengths_B=lengths_B, impl=impl)
+    return y.to(x_BTD.dtype), (h, started)
+
+
+@packed
+def parallel(x_BTD, r_BTD, i_BTD, *, delta_D, first="whole", max_slope=None, S=None, lengths_B=None):
+    """All tokens at once, in log2(T) rounds: each adds to a token what stands 1, 2, 4, ... tokens before it.
+
+    The prefix sums of Hillis and Steele 1986 on pairs (log-decay, h): log-decays only add up, so no factor
+    exceeds 1 and nothing is divided. Work grows with T log T. Returns (y_BTD, S).
+    """
+    g, b, h, started = _prepare(x_BTD, r_BTD, i_BTD, delta_D, first, max_slope, S, lengths_B)
+    T = g.shape[1]
+    y = torch.cat([(b[:, :1] + g[:, :1].exp() * h[:, None]), b[:, 1:]], 1)
+    reach = 1
+    while reach < T:
+        y = torch.cat([y[:, :reach], y[:, reach:] + g[:, reach:].exp() * y[:, :-reach]], 1)
+        g = torch.cat([g[:, :reach], g[:, reach:] + g[:, :-reach]], 1)
+        reach *= 2
+    return _mask(y.to(x_BTD.dtype), lengths_B), (y[:, -1], started)
+
+
+@packed
+def chunked(
+    x_BTD,
+    r_BTD,
+    i_BTD,
+    *,
+    delta_D,
+    first="whole",
+    max_slope=None,
+    S=None,
+    lengths_B=None,
+    chunk=16,
+    impl="auto",
+):
+    """A table of decays within a chunk of tokens, h between chunks: T C products a channel. Returns (y_BTD, S).
+
+    The decay from token s to token t is the exp of the sum of the log-decays between them, summed for each pair:
+    the difference of two running sums would lose digits, a quotient of running products would overflow.
+    Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk: expected at least 1 token, got {chunk}")
+    pick(impl, ("torch",))
+    g, b, h, started = _prepare(x_BTD, r_BTD, i_BTD, delta_D, first, max_slope, S, lengths_B)
+    outputs = []
+    for t in range(0, g.shape[1], chunk):
+        g_c, b_c = g[:, t : t + chunk], b[:, t : t + chunk]
+        inside = torch.einsum("bcmd,bmd->bcd", _pairwise(g_c), b_c)
+        outputs.append(inside + g_c.cumsum(1).exp() * h[:, None])
+        h = outputs[-1][:, -1]
+    return _mask(torch.cat(outputs, 1).to(x_BTD.dtype), lengths_B), (h, started)
+
+
+def rate(lambda_D, c=8.0):
+    """The rate of each channel, delta = c softplus(Lambda) > 0: what a whole open gate (r = 1) forgets by."""
+    return c * nn.functional.softplus(lambda_D)
+
+
+def _pairwise(g_BCD):
+    """exp(g_{m+1} + .. + g_c) for every c >= m, 0 above: [B, C, M, D]."""
+    C = g_BCD.shape[1]
+    one = torch.ones(C, C, dtype=torch.bool, device=g_BCD.device)
+    between = g_BCD[:, :, None].masked_fill(~one.tril(-1)[..., None], 0).cumsum(1)
+    return between.masked_fill(~one.tril()[..., None], -math.inf).exp()
+
+
+def _drive(x, r, i, delta_D, begins, first, max_slope):
+    """Log-decay and write, g = -delta r and sqrt(1 - exp(2 g)) i x; the write of a first token may be whole."""
+    kind = state_dtype(x.dtype)
+    x, r, i = (z.to(kind) for z in (x, r, i))
+    g = -delta_D.to(kind) * r
+    square = -torch.expm1(2 * g)
+    scale = square.sqrt() if max_slope is None else _BoundedSqrt.apply(square, max_slope)
+    if first == "whole":
+        scale = torch.where(begins[..., None], torch.ones_like(scale), scale)
+    return g, scale * i * x
+
+
+def _prepare(x_BTD, r_BTD, i_BTD, delta_D, first, max_slope, S, lengths_B):
+    """Log-decays and writes, neither past a row's end, h before the first token, and who will have started."""
+    sizes = _check(check(x_BTD=x_BTD, r_BTD=r_BTD, i_BTD=i_BTD), delta_D, first)
+    B, T = sizes["B"], sizes["T"]
+    check_lengths(lengths_B, B, T)
+    if S is None:
+        S = init(x_BTD[:, 0], r_BTD[:, 0], i_BTD[:, 0], delta_D=delta_D, first=first)
+    h, started = S
+    check(sizes, h_BD=h, started_B=started)
+    token = torch.arange(T, device=x_BTD.device)
+    begins_BT = (started == 0)[:, None] & (token == 0)
+    g, b = _drive(x_BTD, r_BTD, i_BTD, delta_D, begins_BT, first, max_slope)
+    if lengths_B is None:
+        return g, b, h, torch.ones_like(started)
+    past_BT1 = (token >= lengths_B[:, None])[..., None]
+    return g.masked_fill(past_BT1, 0), b.masked_fill(past_BT1, 0), h, started | (lengths_B > 0).long()
+
+
+def _check(sizes, delta_D, first):
+    if first not in FIRST:
+        raise ValueError(f"first: expected 'whole' or 'scaled', got {first!r}")
+    return check(sizes, delta_D=delta_D)
+
+
+def _mask(y, lengths_B):
+    """Zero past each row's length."""
+    if lengths_B is None:
+        return y
+    return y * (torch.arange(y.shape[1], device=y.device) < lengths_B[:, None])[..., None]
+
+
+class _BoundedSqrt(torch.autograd.Function):
+    """The square root, with its slope 1 / (2 sqrt(x)) held at a bound in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x, bound):
+        y = x.sqrt()
+        ctx.save_for_backward(y)
+        ctx.bound = bound
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        (y,) = ctx.saved_tensors
+        return dy * (0.5 / y).clamp(max=ctx.bound), None
+
+
+def example(T, *, B=2, D=5, seed=0, first="whole"):
+    """Valid float64 inputs: ((x_BTD, r_BTD, i_BTD), dict(delta_D, first))."""
+    generator = torch.Generator().manual_seed(seed)
+    x, r, i = (torch.randn(B, T, D, generator=generator, dtype=torch.float64) for _ in range(3))
+    lambda_D = torch.randn(D, generator=generator, dtype=torch.float64) - 3
+    return (x, r.sigmoid(), i.sigmoid()), {"delta_D": rate(lambda_D), "first": first}
+
+
+def cost(T, *, B=1, D=5, item=4) -> Cost:
+    """The bill of `recurrent`: delta r, two exps, root, negation, i x, scale, a h + b: 10 FLOPs a token and channel.
+
+    Bytes: x, r and i in, y out. The state, one number a channel, is bounded.
+    """
+    positive(T=T, B=B, D=D)
+    return Cost(10 * B * T * D, 4 * B * T * D * item, B * D)
+
+
+class Layer(nn.Module):
+    """Griffin's recurrent block: Layer(x_BTD, S=None) -> (y_BTD, S), with S = (short convolution's, h, started).
+
+    out(gelu(gate(x)) * rglru(conv(in(x)))): a short convolution of W taps, and gates r and i from H diagonal blocks.
+    Lambda starts so that a^c is uniform in [0.9, 0.999] (paper, sec. 2.4; the codes draw a, not a^c, from there).
+    """
+
+    def __init__(self, D, *, width=None, H=4, W=4, c=8.0, first="whole", max_slope=1000.0):
+        super().__init__()
+        width = width or D
+        if width % H:
+            raise ValueError(f"H: {H} blocks do not divide the width {width}")
+        self.c, self.first, self.max_slope = c, first, max_slope
+        self.gate, self.input = nn.Linear(D, width), nn.Linear(D, width)
+        self.weight_DW = nn.Parameter(torch.randn(width, W) / math.sqrt(W))
+        self.bias_D = nn.Parameter(torch.zeros(width))
+        block = width // H
+        self.gates_HKV = nn.Parameter(torch.randn(H, block, 2 * block) / math.sqrt(block))
+        self.gates_HV = nn.Parameter(torch.zeros(H, 2 * block))
+        a_D = torch.empty(width).uniform_(0.9, 0.999)
+        self.lambda_D = nn.Parameter(torch.log(torch.expm1(-torch.log(a_D) / c)))  # inverse of softplus
+        self.out = nn.Linear(width, D)
+
+    def forward(self, x_BTD, S=None, *, lengths_B=None, reset_BT=None, **side):
+        S_conv, *S = S if S else (None,)
+        x, S_conv = _conv.short_convolution(
+            self.input(x_BTD), self.weight_DW, self.bias_D, S_conv, lengths_B, reset_BT
+        )
+        blocks = x.unflatten(-1, (self.gates_HKV.shape[0], -1))
+        both = torch.einsum("bthk,hkv->bthv", blocks, self.gates_HKV) + self.gates_HV
+        r, i = (part.flatten(2).sigmoid() for part in both.chunk(2, -1))
+        weights = {"delta_D": rate(self.lambda_D, self.c), "first": self.first, "max_slope": self.max_slope}
+        side |= {"lengths_B": lengths_B, "reset_BT": reset_BT}
+        y, S = recurrent(x, r, i, S=tuple(S) or None, **weights, **side)
+        return self.out(nn.functional.gelu(self.gate(x_BTD)) * y), (S_conv, *S)
