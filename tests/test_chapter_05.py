@@ -20,6 +20,11 @@ CELLS = nbformat.read(CHAPTER, as_version=4).cells
 TEXT = "\n".join(c.source for c in CELLS if c.cell_type == "markdown")
 
 
+@pytest.fixture(autouse=True)
+def same_numbers_each_time():
+    torch.manual_seed(0)
+
+
 def page_function(name, **scope):
     """A function that the reader writes in a cell of the page, run from the page's own source."""
     (source,) = [c.source for c in CELLS if c.cell_type == "code" and f"\ndef {name}(" in f"\n{c.source}"]
