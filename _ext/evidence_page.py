@@ -36,7 +36,7 @@ class PageLink(nodes.General, nodes.Inline, nodes.Element):
     """A link to ``docname#label``; its words are known only once all pages have been read."""
 
 
-class _Drawing(SphinxDirective):
+class Drawing(SphinxDirective):
     def run(self):
         self.root = Path(self.env.srcdir)
         try:
@@ -85,13 +85,13 @@ class _Drawing(SphinxDirective):
         return nodes.entry("", nodes.paragraph("", "", *content))
 
     @staticmethod
-    def test_ids(tests: dict[str, str]) -> list[nodes.Node]:
+    def lines(texts: list[str]) -> list[nodes.Node]:
+        """Each text as code on a line of its own."""
+        return [node for text in texts for node in (nodes.literal(text=text), BREAK.deepcopy())][:-1]
+
+    def test_ids(self, tests: dict[str, str]) -> list[nodes.Node]:
         """One test id a line; the zero-width spaces let a long one break after a slash or a colon."""
-        lines = []
-        for test in tests:
-            lines += [nodes.literal(text=test.replace("/", "/\u200b").replace("::", "::\u200b"))]
-            lines += [BREAK.deepcopy()]
-        return lines[:-1]
+        return self.lines([test.replace("/", "/\u200b").replace("::", "::\u200b") for test in tests])
 
     def section(self, title: str, *body: nodes.Node) -> nodes.section:
         return nodes.section("", nodes.title(text=title), *body, ids=[nodes.make_id(f"evidence-{title}")])
@@ -104,7 +104,7 @@ class _Drawing(SphinxDirective):
         return self.table(["Equation", "Label", "Residual", "Held by"], cells, "equations")
 
 
-class Evidence(_Drawing):
+class Evidence(Drawing):
     """``{postx-evidence}``: equations, claims, coverage and agreement, each a section."""
 
     def draw(self):
@@ -194,7 +194,7 @@ class Evidence(_Drawing):
         )
 
 
-class Tests(_Drawing):
+class Tests(Drawing):
     """``{postx-tests}``: the equations of this page, the tests that hold them, and the residuals."""
 
     def draw(self):

@@ -16,7 +16,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
-from _ext import evidence, evidence_page
+from _ext import evidence, evidence_page, mixers_page
 
 log = logging.getLogger(__name__)
 
@@ -120,4 +120,5 @@ def setup(app: Sphinx) -> dict:
     app.connect("html-page-context", mend_roles)
     app.connect("build-finished", forget_failed_build)
     evidence_page.setup(app)
+    mixers_page.setup(app)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

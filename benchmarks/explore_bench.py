@@ -104,7 +104,7 @@ def page(draw):
     return statistics.median(times), len(gzip.compress(html.encode())) / 1e3
 
 
-def main():
+def main(small=False):
     print("figure    live move   PNG      60 frames   gzipped")
     for draw in (curves, panels, heatmap):
         move, png = live(draw)

@@ -122,6 +122,21 @@ def test_layer_resumes_and_learns(name):
 
 
 @every_mixer
+def test_layer_takes_lengths_and_resets_and_is_causal(name):
+    torch.manual_seed(0)
+    layer, x = mixers.load(name).Layer(16).double(), torch.randn(2, 12, 16, dtype=torch.float64)
+    reset = torch.zeros(2, 12, dtype=torch.bool)
+    reset[:, 5] = True
+    (y_a, S_a), (y_b, S_b) = layer(x[:, :5]), layer(x[:, 5:])
+    y, S = layer(x, reset_BT=reset)
+    contract.close(y, torch.cat([y_a, y_b], 1))
+    contract.close(layer(x, S)[0], layer(x, S_b)[0])  # states may differ where only relative positions count
+    contract.close(layer(x, layer(x, lengths_B=torch.tensor([5, 5]))[1])[0], layer(x, S_a)[0])
+    changed = torch.cat([x[:, :7], x[:, 7:] + 1], 1)
+    contract.close(layer(changed)[0][:, :7], layer(x)[0][:, :7])
+
+
+@every_mixer
 def test_bad_input_is_named(name):
     mixer = mixers.load(name)
     z, w = mixer.example(4)

@@ -1,6 +1,5 @@
 """DeltaNet against its paper's formula, and what the delta rule can do that adding cannot."""
 
-import contract
 import pytest
 import torch
 
@@ -79,6 +78,7 @@ def test_one_number_tracks_parity_with_beta_2_and_cannot_with_beta_below_1(form)
 
 def test_layer_keeps_keys_at_length_1_and_doubles_beta_only_when_asked(monkeypatch):
     seen = []
+    original = deltanet.recurrent
     monkeypatch.setattr(deltanet, "recurrent", lambda *z, **kw: (seen.append(z), original(*z, **kw))[1])
     torch.manual_seed(0)
     x = 30 * torch.randn(2, 9, 16)
@@ -89,20 +89,6 @@ def test_layer_keeps_keys_at_length_1_and_doubles_beta_only_when_asked(monkeypat
         assert torch.allclose(unit.norm(dim=-1), torch.ones(2, 9, 2), atol=1e-5)
     assert 0 < beta.min() < beta.max() <= 1
     assert 1 < doubled.max() <= 2
-
-
-original = deltanet.recurrent
-
-
-def test_layer_takes_lengths_and_resets():
-    torch.manual_seed(0)
-    layer, x = deltanet.Layer(16).double(), torch.randn(1, 12, 16, dtype=torch.float64)
-    reset = torch.zeros(1, 12, dtype=torch.bool)
-    reset[0, 5] = True
-    y, S = layer(x, reset_BT=reset)
-    (y_a, _), (y_b, S_b) = layer(x[:, :5]), layer(x[:, 5:])
-    assert contract.close((y, S), (torch.cat([y_a, y_b], 1), S_b)) <= contract.TOLERANCE
-    assert contract.close(layer(x, lengths_B=torch.tensor([5]))[1], layer(x[:, :5])[1]) <= contract.TOLERANCE
 
 
 def test_bad_input_is_named():

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from _ext import evidence
+from _ext import evidence, mixers_page
 from _ext.evidence import EvidenceError
+from postx import mixers
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -287,3 +288,13 @@ def test_a_marked_test_must_measure(book):
     code, said = run(book)
     assert code == pytest.ExitCode.TESTS_FAILED
     assert "test_one is marked with an equation and never called residual(value)" in said
+
+
+def test_the_mixers_page_reads_every_mixer():
+    """Each docstring holds a recurrence, and each cost takes the common sizes."""
+    for name in mixers.names():
+        mixer = mixers.load(name)
+        assert any("<-" in part or "=" in part for part in mixers_page.formula(mixer))
+        assert mixers_page.bill(name, mixer).flops > 0
+    attention = mixers_page.bill("attention", mixers.load("attention"))
+    assert attention.state_floats == 2 * 16 * 64 * mixers_page.T

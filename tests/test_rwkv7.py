@@ -71,16 +71,6 @@ def test_cost_counts_the_operations_of_a_step():
     assert operations(run) == rwkv7.cost(1, H=1, K=K, V=V).flops
 
 
-def test_layer_takes_lengths_and_resets():
-    torch.manual_seed(0)
-    layer, x = rwkv7.Layer(16).double(), torch.randn(1, 12, 16, dtype=torch.float64)
-    reset = torch.zeros(1, 12, dtype=torch.bool)
-    reset[0, 5] = True
-    y, S = layer(x, reset_BT=reset)
-    (y_a, _), (y_b, S_b) = layer(x[:, :5]), layer(x[:, 5:])
-    assert contract.close((y, S), (torch.cat([y_a, y_b], 1), S_b)) <= contract.TOLERANCE
-    assert contract.close(layer(x, lengths_B=torch.tensor([5]))[1], layer(x[:, :5])[1]) <= contract.TOLERANCE
-
 
 def test_layer_sees_the_token_before():
     torch.manual_seed(0)

@@ -40,17 +40,6 @@ def test_one_tap_needs_no_state():
         assert contract.close(y, c * b * x * w["weight_DW"][:, 0]) <= contract.TOLERANCE
 
 
-def test_layer_takes_resets_and_lengths():
-    torch.manual_seed(0)
-    layer = shortconv.Layer(16).double()
-    x = torch.randn(1, 12, 16, dtype=torch.float64)
-    reset = torch.zeros(1, 12, dtype=torch.bool)
-    reset[0, 5] = True
-    packed, S = layer(x, reset_BT=reset, lengths_B=torch.tensor([9]))
-    alone, S_alone = layer(x[:, 5:9])
-    assert contract.close((packed[:, 5:9], S), (alone, S_alone)) <= contract.TOLERANCE
-    assert not packed[:, 9:].any()
-
 
 def test_bad_input_is_named():
     z, w = shortconv.example(4)

@@ -9,6 +9,7 @@ import torch
 
 from postx.mixers import pick, state_dtype
 from postx.scans import numba_ops, reference
+from postx.scans.arguments import all_axes, decay_arguments, decay_factors, finish, row_lengths, table_sizes
 from postx.scans.runtime import set_threads
 from postx.shapes import check, check_lengths, check_shared
 
@@ -47,9 +48,9 @@ def diagonal(u_BTD, delta, A_DN, B, C, S_BDN=None, *, lengths_B=None, impl="auto
     both is had by passing B * expm1(delta A) / (delta A). Errors: ValueError quotes the argument and its shape.
     """
     sizes = check(u_BTD=u_BTD, A_DN=A_DN)
-    delta_BTD = _all_axes("delta", delta, {"BTD": (), "D": (0, 0)}, sizes)
+    delta_BTD = all_axes("delta", delta, {"BTD": (), "D": (0, 0)}, sizes)
     B_BTDN, C_BTDN = (
-        _all_axes(name, x, {"BTN": (2,), "DN": (0, 0)}, sizes) for name, x in (("B", B), ("C", C))
+        all_axes(name, x, {"BTN": (2,), "DN": (0, 0)}, sizes) for name, x in (("B", B), ("C", C))
     )
     Bn, T, D = u_BTD.shape
     check_lengths(lengths_B, Bn, T)
@@ -59,7 +60,7 @@ def diagonal(u_BTD, delta, A_DN, B, C, S_BDN=None, *, lengths_B=None, impl="auto
         S_BDN = torch.zeros(Bn, D, A_DN.shape[1], dtype=kind, device=u_BTD.device)
     check(sizes, S_BDN=S_BDN)
     args = (u_BTD.to(real), delta_BTD.to(real), *(x.to(kind) for x in (A_DN, B_BTDN, C_BTDN, S_BDN)))
-    lengths = _lengths(lengths_B, u_BTD)
+    lengths = row_lengths(lengths_B, u_BTD)
     selective = delta.dim() == 3 and B.dim() == C.dim() == 3 and not kind.is_complex
     if choose(impl, u_BTD) == "reference":
         y, S = reference.diagonal(*args, lengths)
@@ -68,7 +69,7 @@ def diagonal(u_BTD, delta, A_DN, B, C, S_BDN=None, *, lengths_B=None, impl="auto
         y, S = numba_ops.Selective.apply(u, delta_BTD, A_DN, B_BTDN[:, :, 0], C_BTDN[:, :, 0], S_BDN, lengths)
     else:
         y, S = numba_ops.Diagonal.apply(*args, lengths)
-    return _finish(y, u_BTD, lengths_B), S
+    return finish(y, u_BTD, lengths_B), S
 
 
 def decay(
@@ -90,12 +91,12 @@ def decay(
     check_shared("q_BTHK", q_BTHK.shape[2], H)
     tensors[3] = tensors[3].exp()
     if choose(impl, v_BTHV) == "numba":
-        y, S = numba_ops.Decay.apply(*tensors, _lengths(lengths_B, v_BTHV), read == "before")
+        y, S = numba_ops.Decay.apply(*tensors, row_lengths(lengths_B, v_BTHV), read == "before")
     else:
         for i in (0, 1, 3):  # the reference knows nothing of shared heads
             tensors[i] = tensors[i].repeat_interleave(H // tensors[i].shape[2], 2)
-        y, S = reference.decay(*tensors, _lengths(lengths_B, v_BTHV), read == "before")
-    return _finish(y, v_BTHV, lengths_B), S
+        y, S = reference.decay(*tensors, row_lengths(lengths_B, v_BTHV), read == "before")
+    return finish(y, v_BTHV, lengths_B), S
 
 
 def delta(
@@ -111,26 +112,27 @@ def delta(
     read="before" reads the old state, as in `decay` (b, c and beta too may have fewer heads than v).
     Returns (y_BTHV, S_BHKV). Errors: ValueError quotes the argument, the axes and the shape.
     """
-    sizes = _table_sizes(
+    sizes = table_sizes(
         v_BTHV, lengths_B, read, q_BTHK=q_BTHK, k_BTHK=k_BTHK, b_BTHK=b_BTHK, c_BTHK=c_BTHK
     )
     Bn, T, H, K, V = (sizes[letter] for letter in "BTHKV")
     check({"B": Bn, "T": T}, beta_BTH=beta_BTH)
     kind = state_dtype(v_BTHV.dtype)
     q, k, v = (x.to(kind) for x in (q_BTHK, k_BTHK, v_BTHV))
-    b, c = (k if x is None else x.to(kind) for x in (b_BTHK, c_BTHK))
+    b, c = None if b_BTHK is None else b_BTHK.to(kind), k if c_BTHK is None else c_BTHK.to(kind)
     beta = v.new_ones(1, 1, 1) if beta_BTH is None else beta_BTH.to(kind)
     check_shared("beta_BTH", beta.shape[2], H)
     if S_BHKV is None:
         S_BHKV = v.new_zeros(Bn, H, K, V)
     check(sizes, S_BHKV=S_BHKV)
-    tensors = q, k, v, _decay_factors(g, sizes, v_BTHV, kind), b, c, beta
-    more = S_BHKV.to(kind), _lengths(lengths_B, v_BTHV), read == "before"
+    tensors = [q, k, v, decay_factors(g, sizes, v_BTHV, kind), b, c, beta]
+    more = S_BHKV.to(kind), row_lengths(lengths_B, v_BTHV), read == "before"
     if choose(impl, v_BTHV) == "numba":
         y, S = numba_ops.Delta.apply(*tensors, *more)
     else:
+        tensors[4] = k if b is None else b
         y, S = reference.delta(*(x.repeat_interleave(H // x.shape[2], 2) for x in tensors), *more)
-    return _finish(y, v_BTHV, lengths_B), S
+    return finish(y, v_BTHV, lengths_B), S
 
 
 def logspace(s_BTD, v_BTD, g_D=None, u_D=None, S=None, *, lengths_B=None, impl="auto"):
@@ -154,12 +156,12 @@ def logspace(s_BTD, v_BTD, g_D=None, u_D=None, S=None, *, lengths_B=None, impl="
     g = zeros.new_zeros(D) if g_D is None else g_D.to(kind)
     u = zeros.new_zeros(D) if u_D is None else u_D.to(kind)
     check(sizes, g_D=g, u_D=u, num_BD=num_BD, den_BD=den_BD, max_BD=max_BD)
-    s, v, lengths = s_BTD.to(kind), v_BTD.to(kind), _lengths(lengths_B, v_BTD)
+    s, v, lengths = s_BTD.to(kind), v_BTD.to(kind), row_lengths(lengths_B, v_BTD)
     if choose(impl, v_BTD) == "numba":
         y, *S = numba_ops.Logspace.apply(s, v, g, u, num_BD, den_BD, max_BD, lengths, u_D is not None)
     else:
         y, S = reference.logspace(s, v, g, u, S, lengths, u_D is not None)
-    return _finish(y, v_BTD, lengths_B), tuple(S)
+    return finish(y, v_BTD, lengths_B), tuple(S)
 
 
 def merge(left, right):
@@ -191,10 +193,10 @@ def affine(g_BTD, b_BTD, S_BD=None, *, lengths_B=None, impl="auto"):
     if S_BD is None:
         S_BD = torch.zeros(Bn, D, dtype=kind, device=b_BTD.device)
     check(sizes, S_BD=S_BD)
-    args = g_BTD.to(kind).exp(), b_BTD.to(kind), S_BD.to(kind), _lengths(lengths_B, b_BTD)
+    args = g_BTD.to(kind).exp(), b_BTD.to(kind), S_BD.to(kind), row_lengths(lengths_B, b_BTD)
     run = {"reference": reference.affine, "numba": numba_ops.Affine.apply}[choose(impl, b_BTD)]
     y, S = run(*args)
-    return _finish(y, b_BTD, lengths_B), S
+    return finish(y, b_BTD, lengths_B), S
 
 
 def fir(x_BMD, weight_DW, *, impl="auto"):
@@ -213,101 +215,3 @@ def fir(x_BMD, weight_DW, *, impl="auto"):
     kind = state_dtype(torch.promote_types(x_BMD.dtype, weight_DW.dtype))
     run = {"reference": reference.fir, "numba": numba_ops.Fir.apply}[choose(impl, x_BMD)]
     return run(x_BMD.to(kind), weight_DW.T.to(kind))
-
-
-def _all_axes(name, x, patterns, sizes):
-    """x with the axes that its pattern lacks put in at size 1, where they stand for what is constant."""
-    for pattern, missing in patterns.items():
-        if x.dim() == len(pattern):
-            check(sizes, **{f"{name}_{pattern}": x})
-            for axis in missing:
-                x = x.unsqueeze(axis)
-            return x
-    wanted = " or ".join(f"[{', '.join(pattern)}]" for pattern in patterns)
-    raise ValueError(f"{name}: expected axes {wanted}, got shape {tuple(x.shape)}")
-
-
-def decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B):
-    """What `decay` takes, checked, in at least float32: [q, k, v, g as [B|1, T|1, heads, K|1], S, u_HK].
-
-    The heads of q are not checked against those of v. Raises ValueError as `decay` does.
-    """
-    sizes = check(v_BTHV=v_BTHV)
-    known = check({letter: sizes[letter] for letter in "BT"}, q_BTHK=q_BTHK)
-    del known["H"]  # q and k need not have as many heads
-    check(known, k_BTHK=k_BTHK)
-    sizes = _table_sizes(v_BTHV, lengths_B, read, k_BTHK=k_BTHK)
-    Bn, H, K, V = (sizes[letter] for letter in "BHKV")
-    if u_HK is not None and read == "after":
-        raise ValueError("u_HK: a bonus on the current token needs read='before'")
-    kind = state_dtype(v_BTHV.dtype)
-    g4 = v_BTHV.new_zeros(1, 1, 1, 1) if g is None else _decay_axes(g, sizes)
-    if S_BHKV is None:
-        S_BHKV = torch.zeros(Bn, H, K, V, dtype=kind, device=v_BTHV.device)
-    u = v_BTHV.new_zeros(H, K) if u_HK is None else u_HK
-    check(sizes, S_BHKV=S_BHKV, u_HK=u)
-    return [x.to(kind) for x in (q_BTHK, k_BTHK, v_BTHV, g4, S_BHKV, u)]
-
-
-def _table_sizes(v_BTHV, lengths_B, read, **keys):
-    """The sizes of a table recurrence; keys ([B,T,heads,K]) may have fewer heads than v, which divide v's."""
-    sizes = check(v_BTHV=v_BTHV)
-    for name, x in keys.items():
-        if x is None:
-            continue
-        known = {letter: size for letter, size in sizes.items() if letter != "H"}
-        sizes["K"] = check(known, **{name: x})["K"]
-        check_shared(name, x.shape[2], sizes["H"])
-    check_lengths(lengths_B, sizes["B"], sizes["T"])
-    if read not in ("after", "before"):
-        raise ValueError(f"read: expected 'after' or 'before', got {read!r}")
-    return sizes
-
-
-def _decay_factors(g, sizes, v, kind):
-    """exp(g) as [B|1, T|1, heads, K|1]."""
-    return (v.new_zeros(1, 1, 1, 1) if g is None else _decay_axes(g, sizes)).to(kind).exp()
-
-
-def _decay_axes(g, sizes):
-    """The log-decay as [B|1, T|1, heads, K|1]."""
-    H, K = sizes["H"], sizes["K"]
-    full = {
-        1: lambda: g[None, None, :, None],
-        2: lambda: g[None, None],
-        3: lambda: g[..., None],
-        4: lambda: g,
-    }
-    if g.dim() not in full:
-        raise ValueError(
-            f"g: expected axes [H], [H, K], [B, T, H] or [B, T, H, K], got shape {tuple(g.shape)}"
-        )
-    g4 = full[g.dim()]()
-    expected = (
-        1 if g.dim() < 3 else sizes["B"],
-        1 if g.dim() < 3 else sizes["T"],
-        None,
-        K if g.dim() in (2, 4) else 1,
-    )
-    if any(want is not None and want != got for want, got in zip(expected, g4.shape, strict=True)):
-        raise ValueError(
-            f"g: expected axes {', '.join(['[H]', '[H, K]', '[B, T, H]', '[B, T, H, K]'][g.dim() - 1 : g.dim()])} "
-            f"with B={sizes['B']}, T={sizes['T']}, H={H}, K={K}, got shape {tuple(g.shape)}"
-        )
-    check_shared("g", g4.shape[2], H)
-    return g4
-
-
-def _lengths(lengths_B, x):
-    if lengths_B is None:
-        return torch.full(x.shape[:1], x.shape[1], dtype=torch.int64, device=x.device)
-    return lengths_B.to(torch.int64)
-
-
-def _finish(y, like, lengths_B):
-    """The output in the input's dtype, zero past each row's length."""
-    y = y.to(like.dtype)
-    if lengths_B is None:
-        return y
-    real = torch.arange(y.shape[1], device=y.device) < lengths_B[:, None]
-    return torch.where(real.view(*real.shape, *[1] * (y.dim() - 2)), y, torch.zeros_like(y))

@@ -11,7 +11,7 @@ import math
 import torch
 from torch.nn.functional import pad
 
-from postx.scans import _finish, decay_arguments
+from postx.scans.arguments import decay_arguments, finish
 from postx.shapes import check_shared
 
 TOGETHER = 4  # chunks computed at once: few enough for a CPU's cache, enough to hide the cost of a call
@@ -51,7 +51,7 @@ def decay_chunked(
     for tokens, *pieces in zip(spans, *splits, strict=True):
         y, S = _span(*(x.unflatten(2, tokens).contiguous() for x in pieces), S, u, heads[1])
         outputs.append(y.flatten(2, 3))
-    return _finish(torch.cat(outputs, 2).transpose(1, 2), v_BTHV, lengths_B), S
+    return finish(torch.cat(outputs, 2).transpose(1, 2), v_BTHV, lengths_B), S
 
 
 def _spans(T, chunk):

@@ -14,11 +14,10 @@ Arrays are contiguous. D is a multiple of LANES (the caller pads with zeros), an
 import numpy as np
 
 from postx.scans.lanes import LANES, copies, exp2, fma, load, mul, store, total
-from postx.scans.runtime import FASTMATH, jit, numba
+from postx.scans.runtime import jit, numba, serial
 
 TIME = 64
 LN2 = 0.6931471805599453
-plain = numba.njit(cache=True, fastmath=FASTMATH, error_model="numpy")
 
 # A tile is a flat array with these entries for each token, LANES numbers each. Forward has three of them: the step
 # dt, x = dt u, and the output. Backward has dt, x, dy, the gradients of x and dt, and of one n the past h and factor.
@@ -26,7 +25,7 @@ DT, X, OUT, FORWARD = range(0, 4 * LANES, LANES)
 DT, X, DY, DX, DDT, PAST, FACTOR, BACKWARD = range(0, 8 * LANES, LANES)
 
 
-@plain
+@serial
 def _forward_state(h, at_h, A, at_A, Bm, Cm, at_n, N, tile, i, tokens):
     """One state n of 16 channels through one tile; its part of the output is added to the tile."""
     hn, An = load(h, at_h), load(A, at_A)
@@ -77,7 +76,7 @@ def forward(u, delta, A_ND, Bm, Cm, h0, lengths, wide, keep):
     return y, last, kept
 
 
-@plain
+@serial
 def _backward_state(kept, at_kept, dh, dA, at_h, A, at_A, Bm, Cm, at_n, N, tile, sums, at_sum, tokens):
     """One state n of 16 channels: forward through the tile to rebuild it, then back."""
     hn, An = load(kept, at_kept), load(A, at_A)

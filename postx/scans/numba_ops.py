@@ -119,28 +119,36 @@ class Decay(Function):
         )
 
 
-def _heads_first(*tensors):
-    """Contiguous numpy arrays [B,H,T,...] of tensors [B,T,H,...]; a tensor that comes twice is copied once."""
-    made = {id(x): x.detach().transpose(1, 2).contiguous().numpy() for x in tensors}
-    return [made[id(x)] for x in tensors]
-
-
 class Delta(Function):
     @staticmethod
     def forward(ctx, q, k, v, a, b, c, beta, S, lengths, before):
+        """b None stands for k."""
+        ctx.own, ctx.before = b is None, before
+        b = k if b is None else b
         ctx.save_for_backward(q, k, v, a, b, c, beta, S, lengths)
-        ctx.before = before
-        y, last = cpu_delta.forward(*_heads_first(q, k, v, a, b, c, beta), *_arrays(S, lengths), before)
-        return torch.from_numpy(y).transpose(1, 2), torch.from_numpy(last)
+        y, last = cpu_delta.forward(*_arrays(q, k, v, a, b, c, beta[..., None], S, lengths), before, ctx.own)
+        return torch.from_numpy(y), torch.from_numpy(last)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dlast):
-        *tokens, S, lengths = ctx.saved_tensors
-        arrays = _heads_first(*tokens), _arrays(S, lengths), _heads_first(dy), _arrays(dlast)
-        *grads, dS = cpu_delta.backward(*arrays[0], *arrays[1], ctx.before, *arrays[2], *arrays[3])
-        grads = [torch.from_numpy(g).transpose(1, 2) for g in grads]
-        return (*(_sum_to(g, x.shape) for g, x in zip(grads, tokens, strict=True)), torch.from_numpy(dS), None, None)
+        *tokens, beta, S, lengths = ctx.saved_tensors
+        arrays = _arrays(*tokens, beta[..., None], S, lengths)
+        grads = cpu_delta.backward(*arrays, ctx.before, ctx.own, *_arrays(dy, dlast))
+        dq, dk, dv, da, db, dc, dbeta, dS = map(torch.from_numpy, grads)
+        q, k, _, a, b, c = tokens
+        return (
+            _sum_to(dq, q.shape),
+            _sum_to(dk, k.shape),
+            dv,
+            _sum_to(da, a.shape),
+            None if ctx.own else _sum_to(db, b.shape),
+            _sum_to(dc, c.shape),
+            _sum_to(dbeta[..., 0], beta.shape),
+            dS,
+            None,
+            None,
+        )
 
 
 class Logspace(Function):

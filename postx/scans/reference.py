@@ -7,6 +7,15 @@ size-1 axes broadcast. `length_B` holds how many tokens of each row are real.
 import torch
 
 
+def _tokens(T, *tensors):
+    """The tensors' slices at each time; one of size 1 is constant.
+
+    unbind: the gradient of x[:, t] alone would be a tensor as large as x, once for every token.
+    """
+    slices = (x.unbind(1) if x.shape[1] == T else x.unbind(1) * T for x in tensors)
+    return enumerate(zip(*slices, strict=True))
+
+
 def _freeze(t, length_B, new, old):
     """Past its length a row's state stands still."""
     real = (t < length_B).view(-1, *[1] * (new.dim() - 1))
@@ -16,9 +25,8 @@ def _freeze(t, length_B, new, old):
 def diagonal(u_BTD, delta_BTD, A_DN, B_BTDN, C_BTDN, h_BDN, length_B):
     """h <- exp(delta A) h + delta B u; y = Re(sum_n C h)."""
     ys = []
-    for t in range(u_BTD.shape[1]):
-        delta, B, C = (x[:, min(t, x.shape[1] - 1)] for x in (delta_BTD, B_BTDN, C_BTDN))
-        new = torch.exp(delta[..., None] * A_DN) * h_BDN + delta[..., None] * B * u_BTD[:, t, :, None]
+    for t, (u, delta, B, C) in _tokens(u_BTD.shape[1], u_BTD, delta_BTD, B_BTDN, C_BTDN):
+        new = torch.exp(delta[..., None] * A_DN) * h_BDN + delta[..., None] * B * u[..., None]
         h_BDN = _freeze(t, length_B, new, h_BDN)
         y = (C * h_BDN).sum(-1)
         ys.append(y.real if y.is_complex() else y)
@@ -28,9 +36,7 @@ def diagonal(u_BTD, delta_BTD, A_DN, B_BTDN, C_BTDN, h_BDN, length_B):
 def decay(q_BTHK, k_BTHK, v_BTHV, a_BTHK, S_BHKV, u_HK, length_B, before):
     """S <- diag(a) S + k v'; y = S' q, read after the update, or before it with the bonus u on the token itself."""
     ys = []
-    for t in range(v_BTHV.shape[1]):
-        q, k, v = q_BTHK[:, t], k_BTHK[:, t], v_BTHV[:, t]
-        a = a_BTHK[:, min(t, a_BTHK.shape[1] - 1)]
+    for t, (q, k, v, a) in _tokens(v_BTHV.shape[1], q_BTHK, k_BTHK, v_BTHV, a_BTHK):
         kv = k[..., None] * v[..., None, :]
         new = a[..., None] * S_BHKV + kv
         read = S_BHKV + u_HK[..., None] * kv if before else new
@@ -42,9 +48,8 @@ def decay(q_BTHK, k_BTHK, v_BTHV, a_BTHK, S_BHKV, u_HK, length_B, before):
 def delta(q_BTHK, k_BTHK, v_BTHV, a_BTHK, b_BTHK, c_BTHK, beta_BTH, S_BHKV, length_B, before):
     """S <- diag(a) S - b (beta c' S) + k v'; y = S' q, read after the update, or before it."""
     ys = []
-    for t in range(v_BTHV.shape[1]):
-        q, k, v, b, c = (x[:, t] for x in (q_BTHK, k_BTHK, v_BTHV, b_BTHK, c_BTHK))
-        a, beta = (x[:, min(t, x.shape[1] - 1)] for x in (a_BTHK, beta_BTH))
+    inputs = q_BTHK, k_BTHK, v_BTHV, a_BTHK, b_BTHK, c_BTHK, beta_BTH
+    for t, (q, k, v, a, b, c, beta) in _tokens(v_BTHV.shape[1], *inputs):
         erased = beta[..., None] * torch.einsum("bhk,bhkv->bhv", c, S_BHKV)
         new = a[..., None] * S_BHKV - b[..., None] * erased[..., None, :] + k[..., None] * v[..., None, :]
         ys.append(torch.einsum("bhk,bhkv->bhv", q, S_BHKV if before else new))
@@ -59,8 +64,7 @@ def logspace(s_BTD, v_BTD, g_D, u_D, S, length_B, bonus):
     """
     num, den, top = S[0], S[1], S[2].detach()
     ys = []
-    for t in range(s_BTD.shape[1]):
-        s, v = s_BTD[:, t], v_BTD[:, t]
+    for t, (s, v) in _tokens(s_BTD.shape[1], s_BTD, v_BTD):
         new_top = torch.maximum(top + g_D, s).detach()
         keep, add = torch.exp(top + g_D - new_top), torch.exp(s - new_top)
         new = keep * num + add * v, keep * den + add, new_top
@@ -77,8 +81,7 @@ def logspace(s_BTD, v_BTD, g_D, u_D, S, length_B, bonus):
 def affine(a_BTD, b_BTD, h_BD, length_B):
     """h <- a h + b; y = h."""
     ys = []
-    # unbind: the gradient of b[:, t] alone would be a tensor as large as b, once for every token
-    for t, (a_BD, b_BD) in enumerate(zip(a_BTD.unbind(1), b_BTD.unbind(1), strict=True)):
+    for t, (a_BD, b_BD) in _tokens(b_BTD.shape[1], a_BTD, b_BTD):
         new = a_BD * h_BD + b_BD
         h_BD = _freeze(t, length_B, new, h_BD)
         ys.append(new)
