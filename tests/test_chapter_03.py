@@ -156,7 +156,8 @@ def test_operations_of_the_scan_one_by_one(T, D, N, residual):
 
 def test_the_spoken_line():
     page = page_functions("shares")
-    words = "the code is um seven you know two like I said nine so write".split()
+    line = "the code is um seven you know two like I said nine so write"
+    words = line.split()
     page["matters"] = matters = torch.tensor([word in ("seven", "two", "nine") for word in words])
     held = {gate: page["shares"](page["steps"](gate), 0.5)[-1] for gate in range(7)}
     assert held[2][matters].sum() < 0.9 < held[3][matters].sum()
@@ -222,7 +223,10 @@ def test_the_recorded_run_says_what_it_is_and_what_the_page_says():
         assert tried[rate] == max(tried.values())
     assert max(final["fixed"]) < 0.65
     assert 0.7 < min(final["S4D"]) < max(final["S4D"]) < 0.8
-    longer = {name: [r["accuracy"]["256"] for r in rows if (r["layer"], r["rate"]) == (name, best[name])] for name in best}
+    longer = {
+        name: [row["accuracy"]["256"] for row in rows if row["layer"] == name and row["rate"] == rate]
+        for name, rate in best.items()
+    }
     assert [round(x, 2) for x in (min(longer["S4D"]), max(longer["S4D"]))] == [0.16, 0.21]  # as printed on the page
     assert min(longer["Delta"] + longer["Delta, B, C"] + longer["Mamba block"]) > 0.65
     assert min(final["Delta"] + final["Delta, B, C"] + final["Mamba block"]) > 0.9
