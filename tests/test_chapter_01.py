@@ -5,33 +5,15 @@ import math
 import re
 from pathlib import Path
 
-import nbformat
 import pytest
 import torch
+from page import Page
 
 from postx import configs, cost
 from postx.mixers import attention
 
-CHAPTER = Path(__file__).resolve().parent.parent / "chapters" / "01_attention_cost.ipynb"
-CELLS = nbformat.read(CHAPTER, as_version=4).cells
-
-
-def page_function(name):
-    """A function that the reader writes in a cell of the page, run from the page's own source."""
-    (source,) = [c.source for c in CELLS if c.cell_type == "code" and f"\ndef {name}(" in f"\n{c.source}"]
-    (text,) = re.findall(rf"^def {name}\(.*?(?=^\S|\Z)", source, re.M | re.S)
-    scope = {"torch": torch}
-    exec(text, scope)
-    return scope[name]
-
-
-def solution(label):
-    """Everything that the code of one folded solution defines."""
-    (text,) = [c.source for c in CELLS if c.cell_type == "markdown" and f"{{solution}} {label}\n" in c.source]
-    (code,) = re.findall(r"^```python\n(.*?)^```$", text.split(f"{{solution}} {label}\n")[1], re.M | re.S)
-    scope = {}
-    exec(code, scope)
-    return scope
+PAGE = Page("01_attention_cost", torch=torch)
+CELLS, solution, page_function = PAGE.cells, PAGE.solution, PAGE.function
 
 
 def one_head(T, K=8, V=6, scale=1.0, seed=0):
@@ -130,7 +112,7 @@ def test_the_mixer_reports_the_cost_of_the_page():
 
 
 def test_the_recorded_gpu_run_says_what_it_is_and_obeys_the_arithmetic():
-    path = CHAPTER.parent.parent / "experiments" / "results" / "attention_gpu.json"
+    path = Path(__file__).resolve().parent.parent / "experiments" / "results" / "attention_gpu.json"
     record = json.loads(path.read_text(encoding="utf8"))
     assert {"seed", "device", "torch", "cuda", "date", "dtype", "heads", "width"} <= set(record)
     rows = {(row["form"], row["tokens"]): row for row in record["rows"]}

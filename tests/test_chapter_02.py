@@ -6,40 +6,31 @@ import re
 from functools import partial
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 import torch
+from page import Page
 from scipy.linalg import expm
 from scipy.signal import cont2discrete
 
 from postx import scans
 from postx.mixers import s4d
 
-CHAPTER = Path(__file__).resolve().parent.parent / "chapters" / "02_state_space_models.ipynb"
-CELLS = nbformat.read(CHAPTER, as_version=4).cells
+PAGE = Page(
+    "02_state_space_models",
+    torch=torch,
+    np=np,
+    s4d=s4d,
+    solve=partial(torch.linalg.solve_triangular, upper=False),
+)
+CELLS, solution = PAGE.cells, PAGE.solution
 N = 8
 
 
 def page_function(*names):
-    """Functions that stand in cells of the page, run from the page's own source and in one scope."""
-    solve = partial(torch.linalg.solve_triangular, upper=False)
-    scope = {"torch": torch, "np": np, "s4d": s4d, "solve": solve}
-    for name in names:
-        (source,) = [c.source for c in CELLS if c.cell_type == "code" and f"\ndef {name}(" in f"\n{c.source}"]
-        (text,) = re.findall(rf"^def {name}\(.*?(?=^\S|\Z)", source, re.M | re.S)
-        exec(text, scope)
-    found = [scope[name] for name in names]
+    """One function of the page, or several that share a scope."""
+    found = PAGE.functions(*names)
     return found[0] if len(found) == 1 else found
-
-
-def solution(label):
-    """Everything that the code of one folded solution defines."""
-    (text,) = [c.source for c in CELLS if c.cell_type == "markdown" and f"{{solution}} {label}\n" in c.source]
-    (code,) = re.findall(r"^```python\n(.*?)^```$", text.split(f"{{solution}} {label}\n")[1], re.M | re.S)
-    scope = {}
-    exec(code, scope)
-    return scope
 
 
 def one_channel(T, A, delta=0.05, seed=0):

@@ -6,34 +6,17 @@ import math
 import re
 from pathlib import Path
 
-import nbformat
 import pytest
 import torch
+from page import Page
 from torch.nn.functional import softplus
 
 from postx import cost
 from postx.mixers import mamba
 
 ROOT = Path(__file__).resolve().parent.parent
-CELLS = nbformat.read(ROOT / "chapters" / "03_selective_ssm.ipynb", as_version=4).cells
-
-
-def page_functions(name):
-    """Everything that the one cell of the page that defines `name` defines, run from the page's own source."""
-    (source,) = [c.source for c in CELLS if c.cell_type == "code" and f"\ndef {name}(" in f"\n{c.source}"]
-    scope = {"torch": torch, "softplus": softplus, "math": math}
-    texts = re.findall(r"^def \w+\(.*?(?=^\S|\Z)", source, re.M | re.S)
-    exec("\n".join(texts), scope)
-    return scope
-
-
-def solution(label):
-    """Everything that the code of one folded solution defines."""
-    (text,) = [c.source for c in CELLS if c.cell_type == "markdown" and f"{{solution}} {label}\n" in c.source]
-    (code,) = re.findall(r"^```python\n(.*?)^```$", text.split(f"{{solution}} {label}\n")[1], re.M | re.S)
-    scope = {}
-    exec(code, scope)
-    return scope
+PAGE = Page("03_selective_ssm", torch=torch, softplus=softplus, math=math)
+CELLS, solution, page_functions = PAGE.cells, PAGE.solution, PAGE.neighbors
 
 
 def one_row(T, D=5, N=4, seed=0):

@@ -3,35 +3,16 @@
 import re
 from pathlib import Path
 
-import nbformat
 import pytest
 import torch
+from page import Page
 from torch.utils.flop_counter import FlopCounterMode
 
 from postx import cost
 from postx.mixers import ssd
 
-CHAPTER = Path(__file__).resolve().parent.parent / "chapters" / "04_ssd_duality.ipynb"
-CELLS = nbformat.read(CHAPTER, as_version=4).cells
-
-
-def page_functions(*names):
-    """Functions that the reader writes in cells of the page, run from the page's own source, in one scope."""
-    scope = {"torch": torch, "ssd": ssd}
-    for name in names:
-        (source,) = [c.source for c in CELLS if c.cell_type == "code" and f"\ndef {name}(" in f"\n{c.source}"]
-        (text,) = re.findall(rf"^def {name}\(.*?(?=^\S|\Z)", source, re.M | re.S)
-        exec(text, scope)
-    return [scope[name] for name in names]
-
-
-def solution(label):
-    """Everything that the code of one folded solution defines."""
-    (text,) = [c.source for c in CELLS if c.cell_type == "markdown" and f"{{solution}} {label}\n" in c.source]
-    (code,) = re.findall(r"^```python\n(.*?)^```$", text.split(f"{{solution}} {label}\n")[1], re.M | re.S)
-    scope = {}
-    exec(code, scope)
-    return scope
+PAGE = Page("04_ssd_duality", torch=torch, ssd=ssd)
+CELLS, solution, page_functions = PAGE.cells, PAGE.solution, PAGE.functions
 
 
 def one_head(T, N=8, P=6, fade=1.0, seed=0):

@@ -4,10 +4,10 @@ import math
 import re
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 import torch
+from page import Page
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,32 +15,14 @@ from postx import cost
 from postx.mixers import gla, linear, retnet
 from postx.scans.chunked import decay_chunked
 
-CHAPTER = Path(__file__).resolve().parent.parent / "chapters" / "05_linear_attention.ipynb"
-CELLS = nbformat.read(CHAPTER, as_version=4).cells
+PAGE = Page("05_linear_attention", torch=torch, F=F, math=math, np=np)
+CELLS, solution, page_function = PAGE.cells, PAGE.solution, PAGE.function
 TEXT = "\n".join(c.source for c in CELLS if c.cell_type == "markdown")
 
 
 @pytest.fixture(autouse=True)
 def same_numbers_each_time():
     torch.manual_seed(0)
-
-
-def page_function(name, **scope):
-    """A function that the reader writes in a cell of the page, run from the page's own source."""
-    (source,) = [c.source for c in CELLS if c.cell_type == "code" and f"\ndef {name}(" in f"\n{c.source}"]
-    (text,) = re.findall(rf"^def {name}\(.*?(?=^\S|\Z)", source, re.M | re.S)
-    scope.update(torch=torch, F=F, math=math, np=np)
-    exec(text, scope)
-    return scope[name]
-
-
-def solution(label):
-    """Everything that the code of one folded solution defines."""
-    (text,) = [c.source for c in CELLS if c.cell_type == "markdown" and f"{{solution}} {label}\n" in c.source]
-    (code,) = re.findall(r"^```python\n(.*?)^```$", text.split(f"{{solution}} {label}\n")[1], re.M | re.S)
-    scope = {}
-    exec(code, scope)
-    return scope
 
 
 def one_head(T, K=8, V=6, seed=0):
