@@ -104,30 +104,40 @@ WIDE = """() => [...document.querySelectorAll('main *')]
 @pytest.mark.parametrize("via", ["http", "file"])
 @pytest.mark.parametrize("name", PAGES)
 def test_sliders_answer_the_keyboard(opened, name, via):
-    """Every slider of every figure changes the picture somewhere along its range, by arrow keys alone."""
+    """Every slider changes the picture: with the others at their start, or else at their end."""
     page = opened(name, via)
     page.evaluate(
         "document.querySelectorAll('details, .toggle-hidden').forEach(e => { e.open = true; "
         "e.classList.remove('toggle-hidden') })"
     )
     for figure in page.query_selector_all("figure.px-fig"):
-        for slider in figure.query_selector_all("input[type=range]"):
+        sliders = figure.query_selector_all("input[type=range]")
+        for slider in sliders:
             label = slider.evaluate(
                 "s => s.labels?.[0]?.textContent ?? s.getAttribute('aria-label') ?? ''"
             ).strip()
             assert label, "a slider has no label"
-            before = figure.evaluate(PICTURE)
-            assert before, f"slider {label!r} has no picture"
-            slider.focus()
-            slider.press("Home")
-            seen = {before, figure.evaluate(PICTURE)}
-            steps = slider.evaluate("s => Math.round((s.max - s.min) / (s.step || 1))")
-            for _ in range(steps):
-                if len(seen) > 1:
-                    break
-                slider.press("ArrowRight")
-                seen.add(figure.evaluate(PICTURE))
-            assert len(seen) > 1, f"slider {label!r} of {name} changes nothing over its {steps} steps"
+            assert figure.evaluate(PICTURE), f"slider {label!r} has no picture"
+            changed = moves(figure, slider)
+            if not changed:  # it may matter only where the others stand further along
+                for other in (s for s in sliders if s != slider):
+                    other.press("End")
+                changed = moves(figure, slider)
+            assert changed, f"slider {label!r} of {name} changes nothing along its range"
+            for each in sliders:
+                each.evaluate("s => { s.value = s.defaultValue; s.dispatchEvent(new Event('input')) }")
+
+
+def moves(figure, slider):
+    """Whether the picture changes somewhere along the slider's range, by arrow keys alone."""
+    slider.press("Home")
+    seen = {figure.evaluate(PICTURE)}
+    for _ in range(slider.evaluate("s => Math.round((s.max - s.min) / (s.step || 1))")):
+        slider.press("ArrowRight")
+        seen.add(figure.evaluate(PICTURE))
+        if len(seen) > 1:
+            return True
+    return False
 
 
 @pytest.mark.parametrize("name", PAGES)
