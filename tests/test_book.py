@@ -168,3 +168,16 @@ def test_make_refuses_an_old_python_by_name(tmp_path):
     )
     assert done.returncode != 0
     assert "needs Python 3.11 or newer" in done.stderr
+
+
+@pytest.mark.parametrize("path", notebooks.chapters(), ids=lambda p: p.stem)
+def test_every_exercise_has_a_tested_solution(path):
+    """Each exercise of a chapter has a folded solution, and the chapter's test file runs it."""
+    cells = nbformat.read(path, as_version=4).cells
+    text = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+    asked = re.findall(r"^:label: (ex-\S+)$", text, re.M)
+    assert len(asked) >= 4
+    assert sorted(re.findall(r"\{solution\} (\S+)", text)) == sorted(asked)
+    tests = (ROOT / "tests" / f"test_chapter_{path.stem[:2]}.py").read_text(encoding="utf8")
+    untested = [label for label in asked if f'solution("{label}")' not in tests]
+    assert not untested, f"no test runs the solutions of {untested}"
