@@ -66,8 +66,8 @@ def recall(B, T, *, pairs, keys=64, values=64, fillers=64, questions=None, gap=0
 
     >>> ids, targets = recall(1, 24, pairs=4, keys=26, values=10, fillers=9, power=1.0, seed=1)
     >>> print(draw(ids[0], targets[0], keys=26, values=10, fillers=9))
-    reads   u4l9s1h3l.h...s.u.......
-    answers --------9-3---1-4-------
+    reads   u4l9s1h3u.s...h.l.......
+    answers --------4-1---3-9-------
     """
     alphabet = alphabets(keys=keys, values=values, fillers=fillers)
     questions = pairs if questions is None else questions
@@ -156,7 +156,7 @@ def copying(B, T, *, tokens=None, symbols=26, seed=0):
 
     >>> ids, targets = copying(1, 24, tokens=(5, 12), seed=1)
     >>> print(draw(ids[0], targets[0], symbols=26))
-    reads   ntyadvyg>ntyadvyg.......
+    reads   ntyadvyg>ntyadvy........
     answers --------ntyadvyg--------
     """
     alphabet = alphabets(symbols=symbols)["symbols"]
