@@ -92,6 +92,24 @@ def long_convolution(x_BTD, response_DW, S=None, lengths_B=None):
     return _finish(y, x_BTD, seen, None, lengths_B, W)
 
 
+class Taps(nn.Module):
+    """A short convolution with its weights, over several projections side by side: taps(x_BTD...) -> (y..., S_BWD).
+
+    What keys and queries see then depends on the last few tokens, not on one. Without bias, started as torch's.
+    Raises ValueError for a width below 1.
+    """
+
+    def __init__(self, D, width):
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width: expected at least 1 tap, got {width}")
+        self.weight_DW = nn.Parameter(torch.empty(D, width).uniform_(-(width**-0.5), width**-0.5))
+
+    def forward(self, *parts, S=None, lengths_B=None, reset_BT=None):
+        y, S = short_convolution(torch.cat(parts, -1), self.weight_DW, None, S, lengths_B, reset_BT)
+        return (*y.split([x.shape[-1] for x in parts], -1), S)
+
+
 def fast_length(n):
     """The least whole number >= n with no prime factor above 5, where an FFT is quick."""
     while True:

@@ -22,7 +22,7 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost, delta_recurrence
-from postx.mixers import _wy, by_form, packed, state_dtype
+from postx.mixers import _conv, _wy, by_form, packed, state_dtype
 from postx.shapes import check, check_lengths, check_shared
 
 
@@ -98,9 +98,10 @@ class Layer(nn.Module):
 
     Layer(x_BTD, S=None) -> (y_BTD, S). The bias starts so that exp(g) forgets at rates spread from 0.001 to 0.1,
     and exp(A) from 1 to 16, as in Mamba-2. negative_eigenvalues=True doubles beta to (0, 2).
+    `width` taps of a short convolution over q, k and v before the SiLU (none by default); S then ends with its inputs.
     """
 
-    def __init__(self, D, *, H=4, G=None, K=None, V=None, negative_eigenvalues=False):
+    def __init__(self, D, *, H=4, G=None, K=None, V=None, negative_eigenvalues=False, width=None):
         super().__init__()
         G = G or max(1, H // 2)
         check_shared("G", G, H)
@@ -113,15 +114,19 @@ class Layer(nn.Module):
         self.bias_H = nn.Parameter(spread + torch.log(-torch.expm1(-spread)))  # softplus(bias) = spread
         self.log_A_H = nn.Parameter(torch.log(torch.linspace(1, 16, H)))
         self.norm, self.out = nn.RMSNorm(V, eps=1e-5), nn.Linear(H * V, D, bias=False)
+        self.taps = _conv.Taps(2 * G * K + H * V, width) if width else None
 
     def forward(self, x_BTD, S=None, *, form="auto", **side):
+        z, more = [p(x_BTD) for p in (self.q, self.k, self.v)], ()
+        if self.taps is not None:
+            *z, S_conv = self.taps(*z, S=S[1] if S else None, **side)
+            more = (S_conv,)
         q, k, v = (
-            nn.functional.silu(p(x_BTD)).unflatten(-1, (n, -1))
-            for p, n in ((self.q, self.G), (self.k, self.G), (self.v, self.H))
+            nn.functional.silu(x).unflatten(-1, (n, -1)) for x, n in zip(z, (self.G, self.G, self.H), strict=True)
         )
         q, k = (nn.functional.normalize(x, dim=-1) for x in (q, k))
         beta = self.top * self.beta(x_BTD).sigmoid()
         g = -self.log_A_H.exp() * nn.functional.softplus(self.rate(x_BTD) + self.bias_H)
         y, S = by_form(__name__, form, x_BTD)(q, k, v, beta, g, S=S[0] if S else None, **side)
         gate = nn.functional.silu(self.gate(x_BTD)).unflatten(-1, (self.H, -1))
-        return self.out((self.norm(y) * gate).flatten(2)), (S,)
+        return self.out((self.norm(y) * gate).flatten(2)), (S, *more)

@@ -18,7 +18,7 @@ from torch.nn.functional import logsigmoid, silu
 
 from postx import scans
 from postx.cost import Cost, decay_recurrence
-from postx.mixers import by_form, packed, pick, state_dtype
+from postx.mixers import _conv, by_form, packed, pick, state_dtype
 from postx.scans.chunked import decay_chunked
 from postx.shapes import check
 
@@ -94,10 +94,11 @@ class Layer(nn.Module):
     """Gated linear attention between projections: Layer(x_BTD, S=None) -> (y_BTD, S).
 
     Keys are D / 2 wide over all heads, values D; the decay comes through `rank` channels; an RMS norm over each
-    head's outputs, with one weight for all heads; a swish gate.
+    head's outputs, with one weight for all heads; a swish gate. `width` taps of a short convolution over q, k and v
+    (none by default) and SiLU after it; S then ends with its last inputs.
     """
 
-    def __init__(self, D, *, H=4, K=None, V=None, rank=16):
+    def __init__(self, D, *, H=4, K=None, V=None, rank=16, width=None):
         super().__init__()
         if D % (2 * H) and (K is None or V is None):
             raise ValueError(f"D: expected a multiple of 2 H = {2 * H} where K or V is not given, got {D}")
@@ -106,11 +107,14 @@ class Layer(nn.Module):
         self.v, self.gate = nn.Linear(D, H * V, bias=False), nn.Linear(D, H * V, bias=False)
         self.decay = nn.Sequential(nn.Linear(D, rank, bias=False), nn.Linear(rank, H * K))
         self.norm, self.out = nn.RMSNorm(V, eps=1e-5), nn.Linear(H * V, D, bias=False)
+        self.taps = _conv.Taps(H * (2 * K + V), width) if width else None
 
     def forward(self, x_BTD, S=None, *, form="auto", **side):
         check({"D": self.q.in_features}, x_BTD=x_BTD)
-        q, k, v, g = (
-            project(x_BTD).unflatten(-1, (self.H, -1)) for project in (self.q, self.k, self.v, self.decay)
-        )
+        z, more = [project(x_BTD) for project in (self.q, self.k, self.v)], ()
+        if self.taps is not None:
+            *z, S_conv = self.taps(*z, S=S[1] if S else None, **side)
+            z, more = [silu(x) for x in z], (S_conv,)
+        q, k, v, g = (x.unflatten(-1, (self.H, -1)) for x in (*z, self.decay(x_BTD)))
         y, S = by_form(__name__, form, x_BTD)(q, k, v, log_decay(g), S=S[0] if S else None, **side)
-        return self.out(self.norm(y).flatten(2) * silu(self.gate(x_BTD))), (S,)
+        return self.out(self.norm(y).flatten(2) * silu(self.gate(x_BTD))), (S, *more)
