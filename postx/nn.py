@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from postx.mixers import state_dtype
+from postx.mixers._shift import token_shift
 from postx.shapes import check
 
 ACTIVATIONS = {
@@ -27,8 +29,9 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(D)), eps
 
     def forward(self, x):
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        return functional.rms_norm(wide, self.weight.shape, self.weight.to(wide.dtype), self.eps).to(x.dtype)
+        wide = state_dtype(x.dtype)
+        y = functional.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.eps)
+        return y.to(x.dtype)
 
 
 class MLP(nn.Module):
@@ -50,6 +53,24 @@ class MLP(nn.Module):
         if self.gate is None:
             return self.out(self.act(self.up(x_BTD)))
         return self.out(self.act(self.gate(x_BTD)) * self.up(x_BTD))
+
+
+class ChannelMix(nn.Module):
+    """RWKV's MLP: out(relu(up(blend))^2), where the blend is of the token and the one before it.
+
+    (x_BTD, S=None) -> (y_BTD, S), S = (last token,). F is 4 D by default. Peng et al. 2025 (RWKV-7), without a gate.
+    """
+
+    def __init__(self, D, F=None):
+        super().__init__()
+        F = F or 4 * D
+        self.mix_D = nn.Parameter(torch.full((D,), 0.5))
+        self.up, self.out = nn.Linear(D, F, bias=False), nn.Linear(F, D, bias=False)
+
+    def forward(self, x_BTD, S=None, **side):
+        previous, last_BD = token_shift(x_BTD, S[0] if S else None, **side)
+        seen = torch.lerp(x_BTD, previous, self.mix_D)
+        return self.out(functional.relu(self.up(seen)).square()), (last_BD,)
 
 
 def pick_activation(name):
@@ -98,7 +119,7 @@ class MoE(nn.Module):
     def forward(self, x_BTD):
         check({"D": self.router.in_features}, x_BTD=x_BTD)
         E = self.router.out_features
-        p = self.router(x_BTD).float().softmax(-1)
+        p = self.router(x_BTD).to(state_dtype(x_BTD.dtype)).softmax(-1)
         top, chosen = p.topk(self.k, -1)
         if self.renormalise:
             top = top / top.sum(-1, keepdim=True)

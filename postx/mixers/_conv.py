@@ -92,24 +92,6 @@ def long_convolution(x_BTD, response_DW, S=None, lengths_B=None):
     return _finish(y, x_BTD, seen, None, lengths_B, W)
 
 
-class Taps(nn.Module):
-    """A short convolution with its weights, over several projections side by side: taps(x_BTD...) -> (y..., S_BWD).
-
-    What keys and queries see then depends on the last few tokens, not on one. Without bias, started as torch's.
-    Raises ValueError for a width below 1.
-    """
-
-    def __init__(self, D, width):
-        super().__init__()
-        if width < 1:
-            raise ValueError(f"width: expected at least 1 tap, got {width}")
-        self.weight_DW = nn.Parameter(torch.empty(D, width).uniform_(-(width**-0.5), width**-0.5))
-
-    def forward(self, *parts, S=None, lengths_B=None, reset_BT=None):
-        y, S = short_convolution(torch.cat(parts, -1), self.weight_DW, None, S, lengths_B, reset_BT)
-        return (*y.split([x.shape[-1] for x in parts], -1), S)
-
-
 def fast_length(n):
     """The least whole number >= n with no prime factor above 5, where an FFT is quick."""
     while True:
@@ -120,6 +102,26 @@ def fast_length(n):
         if rest == 1:
             return n
         n += 1
+
+
+class Mixed(nn.Module):
+    """A short convolution over several projections of one token at once, each channel on its own; W = 0: none.
+
+    Mixed(widths, W)(parts, S, **side) -> (parts, S): S is (S_BWD,), or () where there is none.
+    """
+
+    def __init__(self, widths, W):
+        super().__init__()
+        self.widths = list(widths)
+        bound = max(W, 1) ** -0.5
+        taps = torch.empty(sum(self.widths), W).uniform_(-bound, bound) if W else None
+        self.taps_DW = nn.Parameter(taps) if W else None
+
+    def forward(self, parts, S=(), **side):
+        if self.taps_DW is None:
+            return parts, ()
+        x, S = short_convolution(torch.cat(parts, -1), self.taps_DW, None, *S, **side)
+        return x.split(self.widths, -1), (S,)
 
 
 def _prepare(x_BTD, S, lengths_B, **weights):
