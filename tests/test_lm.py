@@ -1,5 +1,6 @@
 """Language models from pattern strings: every letter decodes, resumes and packs as it trains."""
 
+import copy
 import functools
 import io
 
@@ -291,3 +292,15 @@ def test_seeds_differ_and_repeat():
     draws = [generate(model("M"), ids(), 8, generator=torch.Generator().manual_seed(n))[0] for n in (0, 0, 1)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.parametrize("case", ["A", "S", "I", "G", "R", "experts"])
+def test_half_precision_weights_keep_wide_states(case):
+    lm = copy.deepcopy(model(case)).to(torch.bfloat16)
+    logits, S = lm(ids())
+    more, _ = lm(ids()[:, :1], S)
+    assert logits.dtype == more.dtype == torch.bfloat16
+    assert more.isfinite().all()
+    assert (logits - model(case)(ids())[0]).abs().max() < 0.5
+    if case in "SIGR":
+        assert {x.dtype for x in leaves(S)} <= {torch.float32, torch.complex64, torch.int64}
