@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from postx import cost as costs
-from postx.mixers import _cache, _tiles, packed, pick, state_dtype
+from postx.mixers import _cache, _tiles, by_form, packed, pick, state_dtype
 from postx.mixers._rope import Rope
 from postx.shapes import check, check_shared
 
@@ -146,7 +146,7 @@ class Layer(nn.Module):
         self.q, self.k, self.v = (nn.Linear(D, heads * width, bias=False) for heads, width in self.heads)
         self.out = nn.Linear(H * V, D, bias=False)
 
-    def forward(self, x_BTD, S=None, *, lengths_B=None, reset_BT=None, inplace=False):
+    def forward(self, x_BTD, S=None, *, form="auto", lengths_B=None, reset_BT=None, inplace=False):
         check({"D": self.q.in_features}, x_BTD=x_BTD)
         projections = zip((self.q, self.k, self.v), self.heads, strict=True)
         z = [project(x_BTD).unflatten(-1, sizes) for project, sizes in projections]
@@ -155,7 +155,9 @@ class Layer(nn.Module):
             y_BHV, S = step(S, *(x[:, 0] for x in z), inplace=True, **w)
             y = y_BHV[:, None]
         else:
-            y, S = chunked(*z, S=S, lengths_B=lengths_B, reset_BT=reset_BT, chunk=self.chunk, **w)
+            run = by_form(__name__, form, x_BTD)
+            w |= {"chunk": self.chunk} if run is chunked else {}
+            y, S = run(*z, S=S, lengths_B=lengths_B, reset_BT=reset_BT, **w)
         return self.out(y.flatten(2)), S
 
 
@@ -171,14 +173,15 @@ def _validate(S, window, sizes):
 def _look(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, *, window=None, scale=None, rope=None):
     """What the tokens can look at, with their positions, and the cache after them. `scale` is used later."""
     sizes = check(q_BTHK=q_BTHK, k_BTGK=k_BTGK, v_BTGV=v_BTGV)
-    B, T = sizes["B"], sizes["T"]
-    if S is None:
+    B, T, fresh = sizes["B"], sizes["T"], S is None
+    if fresh:
         S = init(*(x.new_empty(B, *x.shape[2:]) for x in (q_BTHK, k_BTGK, v_BTGV)), window=window)
     _validate(S, window, sizes)
     q_BTHK, k_BTGK, v_BTGV = _cache.real(lengths_B, q_BTHK, k_BTGK, v_BTGV)
     position_BT = _cache.positions(S[2], T)
     if rope is not None:
         q_BTHK, k_BTGK = rope.rotate(q_BTHK, position_BT), rope.rotate(k_BTGK, position_BT)
-    (k_BMGK, v_BMGV), position_BM, cached = _cache.join(S, (k_BTGK, v_BTGV), window)
+    past = _cache.unfilled(S) if fresh else S
+    (k_BMGK, v_BMGV), position_BM, cached = _cache.join(past, (k_BTGK, v_BTGV), window)
     seen = _tiles.Seen(q_BTHK, k_BMGK, v_BMGV, position_BT, position_BM, cached)
     return seen, _cache.extend(S, (k_BTGK, v_BTGV), lengths_B, window)

@@ -22,7 +22,7 @@ from torch import nn
 
 from postx import scans
 from postx.cost import delta_recurrence
-from postx.mixers import _wy, packed, state_dtype
+from postx.mixers import _wy, by_form, packed, state_dtype
 from postx.shapes import check, check_lengths
 
 
@@ -99,9 +99,9 @@ class Layer(nn.Module):
         self.v, self.beta = nn.Linear(D, H * V, bias=False), nn.Linear(D, H, bias=False)
         self.norm, self.out = nn.RMSNorm(V, eps=1e-5), nn.Linear(H * V, D, bias=False)
 
-    def forward(self, x_BTD, S=None, **side):
+    def forward(self, x_BTD, S=None, *, form="auto", **side):
         q, k, v = (nn.functional.silu(p(x_BTD)).unflatten(-1, (self.H, -1)) for p in (self.q, self.k, self.v))
         q, k = (nn.functional.normalize(x, dim=-1) for x in (q, k))
         beta = self.top * self.beta(x_BTD).sigmoid()
-        y, S = recurrent(q, k, v, beta, S=S[0] if S else None, **side)
+        y, S = by_form(__name__, form, x_BTD)(q, k, v, beta, S=S[0] if S else None, **side)
         return self.out(self.norm(y).flatten(2)), (S,)

@@ -22,7 +22,7 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost, delta_recurrence
-from postx.mixers import _wy, packed, state_dtype
+from postx.mixers import _wy, by_form, packed, state_dtype
 from postx.shapes import check, check_lengths, check_shared
 
 
@@ -114,7 +114,7 @@ class Layer(nn.Module):
         self.log_A_H = nn.Parameter(torch.log(torch.linspace(1, 16, H)))
         self.norm, self.out = nn.RMSNorm(V, eps=1e-5), nn.Linear(H * V, D, bias=False)
 
-    def forward(self, x_BTD, S=None, **side):
+    def forward(self, x_BTD, S=None, *, form="auto", **side):
         q, k, v = (
             nn.functional.silu(p(x_BTD)).unflatten(-1, (n, -1))
             for p, n in ((self.q, self.G), (self.k, self.G), (self.v, self.H))
@@ -122,6 +122,6 @@ class Layer(nn.Module):
         q, k = (nn.functional.normalize(x, dim=-1) for x in (q, k))
         beta = self.top * self.beta(x_BTD).sigmoid()
         g = -self.log_A_H.exp() * nn.functional.softplus(self.rate(x_BTD) + self.bias_H)
-        y, S = recurrent(q, k, v, beta, g, S=S[0] if S else None, **side)
+        y, S = by_form(__name__, form, x_BTD)(q, k, v, beta, g, S=S[0] if S else None, **side)
         gate = nn.functional.silu(self.gate(x_BTD)).unflatten(-1, (self.H, -1))
         return self.out((self.norm(y) * gate).flatten(2)), (S,)

@@ -18,7 +18,7 @@ from torch.nn.functional import logsigmoid, silu
 
 from postx import scans
 from postx.cost import Cost, decay_recurrence
-from postx.mixers import packed, pick, state_dtype
+from postx.mixers import by_form, packed, pick, state_dtype
 from postx.scans.chunked import decay_chunked
 from postx.shapes import check
 
@@ -107,10 +107,10 @@ class Layer(nn.Module):
         self.decay = nn.Sequential(nn.Linear(D, rank, bias=False), nn.Linear(rank, H * K))
         self.norm, self.out = nn.RMSNorm(V, eps=1e-5), nn.Linear(H * V, D, bias=False)
 
-    def forward(self, x_BTD, S=None, **side):
+    def forward(self, x_BTD, S=None, *, form="auto", **side):
         check({"D": self.q.in_features}, x_BTD=x_BTD)
         q, k, v, g = (
             project(x_BTD).unflatten(-1, (self.H, -1)) for project in (self.q, self.k, self.v, self.decay)
         )
-        y, S = recurrent(q, k, v, log_decay(g), S=S[0] if S else None, **side)
+        y, S = by_form(__name__, form, x_BTD)(q, k, v, log_decay(g), S=S[0] if S else None, **side)
         return self.out(self.norm(y).flatten(2) * silu(self.gate(x_BTD))), (S,)

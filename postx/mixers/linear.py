@@ -17,7 +17,7 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost
-from postx.mixers import packed, pick, state_dtype
+from postx.mixers import by_form, packed, pick, state_dtype
 from postx.scans.chunked import decay_chunked
 from postx.shapes import check, check_lengths, check_shared
 
@@ -131,9 +131,9 @@ class Layer(nn.Module):
         self.q, self.k = nn.Linear(D, H * K, bias=False), nn.Linear(D, self.G * K, bias=False)
         self.v, self.out = nn.Linear(D, self.G * V, bias=False), nn.Linear(H * V, D, bias=False)
 
-    def forward(self, x_BTD, S=None, **side):
+    def forward(self, x_BTD, S=None, *, form="auto", **side):
         q, k, v = (
             p(x_BTD).unflatten(-1, (n, -1)) for p, n in ((self.q, self.H), (self.k, self.G), (self.v, self.G))
         )
-        y, S = recurrent(q, k, v, S=S[0] if S else None, **side)
+        y, S = by_form(__name__, form, x_BTD)(q, k, v, S=S[0] if S else None, **side)
         return self.out(y.flatten(2)), (S,)

@@ -23,7 +23,7 @@ from torch.nn.functional import silu, softplus
 
 from postx import scans
 from postx.cost import Cost, ssm_scan
-from postx.mixers import _conv, packed, pick, state_dtype
+from postx.mixers import _conv, by_form, packed, pick, state_dtype
 from postx.shapes import check, check_lengths
 
 
@@ -175,7 +175,7 @@ class Layer(nn.Module):
         self.skip_D = nn.Parameter(torch.ones(inner))
         self.out = nn.Linear(inner, D, bias=False)
 
-    def forward(self, x_BTD, S=None, **side):
+    def forward(self, x_BTD, S=None, *, form="auto", **side):
         check({"D": self.inward.in_features}, x_BTD=x_BTD)
         u, gate = self.inward(x_BTD).chunk(2, -1)
         S_conv, S = S or (None, None)
@@ -183,5 +183,5 @@ class Layer(nn.Module):
         u = silu(u)
         delta, write, read = self.choose(u).split([self.rank, self.N, self.N], -1)
         w = {"A_DN": -torch.exp(self.log_rate_DN), "skip_D": self.skip_D}
-        y, S = recurrent(u, softplus(self.delta(delta)), write, read, S=S, **w, **side)
+        y, S = by_form(__name__, form, x_BTD)(u, softplus(self.delta(delta)), write, read, S=S, **w, **side)
         return self.out(y * silu(gate)), (S_conv, S)

@@ -19,7 +19,7 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost, decay_recurrence
-from postx.mixers import packed, pick, state_dtype
+from postx.mixers import by_form, packed, pick, state_dtype
 from postx.mixers._rope import Rope
 from postx.scans.chunked import decay_chunked
 from postx.shapes import check, check_lengths
@@ -140,7 +140,7 @@ class Layer(nn.Module):
         self.norm, self.out = nn.GroupNorm(H, 2 * D, affine=False), nn.Linear(2 * D, D, bias=False)
         self.register_buffer("g_H", log_gamma(H, torch.get_default_dtype()))
 
-    def forward(self, x_BTD, S=None, *, lengths_B=None, reset_BT=None):
+    def forward(self, x_BTD, S=None, *, form="auto", lengths_B=None, reset_BT=None):
         check({"D": self.q.in_features}, x_BTD=x_BTD)
         B, T = x_BTD.shape[:2]
         table, start_B = S if S else (None, torch.zeros(B, dtype=torch.int64, device=x_BTD.device))
@@ -148,7 +148,7 @@ class Layer(nn.Module):
         q, k, v = (project(x_BTD).unflatten(-1, (self.H, -1)) for project in (self.q, self.k, self.v))
         q, k = self.rope.rotate(q, position_BT), self.rope.rotate(k, position_BT)
         side = {"lengths_B": lengths_B, "reset_BT": reset_BT}
-        y, table = recurrent(q, k, v, g_H=self.g_H, S=table, **side)
+        y, table = by_form(__name__, form, x_BTD)(q, k, v, g_H=self.g_H, S=table, **side)
         y = self.norm(y.flatten(0, 1).flatten(1)).view(B, T, -1)
         y = self.out(nn.functional.silu(self.gate(x_BTD)) * y)
         return y, (table, start_B + (T if lengths_B is None else lengths_B))

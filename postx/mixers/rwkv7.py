@@ -27,7 +27,7 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost
-from postx.mixers import _wy, packed, state_dtype
+from postx.mixers import _wy, by_form, packed, state_dtype
 from postx.shapes import check, check_lengths
 
 FASTEST = -math.exp(-0.5)  # the log-decay's lower end: a key keeps at least exp(-0.6065) = 0.545 of itself a token
@@ -133,7 +133,7 @@ class Layer(nn.Module):
         self.u_HK = nn.Parameter(torch.full((H, D // H), 0.1))
         self.norm = nn.GroupNorm(H, D, eps=64e-5)
 
-    def forward(self, x_BTD, S=None, **side):
+    def forward(self, x_BTD, S=None, *, form="auto", **side):
         check({"D": self.mix_6D.shape[1]}, x_BTD=x_BTD)
         previous, last_BD = _previous(x_BTD, S[1] if S else None, **side)
         seen = (x_BTD[:, :, None] + (previous - x_BTD)[:, :, None] * self.mix_6D).unbind(2)
@@ -143,7 +143,7 @@ class Layer(nn.Module):
         removal, k = k * self.removal_D, k * (1 + (a - 1) * self.scale_D)
         r, k, v, removal, a, d = (x.unflatten(-1, (self.H, -1)) for x in (r, k, v, removal, a, d))
         removal = nn.functional.normalize(removal, dim=-1)
-        y, table = recurrent(r, k, v, removal, a, log_decay(d), S=S[0] if S else None, **side)
+        y, table = by_form(__name__, form, x_BTD)(r, k, v, removal, a, log_decay(d), S=S[0] if S else None, **side)
         y = self.norm(y.flatten(0, 1).flatten(1)).view_as(v) + (r * k * self.u_HK).sum(-1, keepdim=True) * v
         return self.out(y.flatten(2) * gate), (table, last_BD)
 

@@ -20,7 +20,7 @@ from torch.nn.functional import pad, silu, softplus
 
 from postx import scans
 from postx.cost import Cost, decay_recurrence
-from postx.mixers import _conv, packed, pick, state_dtype
+from postx.mixers import _conv, by_form, packed, pick, state_dtype
 from postx.shapes import check, check_lengths, check_shared
 
 
@@ -162,7 +162,7 @@ class Layer(nn.Module):
         self.skip_H = nn.Parameter(torch.ones(self.H))
         self.norm, self.out = nn.RMSNorm(inner, eps=1e-5), nn.Linear(inner, D, bias=False)
 
-    def forward(self, x_BTD, S=None, **side):
+    def forward(self, x_BTD, S=None, *, form="auto", **side):
         check({"D": self.inward.in_features}, x_BTD=x_BTD)
         gate, mixed, dt = self.inward(x_BTD).split([self.widths[0], sum(self.widths), self.H], -1)
         S_conv, S = S or (None, None)
@@ -171,6 +171,6 @@ class Layer(nn.Module):
         x = x.unflatten(-1, (self.H, -1))
         k, q = (part.unflatten(-1, (self.G, -1)) for part in (k, q))
         dt = softplus(dt + self.dt_bias_H)
-        y, S = recurrent(q, k, x * dt[..., None], -torch.exp(self.log_rate_H) * dt, S=S, **side)
+        y, S = by_form(__name__, form, x_BTD)(q, k, x * dt[..., None], -torch.exp(self.log_rate_H) * dt, S=S, **side)
         y = (y + self.skip_H[:, None] * x).flatten(2)
         return self.out(self.norm(y * silu(gate))), (S_conv, S)
