@@ -1,0 +1,140 @@
+"""The models to keep: a hybrid of at most 3 million parameters on the text, and its twins of equal size.
+
+    python -m experiments.small_models --out FOLDER/small_models.jsonl [--text FILE.npz] [--shard 0/2] [--small]
+    python -m experiments.small_models --out FOLDER/small_models.jsonl --text FILE.npz --publish 1
+
+`hybrid` is SSD with two attention layers of eight, `attention` and `ssd` have one kind of mixer; an MLP after every
+mixer makes the parameters equal to 5%. Each is trained with every combination of STEPS and DECAYS on the same batches;
+the best point of all those curves on validation is kept (the text is small: weight decay and stopping early are the
+regularisation). It is written in bf16, read back, and measured: what is quoted belongs to the file. The first command
+trains, on a GPU; the second, on a CPU, measures the files again, compares them with an interpolated Kneser-Ney model
+of bytes whose order validation chose, and puts them into postx/weights.
+"""
+
+import datetime
+import platform
+
+import torch
+
+from experiments import corpus
+from experiments.equal import config, spread
+from experiments.sweep import arguments, key, read, sweep
+from postx import checkpoints
+
+DEPTH, D, T, TARGET = 8, 192, 512, 2_900_000
+TABLE = {"A": {"H": 4}, "S": {"K": 64}}
+PATTERNS = {"hybrid": spread("S", "A", DEPTH, 2), "attention": "A" * DEPTH, "ssd": "S" * DEPTH}
+STEPS, DECAYS, RATE = (1200, 3000), (0.1, 1.0), 2e-3
+ORDERS = range(2, 10)
+
+
+def runs(small=False):
+    """{name: its run}, but for the steps and the weight decay."""
+    width, target, T_ = (32, 40_000, 64) if small else (D, TARGET, T)
+    table = {"A": {"H": 4}, "S": {"K": 8, "V": 16}} if small else TABLE
+    size = {"B": 8, "watch": 10} if small else {"B": 32, "watch": 100}
+    patterns = {"hybrid": "SA", "attention": "AA", "ssd": "SS"} if small else PATTERNS
+    return {
+        name: {**config(pattern, width, 256, target, table), "name": name, "T": T_, "seed": 0, "lr": RATE,
+               "precision": "bf16", **size}
+        for name, pattern in patterns.items()
+    }  # fmt: skip
+
+
+def study(run, steps=STEPS, decays=DECAYS):
+    """Every combination; which is best is decided by `Keeper`."""
+    yield [run | {"steps": n, "decay": decay} for n in steps for decay in decays]
+
+
+class Keeper:
+    """Remembers the weights of the best point of a curve, and writes the best of a name's runs to its file."""
+
+    def __init__(self, folder, text, about, most=None):
+        self.folder, self.text, self.about, self.most = folder, text, about, most
+        self.points = {}  # key of a run: (bits, step, weights on the CPU, curve)
+
+    def bits(self, lm, part, T):
+        """Bits per byte of a split; every byte but the first is counted."""
+        return corpus.bits_per_byte(lm, self.text[part], T, most=self.most)
+
+    def watch(self, lm, run, step):
+        """A point of the curve: bits per byte on validation; the weights are kept if it is the lowest."""
+        bits = self.bits(lm, "valid", run["T"])
+        best = self.points.get(key(run))
+        curve = [*(best[3] if best else []), {"step": step, "valid_bits": bits}]
+        if best is None or bits < best[0]:
+            weights = {name: x.detach().to("cpu", copy=True) for name, x in lm.state_dict().items()}
+            best = bits, step, weights
+        self.points[key(run)] = (*best[:3], curve)
+        return {"valid_bits": bits}
+
+    def score(self, lm, run):
+        """Round the best weights as the file does; keep the file if no run of this name has a better one."""
+        bits, step, weights, curve = self.points.pop(key(run))
+        lm.load_state_dict({name: x.bfloat16().to(x.dtype) for name, x in weights.items()})
+        valid = self.bits(lm, "valid", run["T"])
+        found = {"valid_bits": valid, "step": step, "valid_bits_before_rounding": bits}
+        name = run["name"]
+        if name not in checkpoints.kept(self.folder) or valid < checkpoints.record(name, self.folder)["valid_bits"]:
+            about = {
+                "parameters": sum(p.numel() for p in lm.parameters()), "valid_bits": valid, "step": step,
+                "curve": curve, "key": key(run), "run": run, "text": self.about, "torch": torch.__version__,
+                "date": datetime.date.today().isoformat(), "device": str(next(lm.parameters()).device),
+            }  # fmt: skip
+            built = {name: run[name] for name in ("pattern", "D", "Y", "options", "mlp")}
+            checkpoints.save(name, lm, built, about, self.folder)
+        return found
+
+
+def main():
+    args = arguments(__doc__, text="", publish=0)
+    text, about = corpus.load(args.text or None)
+    if args.publish:
+        return publish(args.out, text, about)
+    found = runs(args.small)
+    for run in found.values():
+        run["task"] = {"name": "text", "sha256": about["sha256"]}
+        if torch.device(args.device).type == "cpu":
+            run["precision"] = "float32"
+    keeper = Keeper(args.out.parent, text, about, 8_000 if args.small else None)
+    grid = {"steps": (20,), "decays": DECAYS[:1]} if args.small else {}
+    sweep({name: study(run, **grid) for name, run in found.items()}, args=args, watch=keeper.watch,
+          score=keeper.score, data=lambda run: corpus.batches(text["train"], run))  # fmt: skip
+
+
+def publish(out, text, about, folder=checkpoints.FOLDER):
+    """Measure the files in out's folder, hold them against Kneser-Ney, write them to `folder` with all that is known.
+
+    Raises ValueError where the text is not the one they were trained on, or one does not beat the byte model.
+    """
+    byte_model = kneser_ney(text)
+    losses = {r["key"]: r for r in read(out)}
+    for name in PATTERNS:
+        lm, known = checkpoints.load(name, out.parent), checkpoints.record(name, out.parent)
+        if known["text"]["sha256"] != about["sha256"]:
+            raise ValueError(f"text: {name} was trained on {known['text']['sha256']}, this is {about['sha256']}")
+        T_ = known["run"]["T"]
+        found = {f"{part}_bits": round(corpus.bits_per_byte(lm, text[part], T_), 4) for part in ("valid", "test")}
+        print(f"{name:10} {known['parameters']:,} parameters, step {known['step']}: {found}; {byte_model}", flush=True)
+        if not found["test_bits"] < byte_model["test_bits"]:
+            raise ValueError(f"{name}: {found} does not beat Kneser-Ney's {byte_model}")
+        trained = losses[known["key"]]
+        known |= found | {
+            "measured": f"float32 on a CPU ({platform.machine()}), the bf16 weights read back from this file; windows of "
+            f"{T_} bytes, each byte from at least {T_ // 2} before it",
+            "train_loss": trained["loss"], "train_loss_every": trained["loss_every"], "device": trained["device"],
+            "kneser_ney": byte_model,
+        }  # fmt: skip
+        built = known.pop("config")
+        known.pop("name")
+        checkpoints.save(name, lm, built, known, folder)
+    return checkpoints.kept(folder)
+
+
+def kneser_ney(text):
+    """Orders 2 to 9 of the interpolated Kneser-Ney model, the best on validation, and its bits on the test text."""
+    raise NotImplementedError
+
+
+if __name__ == "__main__":
+    main()
