@@ -1,46 +1,24 @@
 """Language models from pattern strings: each letter is one place in a residual stack.
 
-    x = embed(ids)        for each place: x = x + mixer(norm(x)), x = x + mlp(norm(x))        logits = head(norm(x))
+    x = embed(ids)      at each place: x = x + mixer(norm(x)), x = x + mlp(norm(x))      logits = head(norm(x))
 
-`LM("MMMMMMMA", D=64)` is seven Mamba layers and one of attention. `MIXERS` is the table of letters; "(AS)" puts two
-mixers side by side on the same input (Falcon-H1). `mlp` says what follows each mixer: "F" a gated MLP, "E" a
+`LM("MMMMMMMA", D=64)` is seven Mamba layers and one of attention. The table of letters is in `postx.blocks`; "(AS)"
+puts two mixers side by side on the same input (Falcon-H1). `mlp` says what follows each mixer: "F" a gated MLP, "E" a
 mixture of experts, "-" nothing. F and E in the pattern itself are places without a mixer (Nemotron-H).
 """
 
 import math
-import re
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from postx import mixers
-from postx.nn import MLP, MoE, RMSNorm
+from postx.blocks import MIXERS, NORMS, Block, Shared, mlps, places
+from postx.nn import MoE
 from postx.shapes import check
 
-# letter: (mixer, default options)
-MIXERS = {
-    "A": ("attention", {}),
-    "L": ("attention", {"window": 64}),
-    "K": ("mla", {}),
-    "M": ("mamba", {}),
-    "S": ("ssd", {}),
-    "I": ("s4d", {}),
-    "H": ("hyena", {}),
-    "C": ("shortconv", {}),
-    "N": ("linear", {}),
-    "T": ("retnet", {}),
-    "W": ("gla", {}),
-    "D": ("deltanet", {}),
-    "G": ("gated_deltanet", {}),
-    "R": ("rglru", {}),
-    "4": ("rwkv4", {}),
-    "6": ("rwkv6", {}),
-    "7": ("rwkv7", {}),
-}
-MLPS = {"F": MLP, "E": MoE}
-WITHOUT_MLP = "MS"  # a Mamba block has its own gate and expansion
+__all__ = ["LM", "MIXERS", "Count", "count", "generate", "leaves", "places", "sample", "size"]
 
 
 class Count(NamedTuple):
@@ -50,121 +28,90 @@ class Count(NamedTuple):
     active: int
 
 
-def places(pattern):
-    """The places of a pattern, each a string of letters: places("M(AS)F") == ["M", "AS", "F"].
-
-    Raises ValueError for a letter that is not in the table, or brackets that do not match.
-    """
-    found = re.findall(r"\(([^()]+)\)|([^()])", pattern)
-    names = [group or letter for group, letter in found]
-    if "".join(f"({g})" if g else x for g, x in found) != pattern or not names:
-        raise ValueError(f"pattern: cannot read {pattern!r}: letters, and groups such as (AS)")
-    for name in names:
-        for letter in name:
-            if letter not in MIXERS and not (letter in MLPS and name == letter):
-                table = ", ".join(f"{x} {m}" for x, (m, _) in MIXERS.items())
-                raise ValueError(f"pattern: no letter {letter!r} in {pattern!r}; there are {table}, F and E")
-    return names
-
-
-class Block(nn.Module):
-    """One place: a norm and its mixers side by side, then a norm and an MLP; each adds to the stream."""
-
-    def __init__(self, D, letters, mlp, options, eps):
-        super().__init__()
-        self.norm = RMSNorm(D, eps) if letters else None
-        self.mix = nn.ModuleList()
-        for letter in letters:
-            name, default = MIXERS[letter]
-            self.mix.append(mixers.load(name).Layer(D, **default | options.get(letter, {})))
-        self.mlp_norm = RMSNorm(D, eps) if mlp != "-" else None
-        self.mlp = MLPS[mlp](D, **options.get(mlp, {})) if mlp != "-" else None
-        self.inplace = [MIXERS[letter][0] in ("attention", "mla") for letter in letters]
-
-    def forward(self, x, S=None, *, inplace=False, **side):
-        load = None
-        if self.norm is not None:
-            seen, added, after = self.norm(x), 0, []
-            for i, mix in enumerate(self.mix):
-                more = {"inplace": inplace} if self.inplace[i] else {}
-                y, S_i = mix(seen, S[i] if S is not None else None, **more, **side)
-                added = added + y
-                after.append(S_i)
-            x, S = x + added, tuple(after)
-        else:
-            S = ()
-        if self.mlp is not None:
-            y = self.mlp(self.mlp_norm(x))
-            if isinstance(y, tuple):
-                y, load = y
-            x = x + y
-        return x, S, load
-
-
 class LM(nn.Module):
     """A causal language model over Y tokens: `logits_BTY, S = lm(ids_BT, S=None, lengths_B=None, reset_BT=None)`.
 
     S has one entry a place, a tuple with the state of each of its mixers. `options` are keyword arguments of the
-    layers by letter, {"A": {"H": 4, "window": 128}, "F": {"F": 256}}. mlp is one letter for all places or one for
-    each; by default F after every mixer but Mamba's, which have their own gate.
+    layers by letter, {"A": {"H": 4, "window": 128}, "F": {"F": 256}}. mlp is one letter for all mixers or one for
+    each; by default F after every mixer but Mamba's, which have their own gate. tied: the head is the embedding.
+    norm: "rms" or "layer"; embed_norm: one after the embedding too (RWKV). form: how mixers compute ("auto", or a form
+    that all of them have). What crosses places goes through one dictionary of each call: the embedding and the
+    shared block (Z), the first value (7). Built under `torch.device("meta")` it takes no memory.
     """
 
-    def __init__(self, pattern, D, Y=256, *, mlp=None, options=None, tied=True, eps=1e-5, std=0.02, form="auto"):
+    def __init__(
+        self, pattern, D, Y=256, *, mlp=None, options=None, tied=True, norm="rms", embed_norm=False,
+        eps=1e-5, std=0.02, form="auto",
+    ):  # fmt: skip
         super().__init__()
         names, options = places(pattern), options or {}
-        mlps = self._mlps(names, mlp)
-        unknown = set(options) - set("".join(names)) - set(mlps)
+        follow = mlps(names, mlp)
+        unknown = set(options) - set("".join(names)) - set(follow)
         if unknown:
             raise ValueError(f"options: {', '.join(sorted(unknown))} not in the pattern {pattern!r} or its MLPs")
+        if norm not in NORMS:
+            raise ValueError(f"norm: expected one of {', '.join(map(repr, NORMS))}, got {norm!r}")
         self.pattern, self.form = pattern, form
         self.embed = nn.Embedding(Y, D)
-        self.blocks = nn.ModuleList(
-            Block(D, "" if name in MLPS else name, m, options, eps) for name, m in zip(names, mlps, strict=True)
-        )
-        self.norm = RMSNorm(D, eps)
+        self.embed_norm = NORMS[norm](D, eps) if embed_norm else None
+        self.blocks, first = nn.ModuleList(), True
+        for letters, after in zip(names, follow, strict=True):
+            mine = options
+            if "7" in letters and first:  # it gives its value to the later ones, and blends in none
+                mine, first = options | {"7": options.get("7", {}) | {"value_rank": 0}}, False
+            self.blocks.append(Block(D, letters, after, mine, NORMS[norm], eps))
+        self.shared = Shared(D, eps=eps, **options.get("Z", {})) if "Z" in names else None
+        self.norm = NORMS[norm](D, eps)
         self.head = None if tied else nn.Linear(D, Y, bias=False)
         self._start(std)
 
-    @staticmethod
-    def _mlps(names, mlp):
-        if mlp is None:
-            return [n if n in MLPS else "-" if set(n) <= set(WITHOUT_MLP) else "F" for n in names]
-        free = [n for n in names if n not in MLPS]
-        if len(mlp) not in (1, len(free)) or set(mlp) - set(MLPS) - {"-"}:
-            raise ValueError(f"mlp: expected 1 or {len(free)} letters out of F, E and -, got {mlp!r}")
-        rest = iter(mlp * len(free) if len(mlp) == 1 else mlp)
-        return [n if n in MLPS else next(rest) for n in names]
-
     def _start(self, std):
-        """Normal weights of deviation std; what writes to the stream is scaled by (2 L)^-1/2 (GPT-2)."""
+        """Normal weights of deviation std; what writes to the stream is scaled by (2 L)^-1/2 (GPT-2, sec. 2.3).
+
+        Only plain projections: what a mixer starts in its own way (decays, time steps, filters, taps) stays.
+        """
         nn.init.normal_(self.embed.weight, std=std)
+        scale = (2 * len(self.blocks)) ** -0.5
+        parts = [part for block in self.blocks for part in (*block.mix, block.mlp) if part is not None]
+        if self.shared is not None:
+            parts += [self.shared.attention, self.shared.mlp]
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=std)
-        scale = (2 * len(self.blocks)) ** -0.5
-        for block in self.blocks:
-            parts = [*block.mix, *([block.mlp] if block.mlp is not None else [])]
-            for part in parts:
-                for name, child in part.named_children():
-                    if isinstance(child, nn.Linear) and name not in ("delta", "a", "decay"):
-                        nn.init.normal_(child.weight, std=std * (scale if name == "out" else 1))
-                        if child.bias is not None:
-                            nn.init.zeros_(child.bias)
-                if isinstance(part, MoE):
-                    nn.init.normal_(part.out_EFD, std=std * scale)
+        for part in parts:
+            part = [part, part.shared] if isinstance(part, MoE) and part.shared is not None else [part]
+            for name, child in (pair for p in part for pair in p.named_children()):
+                if isinstance(child, nn.Linear) and name != "delta":
+                    nn.init.normal_(child.weight, std=std * (scale if name == "out" else 1))
+                    if child.bias is not None:
+                        nn.init.zeros_(child.bias)
+            if isinstance(part[0], MoE):
+                nn.init.normal_(part[0].out_EFD, std=std * scale)
 
-    def forward(self, ids_BT, S=None, *, lengths_B=None, reset_BT=None, inplace=False, with_load=False):
-        """Logits of the next token at every token, and the state after the last. with_load adds the MoE's Loads."""
-        check({}, ids_BT=ids_BT)
+    def forward(
+        self, ids_BT, S=None, *, lengths_B=None, reset_BT=None, inplace=False, form=None, with_load=False
+    ):
+        """Logits of the next token at every token, and the state after the last.
+
+        inplace=True lets attention write into the S it was given, for generation. form: as the constructor's, for
+        this call. with_load=True returns the `Load` of each mixture of experts as a third output. Raises ValueError
+        for an S of another number of places.
+        """
+        check(ids_BT=ids_BT)
         if S is not None and len(S) != len(self.blocks):
             raise ValueError(f"S: expected {len(self.blocks)} entries, one a place, got {len(S)}")
-        x, after, loads = self.embed(ids_BT), [], []
-        side = {"lengths_B": lengths_B, "reset_BT": reset_BT, "form": self.form, "inplace": inplace}
+        x = self.embed(ids_BT)
+        if self.embed_norm is not None:
+            x = self.embed_norm(x)
+        cross = {"embedding": x, "shared": self.shared}
+        side = {"lengths_B": lengths_B, "reset_BT": reset_BT, "form": form or self.form, "inplace": inplace}
+        after, loads = [], []
         for i, block in enumerate(self.blocks):
-            x, S_i, load = block(x, None if S is None else S[i], **side)
+            x, S_i, load = block(x, None if S is None else S[i], cross, **side)
             after.append(S_i)
-            loads += [load] if load is not None else []
-        x = self.norm(x)
-        logits = functional.linear(x, self.embed.weight if self.head is None else self.head.weight)
+            if load is not None:
+                loads.append(load)
+        weight = self.embed.weight if self.head is None else self.head.weight
+        logits = functional.linear(self.norm(x), weight)
         return (logits, tuple(after), loads) if with_load else (logits, tuple(after))
 
     def loss(self, ids_BT, targets_BT=None, *, balance=0.01, **side):

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from postx.mixers._shift import token_shift
 from postx.shapes import check
 
 ACTIVATIONS = {
@@ -50,6 +51,24 @@ class MLP(nn.Module):
         if self.gate is None:
             return self.out(self.act(self.up(x_BTD)))
         return self.out(self.act(self.gate(x_BTD)) * self.up(x_BTD))
+
+
+class ChannelMix(nn.Module):
+    """RWKV's MLP: out(relu(up(blend))^2), where the blend is of the token and the one before it.
+
+    (x_BTD, S=None) -> (y_BTD, S), S = (last token,). F is 4 D by default. Peng et al. 2025 (RWKV-7), without a gate.
+    """
+
+    def __init__(self, D, F=None):
+        super().__init__()
+        F = F or 4 * D
+        self.mix_D = nn.Parameter(torch.full((D,), 0.5))
+        self.up, self.out = nn.Linear(D, F, bias=False), nn.Linear(F, D, bias=False)
+
+    def forward(self, x_BTD, S=None, **side):
+        previous, last_BD = token_shift(x_BTD, S[0] if S else None, **side)
+        seen = torch.lerp(x_BTD, previous, self.mix_D)
+        return self.out(functional.relu(self.up(seen)).square()), (last_BD,)
 
 
 def pick_activation(name):
