@@ -1,6 +1,6 @@
 """One model of each family with equal parameters, on the same text: loss against tokens and against time.
 
-    python -m experiments.families --out FILE [--text FILE.npz] [--small] [--device cuda] [--shard 0/2] [--seconds N]
+    python -m experiments.families --out FILE [--text FILE.npz] [--small] [--shard 0/2] [--seconds N]
     python -m experiments.families --out FILE --times 1     step times instead, each model alone on the device
 
 Eight layers of width 192, each a mixer and a gated MLP whose width makes the parameters equal to 5%; otherwise each
@@ -21,7 +21,7 @@ from experiments.program import Program
 from experiments.sweep import arguments, best, build, sweep
 
 DEPTH, D, T, TARGET = 8, 192, 512, 2_800_000
-TABLE = {"A": {"H": 4}, "H": {"W": 512}, "T": {"H": 4}, "D": {"H": 4}, "7": {"H": 4}, "S": {"K": 64}}
+TABLE = {"A": {"H": 4}, "H": {"W": 512}, "T": {"H": 4}, "D": {"H": 4, "conv": 4}, "G": {"conv": 4}, "7": {"H": 4}, "S": {"K": 64}}
 FAMILIES = {
     "attention": "A", "linear": "N", "retnet": "T", "gla": "W", "deltanet": "D", "gated_deltanet": "G",
     "mamba": "M", "ssd": "S", "rwkv6": "6", "rwkv7": "7", "hyena": "H", "rglru": "R", "hybrid": None,

@@ -1,7 +1,7 @@
 """How few attention layers: 0, 1, 2, 4 or all 8 of eight, and where the one stands; recall, text loss, KV bytes.
 
-    python -m experiments.hybrids --out FILE [--text FILE.npz] [--small] [--device cuda] [--shard 0/2] [--seconds N]
-    python -m experiments.hybrids --out FILE --summary     a table of what FILE holds, by family and attention layers
+    python -m experiments.hybrids --out FILE [--text FILE.npz] [--small] [--shard 0/2] [--seconds N]
+    python -m experiments.hybrids --out FILE --summary 1    a table of what FILE holds, by family and attention layers
 
 Three families: SSD and Gated DeltaNet with causal attention, RG-LRU with local attention (a window of 128 tokens,
 as Griffin pairs them). All patterns have an MLP after every mixer, whose width makes the parameters equal to 5%.
@@ -24,7 +24,7 @@ CONTEXT = 32_768  # tokens for which the bytes of keys and values are stated
 TABLE = {
     "A": {"H": 4}, "L": {"H": 4, "window": 128},
     "S": {"K": 16, "V": 64},  # 4 heads: 4,096 floats a layer
-    "G": {"H": 4, "G": 4, "K": 32, "V": 32},  # the same number
+    "G": {"H": 4, "G": 4, "K": 32, "V": 32, "conv": 4},  # the same number; the convolution is the published layer's
     "R": {},  # D floats a layer
 }  # fmt: skip
 FAMILIES = {"ssd": ("S", "A"), "gated_deltanet": ("G", "A"), "rglru": ("R", "L")}
@@ -53,7 +53,7 @@ def runs(small=False):
     depth, width, target, T_ = (4, 32, 40_000, 64) if small else (DEPTH, D, TARGET, T)
     table = {letter: dict(options) for letter, options in TABLE.items()}
     if small:
-        table |= {"L": {"H": 4, "window": 16}, "S": {"K": 8, "V": 16}, "G": {"H": 4, "G": 4, "K": 8, "V": 8}}
+        table |= {"L": {"H": 4, "window": 16}, "S": {"K": 8, "V": 16}, "G": {"H": 4, "G": 4, "K": 8, "V": 8, "conv": 4}}
     pairs = (4, 8) if small else PAIRS
     asked = {"name": "recall", "pairs": pairs, **({"keys": 16, "values": 16, "fillers": 8} if small else ALPHABETS)}
     found = {}

@@ -18,7 +18,7 @@ import torch
 
 from experiments import corpus
 from experiments.equal import config, spread
-from experiments.sweep import arguments, key, read, sweep
+from experiments.sweep import MODEL, arguments, key, read, sweep
 from postx import checkpoints
 
 DEPTH, D, T, TARGET = 8, 192, 512, 2_900_000
@@ -81,7 +81,7 @@ class Keeper:
                 "curve": curve, "key": key(run), "run": run, "text": self.about, "torch": torch.__version__,
                 "date": datetime.date.today().isoformat(), "device": str(next(lm.parameters()).device),
             }  # fmt: skip
-            built = {name: run[name] for name in ("pattern", "D", "Y", "options", "mlp")}
+            built = {name: run[name] for name in MODEL}
             checkpoints.save(name, lm, built, about, self.folder)
         return found
 

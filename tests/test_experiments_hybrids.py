@@ -1,12 +1,15 @@
-"""The grids of the hybrid experiments: equal sizes, patterns, bytes of keys and values; and the files of kept models."""
+"""The grids of the hybrid experiments: equal sizes, patterns, bytes of keys and values; files of kept models."""
 
+import argparse
 import json
+import math
 
 import pytest
 import torch
 
-from experiments import families, hybrids
+from experiments import corpus, families, hybrids, small_models
 from experiments.equal import config, kv_bytes, parameters, spread, state_floats, widen
+from experiments.sweep import MODEL, sweep
 from postx import checkpoints
 from postx.lm import LM, count
 
@@ -26,20 +29,20 @@ def test_an_impossible_place_is_named(n, where, message):
 
 
 def test_every_hybrid_has_equal_parameters():
-    for Y in (256, 4 + hybrids.RECALL["keys"] + hybrids.RECALL["values"] + hybrids.RECALL["fillers"]):
-        for pattern in hybrids.patterns():
-            built = config(pattern, hybrids.D, Y, hybrids.TARGET, hybrids.TABLE)
-            with torch.device("meta"):
-                total = count(LM(**built)).total
-            assert abs(total - hybrids.TARGET) < 0.05 * hybrids.TARGET, pattern
+    for name, run in hybrids.runs().items():
+        assert run["Y"] == (256 if name.startswith("text") else 4 + 128 + 128 + 32)
+        with torch.device("meta"):
+            total = count(LM(**{key: run[key] for key in MODEL})).total
+        assert abs(total - hybrids.TARGET) < 0.05 * hybrids.TARGET, name
 
 
 def test_every_family_has_equal_parameters():
-    for name in families.FAMILIES:
-        built = config(families.pattern(name), families.D, 256, families.TARGET, families.TABLE)
-        with torch.device("meta"):
-            total = count(LM(**built)).total
-        assert abs(total - families.TARGET) < 0.05 * families.TARGET, name
+    for script in (families, small_models):
+        for name, run in script.runs().items():
+            with torch.device("meta"):
+                total = count(LM(**{key: run[key] for key in MODEL})).total
+            assert abs(total - script.TARGET) < 0.05 * script.TARGET, name
+            assert total <= 3_000_000
 
 
 def test_the_grid_has_every_place_once():
@@ -95,3 +98,83 @@ def test_a_config_that_does_not_fit_is_refused(tmp_path):
     built = config("SA", 16, 256, 20_000, {"S": {"K": 8}})
     with pytest.raises(ValueError, match="does not build the model given"):
         checkpoints.save("tiny", LM(**built), built | {"pattern": "SAS"}, {}, tmp_path)
+
+
+class Bigram(torch.nn.Module):
+    """A model that looks at one byte only: its loss cannot depend on where windows begin."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.randn(256, 256, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, ids_BT):
+        return self.table[ids_BT], None
+
+
+@pytest.mark.parametrize(("T", "stride", "rows"), [(16, None, 4), (16, 16, 64), (16, 1, 64), (15, 7, 2), (500, 9, 3)])
+def test_every_byte_is_counted_once(T, stride, rows):
+    text = torch.randint(0, 256, (131,), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    lm = Bigram()
+    expected = -lm.table.double().log_softmax(-1)[text[:-1].long(), text[1:].long()].mean() / math.log(2)
+    found = corpus.bits_per_byte(lm, text, T, stride=stride, rows=rows)
+    assert found == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_the_context_is_at_least_the_stride():
+    seen = []
+
+    class Watcher(Bigram):
+        def forward(self, ids_BT):
+            seen.append(ids_BT)
+            return super().forward(ids_BT)
+
+    text = torch.arange(100, dtype=torch.uint8)
+    corpus.bits_per_byte(Watcher(), text, 20, stride=10, rows=1)
+    assert [x[0, 0].item() for x in seen] == [0, 10, 20, 30, 40, 50, 60, 70, 79]
+    with pytest.raises(ValueError, match="stride: expected 1 to T=20, got 21"):
+        corpus.bits_per_byte(Watcher(), text, 20, stride=21)
+
+
+def test_batches_are_windows_of_the_text():
+    text = torch.arange(250, dtype=torch.uint8)
+    ids, targets = corpus.batches(text, {"B": 3, "T": 7, "steps": 5, "seed": 0})
+    assert ids.shape == targets.shape == (5, 3, 7)
+    assert torch.equal(ids + 1, targets)
+    assert len(ids[:, :, 0].unique()) > 5
+    again = corpus.batches(text, {"B": 3, "T": 7, "steps": 9, "seed": 0})[0]
+    assert again.shape[0] == 9
+
+
+def test_the_best_point_of_a_curve_is_kept(tmp_path):
+    """A curve whose minimum is in the middle: its weights are written, rounded to bf16, and not the last ones."""
+    run = {**config("A", 16, 256, 20_000, {}), "name": "attention", "T": 16, "B": 2, "seed": 0, "steps": 3}
+    text = {part: torch.arange(200, dtype=torch.uint8) for part in corpus.SPLITS}
+    keeper = small_models.Keeper(tmp_path, text, {"sha256": "0"})
+    torch.manual_seed(0)
+    lm, curve = LM(**{name: run[name] for name in MODEL}), []
+    for step, scale in ((1, 1.0), (2, 0.0), (3, 2.0)):  # no weight, no logit: 8 bits a byte, below a random guess
+        with torch.no_grad():
+            for p in lm.parameters():
+                p.copy_(torch.randn(p.shape) * scale)
+        curve.append(keeper.watch(lm, run, step)["valid_bits"])
+    found = keeper.score(lm, run)
+    assert found["step"] == 2
+    assert min(curve) == found["valid_bits"] == pytest.approx(8)
+    assert not any(p.any() for p in checkpoints.load("attention", tmp_path).parameters())
+    assert [point["step"] for point in checkpoints.record("attention", tmp_path)["curve"]] == [1, 2, 3]
+
+
+def test_the_runner_draws_the_curve(tmp_path):
+    run = {**config("A", 16, 256, 20_000, {}), "name": "a", "T": 8, "B": 2, "seed": 0, "steps": 5, "lr": 1e-3,
+           "watch": 2, "task": {"name": "text"}}  # fmt: skip
+    text = torch.arange(250, dtype=torch.uint8)
+    args = argparse.Namespace(shard="0/1", only=None, have=[], out=tmp_path / "a.jsonl", list=False, device="cpu",
+                              seconds=60.0)  # fmt: skip
+
+    def study():
+        yield [run]
+
+    (record,) = sweep({"a": study()}, data=lambda run: corpus.batches(text, run), args=args,
+                      score=lambda lm, run: {"done": True}, watch=lambda lm, run, step: {"seen": step})  # fmt: skip
+    assert record["curve"] == [{"step": 2, "seen": 2}, {"step": 4, "seen": 4}, {"step": 5, "seen": 5}]
+    assert len(record["loss"]) == 5
