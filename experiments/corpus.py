@@ -1,14 +1,12 @@
-"""The text of the experiments as three arrays of bytes in a file, so that every machine trains on the same one.
+"""The text of the experiments in one file, so that every machine trains on the same bytes.
 
     python -m experiments.corpus FILE.npz
 
-What the interpreter ships differs a little between Python versions. The file is written where the published numbers
-belong (Python 3.11) and carried to the GPU; its hash stands in every record.
+What an interpreter ships differs a little between Python versions. The file is written where the published numbers
+belong (Python 3.11) and carried to the GPU; the text's hash stands in every run, and so in its key.
 """
 
-import hashlib
-import json
-import math
+import dataclasses
 import platform
 import sys
 from pathlib import Path
@@ -16,60 +14,43 @@ from pathlib import Path
 import numpy as np
 import torch
 
-SPLITS = ("train", "valid", "test")
+from postx import text as texts
+from postx.train import measure
 
 
-def load(path=None):
-    """{"train", "valid", "test": bytes as a uint8 tensor} and what they are, from a file or the running interpreter."""
+def load(path=None, most=None):
+    """(text, what it is) from such a file, or from the running interpreter; `most` bytes of each unseen split."""
     if path:
         with np.load(path) as file:
-            parts, about = {name: file[name] for name in SPLITS}, json.loads(str(file["about"]))
+            text = texts.Text(**{name: file[name] for name in texts.SPLITS}, source=str(file["source"]))
+            python = str(file["python"])
     else:
-        parts, about = interpreter()
-    return {name: torch.from_numpy(part) for name, part in parts.items()}, about
+        text, python = texts.load(), platform.python_version()
+    if most:
+        text = dataclasses.replace(text, validation=text.validation[:most], test=text.test[:most])
+    return text, {"name": "text", "source": text.source, "python": python, "sha256": text.sha256, "sizes": text.sizes}
 
 
-def write(path, parts, about):
-    """Store the splits; an .npz of three arrays and a line of JSON."""
+def write(path, text, python):
+    """Store a text and the version of the Python whose it is."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, about=json.dumps(about), **parts)
+    np.savez_compressed(path, source=text.source, python=python, **{s: getattr(text, s) for s in texts.SPLITS})
 
 
-def batches(text_N, run, most=None):
-    """(ids_NBT, targets_NBT) of every step: windows that begin at places drawn anew for each step by the run's seed."""
-    B, T, steps = run["B"], run["T"], min(run["steps"], most or run["steps"])
-    rng = np.random.default_rng([run["seed"], 1])
-    start = rng.integers(0, len(text_N) - T, (steps, B, 1))
-    window = text_N.numpy()[start + np.arange(T + 1)]
-    return tuple(torch.from_numpy(x.astype(np.int32)) for x in (window[..., :-1], window[..., 1:]))
+def batches(text, run):
+    """(ids_NBT, targets_NBT) of every step of a run: stretches at places drawn by the run's seed and the step."""
+    batch = text.batches("train", run["B"], run["T"], seed=run["seed"])
+    drawn = [batch(step) for step in range(run["steps"])]
+    return tuple(torch.stack(x).int() for x in zip(*drawn, strict=True))
 
 
-@torch.no_grad()
-def bits_per_byte(lm, text_N, T, *, stride=None, rows=64, most=None):
-    """Mean of -log2 p(byte) over every byte of a text but its first, each from at least `stride` bytes before it.
+def bits(lm, text, split, T, rows=64):
+    """Bits per byte of a split: windows of T bytes, each byte asked once, after at least T / 2 bytes of context."""
+    return measure(lm, text.windows(split, rows, T, context=T // 2))["bits"]
 
-    Windows of T bytes begin `stride` apart (T / 2 unless told); of each only the predictions that the window before
-    it did not make are counted, so the context is between T - stride and T. `most` reads only so many first bytes.
-    """
-    stride, text = stride or T // 2, text_N[:most]
-    if not 1 <= stride <= T:
-        raise ValueError(f"stride: expected 1 to T={T}, got {stride}")
-    device, last = next(lm.parameters()).device, len(text) - 1  # the number of predictions
-    T = min(T, last)
-    starts = [*range(0, last - T, stride), last - T]
-    known, lost = 0, torch.zeros((), dtype=torch.float64, device=device)
-    fresh = []  # of each window, the first prediction that is counted
-    for start in starts:
-        fresh.append(known - start)
-        known = start + T
-    text = text.to(device).long()
-    offset = torch.arange(T + 1, device=device)
-    for i in range(0, len(starts), rows):
-        start_B1 = torch.tensor(starts[i : i + rows], device=device)[:, None]
-        fresh_B1 = torch.tensor(fresh[i : i + rows], device=device)[:, None]
-        window = text[start_B1 + offset]
-        logits = lm(window[:, :-1])[0].float()
-        nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten(), reduction="none")
-        lost += torch.where(offset[:-1] >= fresh_B1, nats.view(len(window), T), 0.0).double().sum()
-    return lost.item() / last / math.log(2)
+
+if __name__ == "__main__":
+    found, about = load()
+    write(sys.argv[1], found, about["python"])
+    print(about)

@@ -37,7 +37,7 @@ def pattern(name, depth=DEPTH):
 
 def runs(small=False):
     """{family: its run}."""
-    depth, width, target, T_ = (4, 32, 48_000, 64) if small else (DEPTH, D, TARGET, T)
+    depth, width, target, T_ = (4, 32, 56_000, 64) if small else (DEPTH, D, TARGET, T)
     table = {**TABLE, "H": {"W": 64}, "S": {"K": 8}, "W": {"rank": 4}, "6": {"rank": 4}} if small else TABLE
     size = {"B": 8, "steps": 12, "watch": 6} if small else {"B": 32, "steps": 1500, "watch": 150}
     return {
@@ -54,25 +54,21 @@ def study(run, rates=RATES):
 
 def main():
     args = arguments(__doc__, text="", times=0)
-    text, about = corpus.load(args.text or None)
+    text, about = corpus.load(args.text or None, 4_000 if args.small else None)
     found = runs(args.small)
     for run in found.values():
-        run["task"] = {"name": "text", "sha256": about["sha256"]}
+        run["task"] = about
         if torch.device(args.device).type == "cpu":
             run["precision"] = "float32"
-    most = 8_000 if args.small else 65_536  # bytes read at a point of a curve
-
     def watch(lm, run, step):
-        return {"tokens": step * run["B"] * run["T"],
-                "valid_bits": corpus.bits_per_byte(lm, text["valid"], run["T"], most=most)}  # fmt: skip
+        return {"tokens": step * run["B"] * run["T"], "validation_bits": corpus.bits(lm, text, "validation", run["T"])}
 
     def score(lm, run):
-        valid, test = (corpus.bits_per_byte(lm, text[part], run["T"], most=most if args.small else None)
-                       for part in ("valid", "test"))  # fmt: skip
-        return {"valid_bits": valid, "test_bits": test, "score": -valid}
+        found = {f"{split}_bits": corpus.bits(lm, text, split, run["T"]) for split in ("validation", "test")}
+        return found | {"score": -found["validation_bits"]}
 
     def data(run):
-        return corpus.batches(text["train"], run)
+        return corpus.batches(text, run)
 
     if args.times:
         score, watch = timed(data, torch.device(args.device)), None

@@ -81,11 +81,11 @@ def main():
     args = arguments(__doc__, text="", summary=0)
     if args.summary:
         return summary(read(args.out, *args.have))
-    text, about = corpus.load(args.text or None)
+    text, about = corpus.load(args.text or None, 10_000 if args.small else None)
     found = runs(args.small)
     for run in found.values():
         if run["task"]["name"] == "text":
-            run["task"] = {"name": "text", "sha256": about["sha256"]}
+            run["task"] = about
         if torch.device(args.device).type == "cpu":
             run["precision"] = "float32"
     first = {"rates": RATES[:1], "seeds": SEEDS[:1]} if args.small else {}
@@ -96,7 +96,7 @@ def main():
 def data(run, text):
     """The batches of a run: text windows, or recall with the numbers of pairs in turn."""
     if run["task"]["name"] == "text":
-        return corpus.batches(text["train"], run)
+        return corpus.batches(text, run)
     drawn = [_recall(run, run["task"]["pairs"][step % len(run["task"]["pairs"])], run["B"], (run["seed"], step))
              for step in range(min(run["steps"], STORED))]  # fmt: skip
     return tuple(torch.stack(x).int() for x in zip(*drawn, strict=True))
@@ -109,9 +109,8 @@ def _recall(run, pairs, B, seed):
 def score(lm, run, text):
     """Accuracy by number of pairs on rows that no training saw, or bits per byte on the validation and test texts."""
     if run["task"]["name"] == "text":
-        most = 20_000 if run["D"] < D else None
-        valid, test = (corpus.bits_per_byte(lm, text[part], run["T"], most=most) for part in ("valid", "test"))
-        return {"valid_bits": valid, "test_bits": test, "score": -valid}
+        found = {f"{split}_bits": corpus.bits(lm, text, split, run["T"]) for split in ("validation", "test")}
+        return found | {"score": -found["validation_bits"]}
     right = {}
     for pairs in run["task"]["pairs"]:
         rows = [_recall(run, pairs, 64, (10**6, i)) for i in range(1 if run["D"] < D else 4)]
@@ -133,7 +132,7 @@ def summary(records):
         recall = [(m["by_pairs"], s) for m, s in row.get("recall", [])]
         top = max(recall, key=lambda r: sum(r[0].values()), default=({}, 0))
         shown = " ".join(f"{pairs}:{share:.3f}" for pairs, share in top[0].items())
-        bits = min((m["valid_bits"] for m, _ in row.get("text", [])), default=float("nan"))
+        bits = min((m["validation_bits"] for m, _ in row.get("text", [])), default=float("nan"))
         print(f"{family:15} {n} {where:7} KV {row['kv']:>11,} B  state {top[1]:>9,}  recall {shown}  bits {bits:.4f}")
     return rows
 

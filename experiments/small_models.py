@@ -49,36 +49,32 @@ def study(run, steps=STEPS, decays=DECAYS):
 class Keeper:
     """Remembers the weights of the best point of a curve, and writes the best of a name's runs to its file."""
 
-    def __init__(self, folder, text, about, most=None):
-        self.folder, self.text, self.about, self.most = folder, text, about, most
+    def __init__(self, folder, text):
+        self.folder, self.text = folder, text
         self.points = {}  # key of a run: (bits, step, weights on the CPU, curve)
-
-    def bits(self, lm, part, T):
-        """Bits per byte of a split; every byte but the first is counted."""
-        return corpus.bits_per_byte(lm, self.text[part], T, most=self.most)
 
     def watch(self, lm, run, step):
         """A point of the curve: bits per byte on validation; the weights are kept if it is the lowest."""
-        bits = self.bits(lm, "valid", run["T"])
+        bits = corpus.bits(lm, self.text, "validation", run["T"])
         best = self.points.get(key(run))
-        curve = [*(best[3] if best else []), {"step": step, "valid_bits": bits}]
+        curve = [*(best[3] if best else []), {"step": step, "validation_bits": bits}]
         if best is None or bits < best[0]:
             weights = {name: x.detach().to("cpu", copy=True) for name, x in lm.state_dict().items()}
             best = bits, step, weights
         self.points[key(run)] = (*best[:3], curve)
-        return {"valid_bits": bits}
+        return {"validation_bits": bits}
 
     def score(self, lm, run):
         """Round the best weights as the file does; keep the file if no run of this name has a better one."""
         bits, step, weights, curve = self.points.pop(key(run))
         lm.load_state_dict({name: x.bfloat16().to(x.dtype) for name, x in weights.items()})
-        valid = self.bits(lm, "valid", run["T"])
-        found = {"valid_bits": valid, "step": step, "valid_bits_before_rounding": bits}
+        valid = corpus.bits(lm, self.text, "validation", run["T"])
+        found = {"validation_bits": valid, "step": step, "validation_bits_before_rounding": bits}
         name = run["name"]
-        if name not in checkpoints.kept(self.folder) or valid < checkpoints.record(name, self.folder)["valid_bits"]:
+        if name not in checkpoints.kept(self.folder) or valid < checkpoints.record(name, self.folder)["validation_bits"]:
             about = {
-                "parameters": sum(p.numel() for p in lm.parameters()), "valid_bits": valid, "step": step,
-                "curve": curve, "key": key(run), "run": run, "text": self.about, "torch": torch.__version__,
+                "parameters": sum(p.numel() for p in lm.parameters()), "validation_bits": valid, "step": step,
+                "curve": curve, "key": key(run), "run": run, "torch": torch.__version__,
                 "date": datetime.date.today().isoformat(), "device": str(next(lm.parameters()).device),
             }  # fmt: skip
             built = {name: run[name] for name in MODEL}
@@ -88,18 +84,18 @@ class Keeper:
 
 def main():
     args = arguments(__doc__, text="", publish=0)
-    text, about = corpus.load(args.text or None)
+    text, about = corpus.load(args.text or None, 4_000 if args.small else None)
     if args.publish:
         return publish(args.out, text, about)
     found = runs(args.small)
     for run in found.values():
-        run["task"] = {"name": "text", "sha256": about["sha256"]}
+        run["task"] = about
         if torch.device(args.device).type == "cpu":
             run["precision"] = "float32"
-    keeper = Keeper(args.out.parent, text, about, 8_000 if args.small else None)
+    keeper = Keeper(args.out.parent, text)
     grid = {"steps": (20,), "decays": DECAYS[:1]} if args.small else {}
     sweep({name: study(run, **grid) for name, run in found.items()}, args=args, watch=keeper.watch,
-          score=keeper.score, data=lambda run: corpus.batches(text["train"], run))  # fmt: skip
+          score=keeper.score, data=lambda run: corpus.batches(text, run))  # fmt: skip
 
 
 def publish(out, text, about, folder=checkpoints.FOLDER):
@@ -111,17 +107,17 @@ def publish(out, text, about, folder=checkpoints.FOLDER):
     losses = {r["key"]: r for r in read(out)}
     for name in PATTERNS:
         lm, known = checkpoints.load(name, out.parent), checkpoints.record(name, out.parent)
-        if known["text"]["sha256"] != about["sha256"]:
-            raise ValueError(f"text: {name} was trained on {known['text']['sha256']}, this is {about['sha256']}")
+        if known["run"]["task"] != about:
+            raise ValueError(f"text: {name} was trained on {known['run']['task']}, this is {about}")
         T_ = known["run"]["T"]
-        found = {f"{part}_bits": round(corpus.bits_per_byte(lm, text[part], T_), 4) for part in ("valid", "test")}
+        found = {f"{part}_bits": round(corpus.bits(lm, text, part, T_), 4) for part in ("validation", "test")}
         print(f"{name:10} {known['parameters']:,} parameters, step {known['step']}: {found}; {byte_model}", flush=True)
         if not found["test_bits"] < byte_model["test_bits"]:
             raise ValueError(f"{name}: {found} does not beat Kneser-Ney's {byte_model}")
         trained = losses[known["key"]]
         known |= found | {
-            "measured": f"float32 on a CPU ({platform.machine()}), the bf16 weights read back from this file; windows of "
-            f"{T_} bytes, each byte from at least {T_ // 2} before it",
+            "measured": f"float32, CPU ({platform.machine()}), these bf16 weights read back; windows of {T_} bytes, each byte "
+            f"after at least {T_ // 2} bytes of context but at the beginning",
             "train_loss": trained["loss"], "train_loss_every": trained["loss_every"], "device": trained["device"],
             "kneser_ney": byte_model,
         }  # fmt: skip

@@ -2,8 +2,8 @@
 
 import argparse
 import json
-import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +11,7 @@ from experiments import corpus, families, hybrids, small_models
 from experiments.equal import config, kv_bytes, parameters, spread, state_floats, widen
 from experiments.sweep import MODEL, sweep
 from postx import checkpoints
+from postx import text as texts
 from postx.lm import LM, count
 
 
@@ -100,66 +101,40 @@ def test_a_config_that_does_not_fit_is_refused(tmp_path):
         checkpoints.save("tiny", LM(**built), built | {"pattern": "SAS"}, {}, tmp_path)
 
 
-class Bigram(torch.nn.Module):
-    """A model that looks at one byte only: its loss cannot depend on where windows begin."""
-
-    def __init__(self):
-        super().__init__()
-        self.table = torch.nn.Parameter(torch.randn(256, 256, generator=torch.Generator().manual_seed(0)))
-
-    def forward(self, ids_BT):
-        return self.table[ids_BT], None
+def text_of(n=200):
+    """A text that a table of bytes knows by heart: 0, 1, 2, ... in every split."""
+    return texts.Text(*(np.arange(n, dtype=np.uint8) for _ in texts.SPLITS), source="a count")
 
 
-@pytest.mark.parametrize(("T", "stride", "rows"), [(16, None, 4), (16, 16, 64), (16, 1, 64), (15, 7, 2), (500, 9, 3)])
-def test_every_byte_is_counted_once(T, stride, rows):
-    text = torch.randint(0, 256, (131,), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    lm = Bigram()
-    expected = -lm.table.double().log_softmax(-1)[text[:-1].long(), text[1:].long()].mean() / math.log(2)
-    found = corpus.bits_per_byte(lm, text, T, stride=stride, rows=rows)
-    assert found == pytest.approx(expected.item(), rel=1e-6)
+def test_a_text_survives_its_file(tmp_path):
+    corpus.write(tmp_path / "t.npz", text_of(), "3.11.7")
+    text, about = corpus.load(tmp_path / "t.npz")
+    assert about["sha256"] == text_of().sha256
+    assert about["python"] == "3.11.7"
+    assert corpus.load(tmp_path / "t.npz", most=50)[0].sizes == {"train": 200, "validation": 50, "test": 50}
 
 
-def test_the_context_is_at_least_the_stride():
-    seen = []
-
-    class Watcher(Bigram):
-        def forward(self, ids_BT):
-            seen.append(ids_BT)
-            return super().forward(ids_BT)
-
-    text = torch.arange(100, dtype=torch.uint8)
-    corpus.bits_per_byte(Watcher(), text, 20, stride=10, rows=1)
-    assert [x[0, 0].item() for x in seen] == [0, 10, 20, 30, 40, 50, 60, 70, 79]
-    with pytest.raises(ValueError, match="stride: expected 1 to T=20, got 21"):
-        corpus.bits_per_byte(Watcher(), text, 20, stride=21)
-
-
-def test_batches_are_windows_of_the_text():
-    text = torch.arange(250, dtype=torch.uint8)
-    ids, targets = corpus.batches(text, {"B": 3, "T": 7, "steps": 5, "seed": 0})
+def test_batches_are_stretches_of_the_text():
+    ids, targets = corpus.batches(text_of(250), {"B": 3, "T": 7, "steps": 5, "seed": 0})
     assert ids.shape == targets.shape == (5, 3, 7)
     assert torch.equal(ids + 1, targets)
     assert len(ids[:, :, 0].unique()) > 5
-    again = corpus.batches(text, {"B": 3, "T": 7, "steps": 9, "seed": 0})[0]
-    assert again.shape[0] == 9
 
 
 def test_the_best_point_of_a_curve_is_kept(tmp_path):
     """A curve whose minimum is in the middle: its weights are written, rounded to bf16, and not the last ones."""
     run = {**config("A", 16, 256, 20_000, {}), "name": "attention", "T": 16, "B": 2, "seed": 0, "steps": 3}
-    text = {part: torch.arange(200, dtype=torch.uint8) for part in corpus.SPLITS}
-    keeper = small_models.Keeper(tmp_path, text, {"sha256": "0"})
+    keeper = small_models.Keeper(tmp_path, text_of())
     torch.manual_seed(0)
     lm, curve = LM(**{name: run[name] for name in MODEL}), []
     for step, scale in ((1, 1.0), (2, 0.0), (3, 2.0)):  # no weight, no logit: 8 bits a byte, below a random guess
         with torch.no_grad():
             for p in lm.parameters():
                 p.copy_(torch.randn(p.shape) * scale)
-        curve.append(keeper.watch(lm, run, step)["valid_bits"])
+        curve.append(keeper.watch(lm, run, step)["validation_bits"])
     found = keeper.score(lm, run)
     assert found["step"] == 2
-    assert min(curve) == found["valid_bits"] == pytest.approx(8)
+    assert min(curve) == found["validation_bits"] == pytest.approx(8)
     assert not any(p.any() for p in checkpoints.load("attention", tmp_path).parameters())
     assert [point["step"] for point in checkpoints.record("attention", tmp_path)["curve"]] == [1, 2, 3]
 
@@ -167,14 +142,13 @@ def test_the_best_point_of_a_curve_is_kept(tmp_path):
 def test_the_runner_draws_the_curve(tmp_path):
     run = {**config("A", 16, 256, 20_000, {}), "name": "a", "T": 8, "B": 2, "seed": 0, "steps": 5, "lr": 1e-3,
            "watch": 2, "task": {"name": "text"}}  # fmt: skip
-    text = torch.arange(250, dtype=torch.uint8)
     args = argparse.Namespace(shard="0/1", only=None, have=[], out=tmp_path / "a.jsonl", list=False, device="cpu",
                               seconds=60.0)  # fmt: skip
 
     def study():
         yield [run]
 
-    (record,) = sweep({"a": study()}, data=lambda run: corpus.batches(text, run), args=args,
+    (record,) = sweep({"a": study()}, data=lambda run: corpus.batches(text_of(), run), args=args,
                       score=lambda lm, run: {"done": True}, watch=lambda lm, run, step: {"seen": step})  # fmt: skip
     assert record["curve"] == [{"step": 2, "seen": 2}, {"step": 4, "seen": 4}, {"step": 5, "seen": 5}]
     assert len(record["loss"]) == 5
