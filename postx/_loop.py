@@ -40,9 +40,10 @@ class Loop:
         # The fused kernel passes over the step where found is 1, weights, moments and counters alike.
         self.optimizer = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=self.lr, betas=config.betas, eps=config.eps,
-            fused=True, capturable=self.device.type == "cuda",
+            fused=True, capturable=config.cuda_graph,
         )  # fmt: skip
         self.optimizer.grad_scale, self.optimizer.found_inf = None, self.found
+        self.optimizer._warned_capturable_if_run_uncaptured = True  # it is, on purpose, while warming up
         for p in self.named.values():  # AdamW would make these at its first step: too late to load or capture
             step = torch.zeros((), dtype=torch.float32, device=p.device)
             moments = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
@@ -66,9 +67,9 @@ class Loop:
         norm = nn.utils.clip_grad_norm_(self.named.values(), self.config.clip)
         wrong = ~(loss.detach().isfinite() & norm.isfinite())
         self.bad.copy_(torch.where(wrong & (self.found == 0), self.step, self.bad))
-        self.found.copy_(torch.where(wrong, torch.ones_like(self.found), self.found))
+        self.found.copy_(torch.maximum(self.found, wrong.float()))
         self.optimizer.step()
-        self.total.add_(torch.where(self.found == 0, loss.detach().float(), 0.0))
+        self.total.add_(loss.detach().float().nan_to_num(0, 0, 0) * (1 - self.found))
         self.count.add_(1)
         self.norm.copy_(norm)
         self.step.add_(1)

@@ -15,6 +15,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -96,7 +97,8 @@ def train(
         if device.type == "cuda"
         else []
     )
-    with torch.random.fork_rng(devices=cuda), Progress(config) as progress:
+    here = torch.cuda.device(cuda[0]) if cuda else nullcontext()
+    with here, torch.random.fork_rng(devices=cuda), Progress(config) as progress:
         torch.manual_seed(config.seed)
         loop, log, start = Loop(model, config), [], 0
         if config.checkpoint and Path(config.checkpoint).exists():

@@ -1,4 +1,4 @@
-"""The loop on a tiny recurrent model, bit for bit."""
+"""The loop on a tiny model, bit for bit."""
 
 import dataclasses
 import math
@@ -6,50 +6,13 @@ import math
 import pytest
 import torch
 from safetensors import safe_open
+from tiny import SIZES, SMALL, Tiny, batch, numbers, one_thread, same, weights
 from torch import nn
 
 from postx import mixers, tasks
-from postx.train import Config, NotFinite, decayed, measure, stored, train
+from postx.train import Config, decayed, measure, stored, train
 
-
-class Tiny(nn.Module):
-    """An embedding, a linear attention without frills, an MLP, tied logits, dropout: (logits_BTY, None)."""
-
-    def __init__(self, Y=32, D=16, seed=0, dropout=0.1):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.embed, self.norm = nn.Embedding(Y, D), nn.RMSNorm(D)
-        self.mix, self.drop = nn.Linear(D, 3 * D), nn.Dropout(dropout)
-        self.wide, self.narrow = nn.Linear(D, 2 * D), nn.Linear(2 * D, D)
-        self.head = nn.Linear(D, Y, bias=False)
-        self.head.weight = self.embed.weight
-        nn.init.normal_(self.embed.weight, std=0.1)
-
-    def forward(self, ids_BT, S=None):
-        x = self.embed(ids_BT)
-        q, k, v = self.mix(self.norm(x)).chunk(3, -1)
-        x = x + self.drop((q @ k.mT).tril() @ v / ids_BT.shape[1])
-        return self.head(x + self.narrow(self.wide(x).relu())), S
-
-
-SMALL = Config(steps=12, B=8, lr=1e-2, warmup=3, log_every=1, quiet=True)
-SIZES = {"pairs": 3, "keys": 8, "values": 8, "fillers": 4}
-
-
-def batch(step):
-    return tasks.recall(8, 16, **SIZES, seed=(0, step))
-
-
-def weights(model):
-    return {name: x.clone() for name, x in model.state_dict().items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def numbers(log):
-    return [{key: x for key, x in row.items() if key != "seconds"} for row in log]
+pytestmark = pytest.mark.usefixtures(one_thread.__name__)
 
 
 def test_the_loss_falls_and_the_answers_come():
@@ -121,7 +84,9 @@ def test_decay_pulls_on_matrices_only():
 @pytest.mark.parametrize("killed", [1, 5, 11])
 def test_killed_and_resumed_is_the_unbroken_run(tmp_path, killed):
     """Bit for bit: weights, moments, losses, and dropout's random numbers; the kill falls between two saves."""
-    config = dataclasses.replace(SMALL, checkpoint=str(tmp_path / "run.safetensors"), checkpoint_every=2, log_every=3)
+    config = dataclasses.replace(
+        SMALL, checkpoint=str(tmp_path / "run.safetensors"), checkpoint_every=2, log_every=3
+    )
 
     def evaluate(model):
         return {"held": measure(model, [batch(100)])["loss"], "noise": torch.rand(()).item()}
@@ -156,7 +121,12 @@ def test_killed_and_resumed_is_the_unbroken_run(tmp_path, killed):
 def test_evaluation_changes_no_number():
     one, two = Tiny(), Tiny()
     train(one, batch, SMALL)
-    train(two, batch, dataclasses.replace(SMALL, evaluate_every=1), evaluate=lambda m: {"x": torch.rand(()).item()})
+    train(
+        two,
+        batch,
+        dataclasses.replace(SMALL, evaluate_every=1),
+        evaluate=lambda m: {"x": torch.rand(()).item()},
+    )
     assert same(weights(one), weights(two))
     assert two.training
 
@@ -185,7 +155,10 @@ def test_a_checkpoint_is_whole_and_readable(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"lr": 0.5}, "of a run with lr=0.01, this one has 0.5"), ({"data": "words"}, "data='', this one has 'words'")],
+    [
+        ({"lr": 0.5}, "of a run with lr=0.01, this one has 0.5"),
+        ({"data": "words"}, "data='', this one has 'words'"),
+    ],
 )
 def test_another_runs_checkpoint_is_refused(tmp_path, change, message):
     config = dataclasses.replace(SMALL, steps=2, checkpoint=str(tmp_path / "run"))
@@ -197,62 +170,6 @@ def test_another_runs_checkpoint_is_refused(tmp_path, change, message):
     (tmp_path / "run").write_bytes((tmp_path / "run").read_bytes()[:500])
     with pytest.raises(ValueError, match="not a whole safetensors file"):
         train(Tiny(), batch, config)
-
-
-class Faulty(nn.Module):
-    """Identity until armed: then its output, or the gradient that it passes back, is not finite."""
-
-    def __init__(self):
-        super().__init__()
-        self.mode = None
-
-    def forward(self, x):
-        if self.mode == "output":
-            return x / 0
-        if self.mode == "gradient":
-            return x + (x.detach() - x).clamp(min=0).sqrt()  # 0, with the slope of a root at 0
-        return x
-
-
-@pytest.mark.parametrize(
-    ("mode", "what"), [("output", "the output"), ("gradient", "the gradient of the input")]
-)
-def test_the_first_layer_that_is_not_finite_is_named(mode, what):
-    model = Tiny(dropout=0.0)
-    model.wide = nn.Sequential(nn.Linear(16, 32), Faulty(), nn.Linear(32, 32))
-    reached = {}
-
-    def arming(step):
-        if step == 7:
-            model.wide[1].mode = mode
-            reached.update(weights(model))
-        return batch(step)
-
-    with pytest.raises(NotFinite, match=rf"step 7: {what} of 'wide.1' is not finite") as error:
-        train(model, arming, SMALL)
-    assert (error.value.step, error.value.layer) == (7, "wide.1")
-    assert same(weights(model), reached)  # the step moved nothing
-
-
-def test_a_parameters_own_gradient_is_named():
-    model = Tiny(dropout=0.0)
-
-    class Root(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scale = nn.Parameter(torch.zeros(16))
-
-        def forward(self, x):
-            return x + self.scale.sqrt()
-
-    model.drop = Root()
-    with pytest.raises(NotFinite, match="step 0: the gradient of 'scale' of 'drop' is not finite"):
-        train(model, batch, SMALL)
-
-
-def test_nothing_asked_is_a_loss_that_is_not_finite():
-    with pytest.raises(NotFinite, match="step 0: the value of 'loss' is not finite"):
-        train(Tiny(), lambda step: (batch(0)[0], torch.full((8, 16), -100)), SMALL)
 
 
 def test_progress_is_one_line_and_quiet_is_quiet(capsys):
