@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from postx.blocks import MIXERS, NORMS, Block, Shared, mlps, places
+from postx.mixers import state_dtype
 from postx.nn import MoE
 from postx.shapes import check
 
@@ -122,7 +123,8 @@ class LM(nn.Module):
         if targets_BT is None:
             ids_BT, targets_BT = ids_BT[:, :-1], ids_BT[:, 1:]
         logits, _, loads = self(ids_BT, with_load=True, **side)
-        loss = functional.cross_entropy(logits.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=-100)
+        logits = logits.flatten(0, 1).to(state_dtype(logits.dtype))
+        loss = functional.cross_entropy(logits, targets_BT.flatten(), ignore_index=-100)
         return loss + balance * sum(load.balance for load in loads) if loads else loss
 
     def state_floats(self, T, B=1):
@@ -185,7 +187,7 @@ def sample(logits_BY, temperature=1.0, top_k=None, generator=None):
         raise ValueError(f"temperature: expected a finite number >= 0, got {temperature}")
     if temperature == 0:
         return logits_BY.argmax(-1)
-    logits = logits_BY.float() / temperature
+    logits = logits_BY.to(state_dtype(logits_BY.dtype)) / temperature
     if top_k is not None:
         logits = logits.masked_fill(logits < logits.topk(top_k, -1).values[:, -1:], -torch.inf)
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from postx.mixers import state_dtype
 from postx.mixers._shift import token_shift
 from postx.shapes import check
 
@@ -28,8 +29,9 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(D)), eps
 
     def forward(self, x):
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        return functional.rms_norm(wide, self.weight.shape, self.weight.to(wide.dtype), self.eps).to(x.dtype)
+        wide = state_dtype(x.dtype)
+        y = functional.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.eps)
+        return y.to(x.dtype)
 
 
 class MLP(nn.Module):
@@ -117,7 +119,7 @@ class MoE(nn.Module):
     def forward(self, x_BTD):
         check({"D": self.router.in_features}, x_BTD=x_BTD)
         E = self.router.out_features
-        p = self.router(x_BTD).float().softmax(-1)
+        p = self.router(x_BTD).to(state_dtype(x_BTD.dtype)).softmax(-1)
         top, chosen = p.topk(self.k, -1)
         if self.renormalise:
             top = top / top.sum(-1, keepdim=True)

@@ -129,8 +129,9 @@ class Layer(nn.Module):
         up = [nn.Linear(x.out_features, D, bias=i < 2) for i, x in enumerate(down)]
         self.decay, self.a = nn.Sequential(down[0], nn.Tanh(), up[0]), nn.Sequential(down[1], up[1])
         self.gate = nn.Sequential(down[2], nn.Sigmoid(), up[2])
-        low = nn.Linear(D, value_rank, bias=False), nn.Linear(value_rank, D)
-        self.value = nn.Sequential(*low) if value_rank else None
+        self.value = None
+        if value_rank:
+            self.value = nn.Sequential(nn.Linear(D, value_rank, bias=False), nn.Linear(value_rank, D))
         nn.init.uniform_(self.decay[-1].bias, -6, 1)
         self.removal_D, self.scale_D = nn.Parameter(torch.full((D,), 0.85)), nn.Parameter(torch.ones(D))
         self.u_HK = nn.Parameter(torch.full((H, D // H), 0.1))
