@@ -1,9 +1,15 @@
 """The few recurrences that all mixers share, and the one place that decides what computes them.
 
-`impl` is "auto", "reference" (torch: any device, autograd, float64) or "numba" (CPU, with its own backward).
-"auto" takes numba on a CPU and the reference elsewhere. Asking for what is not there raises ValueError.
-Half precision is computed in float32: outputs come back in the input's dtype, states stay float32.
+`impl` is "auto", "reference" (torch: any device, autograd, float64), "numba" (CPU, with its own backward) or "triton"
+(CUDA, with its own backward: `diagonal` with real numbers and N <= 128, `decay` and `delta` with K <= 256). "auto"
+takes numba on a CPU; on a GPU triton where it is installed and the case is one of these, else the reference.
+Asking for what is not there raises ValueError. Half precision is computed in float32: outputs come back in the
+input's dtype, states stay float32.
 """
+
+import functools
+import importlib
+import importlib.util
 
 import torch
 
@@ -17,23 +23,42 @@ __all__ = [
     "IMPLEMENTATIONS",
     "START",
     "affine",
+    "GPU_IMPLEMENTATIONS",
     "choose",
     "decay",
     "delta",
     "diagonal",
     "fir",
+    "has_triton",
     "logspace",
     "merge",
     "set_threads",
 ]
 
-IMPLEMENTATIONS = ("reference", "numba")
+IMPLEMENTATIONS = ("reference", "numba")  # on a CPU, of every recurrence; "auto" is the last
+GPU_IMPLEMENTATIONS = ("reference", "triton")  # on a CUDA device, where `has_triton()` and the case is supported
+MOST_KEYS, MOST_STATES = 256, 128  # the widest state that the triton kernels keep in registers
 START = -1e30  # a maximum over nothing: finite, so that exp(START - x) is 0 and START - START is 0, not NaN
 
 
-def choose(impl: str, x: torch.Tensor) -> str:
-    """The implementation that `impl` stands for on x's device. Raises ValueError naming those that are there."""
-    return pick(impl, IMPLEMENTATIONS if x.device.type == "cpu" else ("reference",))
+@functools.cache
+def has_triton() -> bool:
+    """Whether triton is installed. It comes with torch's CUDA build for Linux, and not with the CPU build."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def choose(impl: str, x: torch.Tensor, kernel: bool = False) -> str:
+    """The implementation that `impl` stands for on x's device. Raises ValueError naming those that are there.
+
+    `kernel` says that the recurrence has a triton kernel for the case at hand.
+    """
+    if x.device.type == "cpu":
+        return pick(impl, IMPLEMENTATIONS)
+    return pick(impl, GPU_IMPLEMENTATIONS if kernel and x.is_cuda and has_triton() else ("reference",))
+
+
+def _gpu_ops():
+    return importlib.import_module("postx.scans.gpu_ops")  # imports triton, so not before it is asked for
 
 
 def diagonal(u_BTD, delta, A_DN, B, C, S_BDN=None, *, lengths_B=None, impl="auto"):
@@ -62,7 +87,10 @@ def diagonal(u_BTD, delta, A_DN, B, C, S_BDN=None, *, lengths_B=None, impl="auto
     args = (u_BTD.to(real), delta_BTD.to(real), *(x.to(kind) for x in (A_DN, B_BTDN, C_BTDN, S_BDN)))
     lengths = row_lengths(lengths_B, u_BTD)
     selective = delta.dim() == 3 and B.dim() == C.dim() == 3 and not kind.is_complex
-    if choose(impl, u_BTD) == "reference":
+    chosen = choose(impl, u_BTD, not kind.is_complex and not B.is_complex() and A_DN.shape[1] <= MOST_STATES)
+    if chosen == "triton":
+        y, S = _gpu_ops().Diagonal.apply(u_BTD, delta_BTD, args[2], B_BTDN, C_BTDN, args[5], lengths_B)
+    elif chosen == "reference":
         y, S = reference.diagonal(*args, lengths)
     elif selective:
         u, delta_BTD, A_DN, B_BTDN, C_BTDN, S_BDN = args
@@ -90,7 +118,12 @@ def decay(
     H = v_BTHV.shape[2]
     check_shared("q_BTHK", q_BTHK.shape[2], H)
     tensors[3] = tensors[3].exp()
-    if choose(impl, v_BTHV) == "numba":
+    chosen = choose(impl, v_BTHV, k_BTHK.shape[3] <= MOST_KEYS)
+    if chosen == "triton":
+        a, S, u = tensors[3:]
+        more = a, S, None if u_HK is None else u, lengths_B, read == "before"
+        y, S = _gpu_ops().Decay.apply(q_BTHK, k_BTHK, v_BTHV, *more)
+    elif chosen == "numba":
         y, S = numba_ops.Decay.apply(*tensors, row_lengths(lengths_B, v_BTHV), read == "before")
     else:
         for i in (0, 1, 3):  # the reference knows nothing of shared heads
@@ -127,7 +160,12 @@ def delta(
     check(sizes, S_BHKV=S_BHKV)
     tensors = [q, k, v, decay_factors(g, sizes, v_BTHV, kind), b, c, beta]
     more = S_BHKV.to(kind), row_lengths(lengths_B, v_BTHV), read == "before"
-    if choose(impl, v_BTHV) == "numba":
+    chosen = choose(impl, v_BTHV, K <= MOST_KEYS)
+    if chosen == "triton":
+        c = k_BTHK if c_BTHK is None else c_BTHK
+        narrow = q_BTHK, k_BTHK, v_BTHV, tensors[3], b_BTHK, c, beta, more[0]
+        y, S = _gpu_ops().Delta.apply(*narrow, lengths_B, read == "before")
+    elif chosen == "numba":
         y, S = numba_ops.Delta.apply(*tensors, *more)
     else:
         tensors[4] = k if b is None else b

@@ -103,3 +103,11 @@ def finish(y, like, lengths_B):
         return y
     real = torch.arange(y.shape[1], device=y.device) < lengths_B[:, None]
     return torch.where(real.view(*real.shape, *[1] * (y.dim() - 2)), y, torch.zeros_like(y))
+
+
+def sum_to(grad, shape):
+    """Sum a full gradient over the axes that were broadcast, or shared by neighbouring heads."""
+    for axis, size in enumerate(shape):
+        if grad.shape[axis] != size:
+            grad = grad.unflatten(axis, (size, grad.shape[axis] // size)).sum(axis + 1)
+    return grad

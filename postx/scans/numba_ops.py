@@ -16,20 +16,13 @@ from postx.scans import (
     cpu_logspace,
     cpu_selective,
 )
+from postx.scans.arguments import sum_to
 from postx.scans.lanes import LANES
 
 
 def _arrays(*tensors):
     """Contiguous numpy views. resolve_conj: torch writes a conjugate as a flag that numpy cannot read."""
     return [x.detach().resolve_conj().contiguous().numpy() for x in tensors]
-
-
-def _sum_to(grad, shape):
-    """Sum a full gradient over the axes that were broadcast, or shared by neighbouring heads."""
-    for axis, size in enumerate(shape):
-        if grad.shape[axis] != size:
-            grad = grad.unflatten(axis, (size, grad.shape[axis] // size)).sum(axis + 1)
-    return grad
 
 
 class Diagonal(Function):
@@ -48,10 +41,10 @@ class Diagonal(Function):
         du, ddelta, dA, dB, dC, dS = map(torch.from_numpy, grads)
         return (
             du,
-            _sum_to(ddelta, delta.shape),
+            sum_to(ddelta, delta.shape),
             dA.sum(0),
-            _sum_to(dB.sum(0), B.shape),
-            _sum_to(dC.sum(0), C.shape),
+            sum_to(dB.sum(0), B.shape),
+            sum_to(dC.sum(0), C.shape),
             dS,
             None,
         )
@@ -108,10 +101,10 @@ class Decay(Function):
         grads = cpu_decay.backward(*arrays, ctx.before, *_arrays(dy, dlast))
         dq, dk, dv, da, dS, du = map(torch.from_numpy, grads)
         return (
-            _sum_to(dq, q.shape),
-            _sum_to(dk, k.shape),
+            sum_to(dq, q.shape),
+            sum_to(dk, k.shape),
             dv,
-            _sum_to(da, a.shape),
+            sum_to(da, a.shape),
             dS,
             du.sum(0),
             None,
@@ -138,13 +131,13 @@ class Delta(Function):
         dq, dk, dv, da, db, dc, dbeta, dS = map(torch.from_numpy, grads)
         q, k, _, a, b, c = tokens
         return (
-            _sum_to(dq, q.shape),
-            _sum_to(dk, k.shape),
+            sum_to(dq, q.shape),
+            sum_to(dk, k.shape),
             dv,
-            _sum_to(da, a.shape),
-            None if ctx.own else _sum_to(db, b.shape),
-            _sum_to(dc, c.shape),
-            _sum_to(dbeta[..., 0], beta.shape),
+            sum_to(da, a.shape),
+            None if ctx.own else sum_to(db, b.shape),
+            sum_to(dc, c.shape),
+            sum_to(dbeta[..., 0], beta.shape),
             dS,
             None,
             None,
