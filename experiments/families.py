@@ -21,7 +21,9 @@ from experiments.program import Program
 from experiments.sweep import arguments, best, build, sweep
 
 DEPTH, D, T, TARGET = 8, 192, 512, 2_800_000
-TABLE = {"A": {"H": 4}, "H": {"W": 512}, "T": {"H": 4}, "D": {"H": 4, "conv": 4}, "G": {"conv": 4}, "7": {"H": 4}, "S": {"K": 64}}
+TABLE = {
+    "A": {"H": 4}, "H": {"W": 512}, "T": {"H": 4}, "D": {"H": 4, "conv": 4}, "G": {"conv": 4}, "7": {"H": 4}, "S": {"K": 64},
+}  # fmt: skip
 FAMILIES = {
     "attention": "A", "linear": "N", "retnet": "T", "gla": "W", "deltanet": "D", "gated_deltanet": "G",
     "mamba": "M", "ssd": "S", "rwkv6": "6", "rwkv7": "7", "hyena": "H", "rglru": "R", "hybrid": None,
@@ -39,7 +41,7 @@ def runs(small=False):
     """{family: its run}."""
     depth, width, target, T_ = (4, 32, 56_000, 64) if small else (DEPTH, D, TARGET, T)
     table = {**TABLE, "H": {"W": 64}, "S": {"K": 8}, "W": {"rank": 4}, "6": {"rank": 4}} if small else TABLE
-    size = {"B": 8, "steps": 12, "watch": 6} if small else {"B": 32, "steps": 1500, "watch": 150}
+    size = {"B": 8, "steps": 12, "watch": 6} if small else {"B": 32, "steps": 640, "watch": 64}
     return {
         name: {**config(pattern(name, depth), width, 256, target, table), "name": name, "T": T_, "seed": 0,
                "precision": "bf16", **size}

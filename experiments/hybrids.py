@@ -59,7 +59,7 @@ def runs(small=False):
     found = {}
     for task in (asked, {"name": "text"}):
         Y = 256 if task["name"] == "text" else tasks.vocabulary(**{key: asked[key] for key in ALPHABETS})
-        size = {"B": 8, "steps": 12} if small else {"B": 64 if task is asked else 32, "steps": 1500}
+        size = {"B": 8, "steps": 12} if small else {"B": 64, "steps": 1500} if task is asked else {"B": 32, "steps": 640}
         for pattern, points in patterns(depth).items():
             found[f"{task['name']}-{pattern}"] = {
                 **config(pattern, width, Y, target, table), "name": f"{task['name']}-{pattern}",

@@ -4,9 +4,9 @@
     python -m experiments.small_models --out FOLDER/small_models.jsonl --text FILE.npz --publish 1
 
 `hybrid` is SSD with two attention layers of eight, `attention` and `ssd` have one kind of mixer; an MLP after every
-mixer makes the parameters equal to 5%. Each is trained with every combination of STEPS and DECAYS on the same batches;
-the best point of all those curves on validation is kept (the text is small: weight decay and stopping early are the
-regularisation). It is written in bf16, read back, and measured: what is quoted belongs to the file. The first command
+mixer makes the parameters equal to 5%. Each is trained on the same batches at every point of GRID, and the best point
+of all those curves on validation is kept: the text is small, so that dropout, weight decay and stopping early matter
+more than anything else. It is written in bf16, read back, and measured: what is quoted belongs to the file. The first command
 trains, on a GPU; the second, on a CPU, measures the files again, compares them with an interpolated Kneser-Ney model
 of bytes whose order validation chose, and puts them into postx/weights.
 """
@@ -20,12 +20,17 @@ from experiments import corpus
 from experiments.equal import config, spread
 from experiments.sweep import MODEL, arguments, key, read, sweep
 from postx import checkpoints
+from postx.ngram import baseline
 
 DEPTH, D, T, TARGET = 8, 192, 512, 2_900_000
 TABLE = {"A": {"H": 4}, "S": {"K": 64}}
 PATTERNS = {"hybrid": spread("S", "A", DEPTH, 2), "attention": "A" * DEPTH, "ssd": "S" * DEPTH}
-STEPS, DECAYS, RATE = (1200, 3000), (0.1, 1.0), 2e-3
-ORDERS = range(2, 10)
+RATE = 2e-3
+GRID = (
+    {"steps": 1000, "decay": 0.1, "drop": 0.0}, {"steps": 1600, "decay": 0.1, "drop": 0.1},
+    {"steps": 2400, "decay": 0.1, "drop": 0.2}, {"steps": 1600, "decay": 1.0, "drop": 0.1},
+)  # fmt: skip
+ORDERS = range(1, 15)  # of the byte model; validation chooses
 
 
 def runs(small=False):
@@ -41,9 +46,9 @@ def runs(small=False):
     }  # fmt: skip
 
 
-def study(run, steps=STEPS, decays=DECAYS):
-    """Every combination; which is best is decided by `Keeper`."""
-    yield [run | {"steps": n, "decay": decay} for n in steps for decay in decays]
+def study(run, grid=GRID):
+    """Every point of the grid; which is best is decided by `Keeper`."""
+    yield [run | point for point in grid]
 
 
 class Keeper:
@@ -71,7 +76,8 @@ class Keeper:
         valid = corpus.bits(lm, self.text, "validation", run["T"])
         found = {"validation_bits": valid, "step": step, "validation_bits_before_rounding": bits}
         name = run["name"]
-        if name not in checkpoints.kept(self.folder) or valid < checkpoints.record(name, self.folder)["validation_bits"]:
+        before = checkpoints.record(name, self.folder) if name in checkpoints.kept(self.folder) else None
+        if before is None or valid < before["validation_bits"]:
             about = {
                 "parameters": sum(p.numel() for p in lm.parameters()), "validation_bits": valid, "step": step,
                 "curve": curve, "key": key(run), "run": run, "torch": torch.__version__,
@@ -93,8 +99,8 @@ def main():
         if torch.device(args.device).type == "cpu":
             run["precision"] = "float32"
     keeper = Keeper(args.out.parent, text)
-    grid = {"steps": (20,), "decays": DECAYS[:1]} if args.small else {}
-    sweep({name: study(run, **grid) for name, run in found.items()}, args=args, watch=keeper.watch,
+    grid = ({"steps": 20, "decay": 0.1, "drop": 0.1},) if args.small else GRID
+    sweep({name: study(run, grid) for name, run in found.items()}, args=args, watch=keeper.watch,
           score=keeper.score, data=lambda run: corpus.batches(text, run))  # fmt: skip
 
 
@@ -103,7 +109,8 @@ def publish(out, text, about, folder=checkpoints.FOLDER):
 
     Raises ValueError where the text is not the one they were trained on, or one does not beat the byte model.
     """
-    byte_model = kneser_ney(text)
+    byte_model = baseline(text, ORDERS)
+    print(f"Kneser-Ney of order {byte_model['order']}: {byte_model}")
     losses = {r["key"]: r for r in read(out)}
     for name in PATTERNS:
         lm, known = checkpoints.load(name, out.parent), checkpoints.record(name, out.parent)
@@ -111,13 +118,13 @@ def publish(out, text, about, folder=checkpoints.FOLDER):
             raise ValueError(f"text: {name} was trained on {known['run']['task']}, this is {about}")
         T_ = known["run"]["T"]
         found = {f"{part}_bits": round(corpus.bits(lm, text, part, T_), 4) for part in ("validation", "test")}
-        print(f"{name:10} {known['parameters']:,} parameters, step {known['step']}: {found}; {byte_model}", flush=True)
-        if not found["test_bits"] < byte_model["test_bits"]:
+        print(f"{name:10} {known['parameters']:,} parameters, step {known['step']}: {found}", flush=True)
+        if not found["test_bits"] < byte_model["test"]:
             raise ValueError(f"{name}: {found} does not beat Kneser-Ney's {byte_model}")
         trained = losses[known["key"]]
         known |= found | {
-            "measured": f"float32, CPU ({platform.machine()}), these bf16 weights read back; windows of {T_} bytes, each byte "
-            f"after at least {T_ // 2} bytes of context but at the beginning",
+            "measured": f"float32, CPU ({platform.machine()}), these bf16 weights read back; windows of {T_} bytes, "
+            f"each byte after at least {T_ // 2} others where there are as many",
             "train_loss": trained["loss"], "train_loss_every": trained["loss_every"], "device": trained["device"],
             "kneser_ney": byte_model,
         }  # fmt: skip
@@ -125,11 +132,6 @@ def publish(out, text, about, folder=checkpoints.FOLDER):
         known.pop("name")
         checkpoints.save(name, lm, built, known, folder)
     return checkpoints.kept(folder)
-
-
-def kneser_ney(text):
-    """Orders 2 to 9 of the interpolated Kneser-Ney model, the best on validation, and its bits on the test text."""
-    raise NotImplementedError
 
 
 if __name__ == "__main__":

@@ -76,7 +76,20 @@ def read(*paths):
 def build(run):
     """The run's model, its weights drawn from the run's seed on the CPU: the same on every device."""
     torch.manual_seed(run["seed"])
-    return LM(**{name: run[name] for name in MODEL if run.get(name) is not None})
+    lm = LM(**{name: run[name] for name in MODEL if run.get(name) is not None})
+    if run.get("drop"):
+        _drop(lm, run["drop"])
+    return lm
+
+
+def _drop(lm, share):
+    """Dropout while training on what the embedding and the MLPs say; the weights and their names stay as they are."""
+
+    def hook(module, _, out):
+        return torch.nn.functional.dropout(out, share, module.training)
+
+    for module in (lm.embed, *(block.mlp for block in lm.blocks if block.mlp is not None)):
+        module.register_forward_hook(hook)
 
 
 def size(lm, run):
