@@ -33,6 +33,7 @@ os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")  # streams that a GPU
 import torch  # noqa: E402
 
 from experiments.program import Program  # noqa: E402
+from experiments.results import read  # noqa: E402
 from postx.lm import LM  # noqa: E402
 
 BLOCK, AHEAD = 16, 4  # replays launched together, and how many such blocks may wait on a stream
@@ -60,17 +61,6 @@ def key(run):
     """A run's hash: twelve hexadecimal digits of all it says."""
     text = json.dumps(run, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def read(*paths):
-    """The records of these files, the last one of each key; files that do not exist hold none."""
-    records = {}
-    for path in map(Path, paths):
-        if path.exists():
-            for line in path.read_text(encoding="utf8").splitlines():
-                record = json.loads(line)
-                records[record["key"]] = record
-    return list(records.values())
 
 
 def build(run):
@@ -170,7 +160,7 @@ class Desk:
             file.write(json.dumps(line) + "\n")
         self.have[line["key"]] = line
         self.made += 1
-        shown = found.get("metrics") or found.get("error", "").splitlines()[-1:] or found.get("nonfinite_step")
+        shown = found.get("metrics") or found.get("nonfinite") or found["error"].splitlines()[-1]
         print(f"{run['name']} D{run['D']} lr {run['lr']:.1e} seed {run['seed']}: {shown}", flush=True)
         for name in [n for n, runs in self.open.items() if any(key(r) == line["key"] for r in runs)]:
             self._answer(name)
@@ -205,8 +195,7 @@ def _watch(watch, run, program, curve, step):
 
 def _finish(desk, run, program, score, where, points):
     """Score a trained run and write its record; a loss that was not finite is recorded as that."""
-    losses = program.losses()
-    bad = (~losses.isfinite()).nonzero()
+    losses, bad = program.losses(), program.hold()
     every = max(1, len(losses) // 50)
     curve = [round(x, 4) for x in losses[: len(losses) // every * every].view(-1, every).mean(1).tolist()]
     found = {
@@ -215,11 +204,11 @@ def _finish(desk, run, program, score, where, points):
     }  # fmt: skip
     if points:
         found["curve"] = points
-    if len(bad):
-        found |= {"nonfinite_step": int(bad[0]), "loss": curve[: int(bad[0]) // every]}
+    if bad:
+        found |= bad | {"loss": curve[: bad["nonfinite_step"] // every]}
     else:
         with torch.no_grad():
-            found["metrics"] = score(program.lm, run)
+            found["metrics"] = score(program.lm.eval(), run)
     desk.record(run, **found)
 
 
@@ -315,6 +304,16 @@ class Slot:
         self.events.append(event)
 
 
+def accuracy(lm, ids_BT, targets_BT, at_once):
+    """The share of asked targets that the likeliest token is, rows taken `at_once` at a time."""
+    device = next(lm.parameters()).device
+    right = asked = torch.zeros((), dtype=torch.int64, device=device)
+    for ids, targets in zip(ids_BT.split(at_once), targets_BT.to(device).split(at_once), strict=True):
+        chosen = lm(ids.to(device))[0].argmax(-1)
+        right, asked = right + ((chosen == targets) & (targets >= 0)).sum(), asked + (targets >= 0).sum()
+    return (right / asked).item()
+
+
 def best(records, metric):
     """The record with the highest finite `metric`; runs that failed or diverged are below all others.
 
@@ -326,15 +325,16 @@ def best(records, metric):
     return max(there, key=lambda r: r["metrics"][metric])
 
 
-def tune(run, grid, metric, *, most=3, factor=None):
+def tune(run, grid, metric, *, most=3):
     """A study's first part: `record = yield from tune(...)`, the best of a grid of learning rates.
 
-    The grid is extended at its end by its own factor, at most `most` times a side, until the best point is interior.
+    The grid is extended at its end by its own factor, at most `most` times, until the best point is interior. A grid
+    of one rate is taken as it is.
     """
     rates, records = sorted(grid), []
     records += yield [run | {"lr": lr} for lr in rates]
-    factor = factor or rates[1] / rates[0]
-    for _ in range(most):
+    for _ in range(most if len(rates) > 1 else 0):
+        factor = rates[1] / rates[0]
         lr = best(records, metric)["run"]["lr"]
         if rates[0] < lr < rates[-1]:
             break

@@ -1,0 +1,99 @@
+"""Recall against state size: fourteen mixers, three widths, three seeds, and the short convolution switched on four.
+
+    python -m experiments.recall --out FILE [--device cuda:0 --shard 0/2 --seconds 540]
+
+Multi-query associative recall (postx.tasks.recall): a table of key-value pairs, then every key again in random order
+among fillers. Two layers, trained on rows of 128 tokens with 4, 8, 16 and 32 pairs in equal parts; accuracy on unseen
+rows is measured for each number of pairs, and for 64 pairs in 256 tokens, which was not trained. For each mixer the
+learning rate is swept at width 64 (factor 3.2, extended until the best is interior) with one seed, then used at
+widths 32, 64 and 128 with three seeds: about 13 runs a mixer, 240 in all.
+
+Tables have two heads throughout, so that their states grow as D^2 / 2; Mamba-2's key is 32 wide instead of 128, which
+puts its state among the others'. The rest is each layer's default. Where a mixer keeps a short convolution in its
+published form (Mamba, Mamba-2, RG-LRU) it has one here; "+ conv" and "- conv" switch it.
+"""
+
+import torch
+
+from experiments import results, sweep
+from postx import tasks
+
+SIZES = {"keys": 128, "values": 64, "fillers": 16}
+T, PAIRS, LONGER, POWER = 128, (4, 8, 16, 32), (256, 64), 1.0
+RATES, WIDTHS, SEEDS, TUNED = (1e-3, 3.2e-3, 1e-2), (32, 64, 128), (0, 1, 2), 64
+HEADS = {"H": 2}
+MIXERS = {
+    "attention": ("A", HEADS),
+    "local attention": ("L", HEADS | {"window": 32}),
+    "linear attention": ("N", HEADS),
+    "linear attention + conv": ("N", HEADS | {"width": 4}),
+    "RetNet": ("T", HEADS),
+    "GLA": ("W", HEADS),
+    "DeltaNet": ("D", HEADS),
+    "Gated DeltaNet": ("G", HEADS | {"G": 2}),
+    "Gated DeltaNet + conv": ("G", HEADS | {"G": 2, "width": 4}),
+    "Mamba": ("M", {}),
+    "Mamba - conv": ("M", {"width": 1}),
+    "Mamba-2": ("S", {"K": 32}),
+    "Mamba-2 - conv": ("S", {"K": 32, "width": 1}),
+    "RWKV-6": ("6", HEADS),
+    "RWKV-7": ("7", HEADS),
+    "Hyena": ("H", {"W": T}),
+    "S4D": ("I", {}),
+    "RG-LRU": ("R", {}),
+}
+
+
+def study(name, *, widths=WIDTHS, seeds=SEEDS, rates=RATES, steps=2000, B=64):
+    """The learning rate at one width, then widths and seeds at the best one."""
+    letter, options = MIXERS[name]
+    run = {
+        "name": name, "pattern": 2 * letter, "D": TUNED, "Y": tasks.vocabulary(**SIZES), "options": {letter: options},
+        "task": {"name": "recall", "pairs": list(PAIRS), "power": POWER, **SIZES},
+        "B": B, "T": T, "steps": steps, "seed": seeds[0], "precision": "float32",
+    }  # fmt: skip
+    if TUNED not in widths:
+        run["D"] = widths[0]
+    lr = (yield from sweep.tune(run, rates, "score"))["run"]["lr"]
+    yield [run | {"lr": lr, "D": D, "seed": seed} for D in widths for seed in seeds]
+
+
+def data(run):
+    """All training rows: as many of each number of pairs, shuffled; [steps, B, T]."""
+    rows, pairs = run["steps"] * run["B"], run["task"]["pairs"]
+    parts = []
+    for i, n in enumerate(pairs):
+        many = len(range(i, rows, len(pairs)))
+        parts.append(tasks.recall(many, run["T"], pairs=n, power=POWER, seed=(run["seed"], i), **SIZES))
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(run["seed"]))
+    return [torch.cat(x)[order].to(torch.int16).view(-1, run["B"], run["T"]) for x in zip(*parts, strict=True)]
+
+
+def score(lm, run, rows=512, at_once=64):
+    """Accuracy for each number of pairs, their mean over those trained as "score", and 64 pairs at twice the length."""
+    found = {}
+    for T_, n in [*((run["T"], n) for n in run["task"]["pairs"]), LONGER]:
+        ids, targets = tasks.recall(rows, T_, pairs=n, power=POWER, seed=(10**6, n), **SIZES)
+        found[str(n)] = sweep.accuracy(lm, ids, targets, at_once)
+    trained = [found[str(n)] for n in run["task"]["pairs"]]
+    return found | {"score": sum(trained) / len(trained)}
+
+
+def table(path=results.RESULTS / "recall.jsonl"):
+    """Rows for the book: `experiments.results.table`."""
+    return results.table(path)
+
+
+def main():
+    args = sweep.arguments(__doc__, steps=2000)
+    options = {"steps": args.steps}
+    if args.small:
+        options = {"widths": (16,), "seeds": (0,), "rates": (1e-2,), "steps": 40, "B": 8}
+    studies = {name: study(name, **options) for name in MIXERS}
+    sweep.sweep(studies, data=data, score=score, args=args)
+    if not args.list:
+        print(results.show(table(args.out), ["4", "8", "16", "32", "64"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Read the experiments' lines of JSON: no torch, so that a page can do it quickly."""
+
+import json
+import math
+import statistics
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def read(*paths):
+    """The records of these files, the last one of each key. A file that does not exist holds none."""
+    records = {}
+    for path in map(Path, paths):
+        if path.exists():
+            for line in path.read_text(encoding="utf8").splitlines():
+                record = json.loads(line)
+                records[record["key"]] = record
+    return list(records.values())
+
+
+def best_rate(records):
+    """{lr: mean score}, and the best learning rate with whether it lies inside those tried.
+
+    A run that diverged or failed has no score and counts as worse than any.
+    """
+    scores = {}
+    for record in records:
+        value = -math.inf if record["metrics"] is None else record["metrics"]["score"]
+        scores.setdefault(record["run"]["lr"], []).append(value)
+    means = {lr: statistics.fmean(values) for lr, values in sorted(scores.items())}
+    best = max(means, key=means.get)
+    return means, best, min(means) < best < max(means)
+
+
+def mean_and_deviation(values):
+    """(mean, standard deviation over seeds: n - 1 in the denominator, 0.0 for one)."""
+    values = list(values)
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def table(path, *metrics):
+    """One row for each name and D: the runs at the learning rate that won for the name, summarised over seeds.
+
+    Rows are dicts: name, D, lr, lr_interior, seeds, parameters, state_floats, diverged, and for each metric
+    (name, mean), (name, deviation) as "mean" and "deviation" dicts. Sorted by state_floats.
+    """
+    records = [r for r in read(path) if "error" not in r]
+    rows = []
+    for name in dict.fromkeys(r["run"]["name"] for r in records):
+        mine = [r for r in records if r["run"]["name"] == name]
+        tuned_at = _tuning_size(mine)
+        _, lr, interior = best_rate([r for r in mine if r["run"]["D"] == tuned_at and r["run"]["seed"] == 0])
+        for D in sorted({r["run"]["D"] for r in mine}):
+            chosen = [r for r in mine if r["run"]["D"] == D and r["run"]["lr"] == lr]
+            good = [r for r in chosen if r["metrics"] is not None]
+            if not good:
+                continue
+            keys = metrics or good[0]["metrics"]
+            values = {k: mean_and_deviation(_flat(r["metrics"][k]) for r in good) for k in keys}
+            rows.append({
+                "name": name, "D": D, "lr": lr, "lr_interior": interior, "seeds": len(good),
+                "diverged": len(chosen) - len(good), "parameters": good[0]["parameters"],
+                "state_floats": good[0]["state_floats"],
+                "mean": {k: v[0] for k, v in values.items()}, "deviation": {k: v[1] for k, v in values.items()},
+            })  # fmt: skip
+    return sorted(rows, key=lambda row: (row["state_floats"], row["name"]))
+
+
+def _tuning_size(records):
+    """The size at which most learning rates were tried."""
+    rates = {}
+    for r in records:
+        rates.setdefault(r["run"]["D"], set()).add(r["run"]["lr"])
+    return max(rates, key=lambda D: len(rates[D]))
+
+
+def _flat(value):
+    """A metric that could not be measured (None: the model stops there) is not a number."""
+    return math.nan if value is None else value
+
+
+def show(rows, metrics):
+    """The rows as lines of text, state floats beside every accuracy."""
+    lines = [f"{'name':24}{'D':>5}{'state':>10}{'params':>10}{'lr':>9}{'seeds':>6}  " + " ".join(f"{m:>13}" for m in metrics)]
+    for r in rows:
+        cells = " ".join(f"{r['mean'][m]:6.3f} ±{r['deviation'][m]:5.3f}" for m in metrics)
+        lr = f"{r['lr']:.0e}" + ("" if r["lr_interior"] else "*")
+        lines.append(f"{r['name']:24}{r['D']:5}{r['state_floats']:10}{r['parameters']:10}{lr:>9}{r['seeds']:6}  {cells}")
+    return "\n".join(lines) + "\n* the best learning rate was the last of those tried"
