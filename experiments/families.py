@@ -22,7 +22,8 @@ from experiments.sweep import arguments, best, build, sweep
 
 DEPTH, D, T, TARGET = 8, 192, 512, 2_800_000
 TABLE = {
-    "A": {"H": 4}, "H": {"W": 512}, "T": {"H": 4}, "D": {"H": 4, "conv": 4}, "G": {"conv": 4}, "7": {"H": 4}, "S": {"K": 64},
+    "A": {"H": 4}, "H": {"W": 512}, "T": {"H": 4}, "D": {"H": 4, "conv": 4}, "G": {"conv": 4}, "7": {"H": 4},
+    "S": {"K": 64},
 }  # fmt: skip
 FAMILIES = {
     "attention": "A", "linear": "N", "retnet": "T", "gla": "W", "deltanet": "D", "gated_deltanet": "G",
@@ -39,8 +40,8 @@ def pattern(name, depth=DEPTH):
 
 def runs(small=False):
     """{family: its run}."""
-    depth, width, target, T_ = (4, 32, 56_000, 64) if small else (DEPTH, D, TARGET, T)
-    table = {**TABLE, "H": {"W": 64}, "S": {"K": 8}, "W": {"rank": 4}, "6": {"rank": 4}} if small else TABLE
+    depth, width, target, T_ = (4, 32, 60_000, 64) if small else (DEPTH, D, TARGET, T)
+    table = {**TABLE, "7": {"H": 4, "rank": 4}, "H": {"W": 64, "hidden": 16}, "S": {"K": 8}, "W": {"rank": 4}, "6": {"rank": 4}} if small else TABLE
     size = {"B": 8, "steps": 12, "watch": 6} if small else {"B": 32, "steps": 640, "watch": 64}
     return {
         name: {**config(pattern(name, depth), width, 256, target, table), "name": name, "T": T_, "seed": 0,

@@ -59,7 +59,8 @@ def runs(small=False):
     found = {}
     for task in (asked, {"name": "text"}):
         Y = 256 if task["name"] == "text" else tasks.vocabulary(**{key: asked[key] for key in ALPHABETS})
-        size = {"B": 8, "steps": 12} if small else {"B": 64, "steps": 1500} if task is asked else {"B": 32, "steps": 640}
+        size = {"B": 64, "steps": 1500} if task is asked else {"B": 32, "steps": 640}
+        size = {"B": 8, "steps": 12} if small else size
         for pattern, points in patterns(depth).items():
             found[f"{task['name']}-{pattern}"] = {
                 **config(pattern, width, Y, target, table), "name": f"{task['name']}-{pattern}",
@@ -81,7 +82,7 @@ def main():
     args = arguments(__doc__, text="", summary=0)
     if args.summary:
         return summary(read(args.out, *args.have))
-    text, about = corpus.load(args.text or None, 10_000 if args.small else None)
+    text, about = corpus.load(args.text or None, 4_000 if args.small else None)
     found = runs(args.small)
     for run in found.values():
         if run["task"]["name"] == "text":

@@ -152,3 +152,26 @@ def test_the_runner_draws_the_curve(tmp_path):
                       score=lambda lm, run: {"done": True}, watch=lambda lm, run, step: {"seen": step})  # fmt: skip
     assert record["curve"] == [{"step": 2, "seen": 2}, {"step": 4, "seen": 4}, {"step": 5, "seen": 5}]
     assert len(record["loss"]) == 5
+
+
+PUBLISHED = checkpoints.kept()
+
+
+@pytest.mark.skipif(not PUBLISHED, reason="no models are published yet: experiments.small_models makes them")
+def test_the_kept_models_are_what_they_say():
+    assert set(small_models.PATTERNS) == set(PUBLISHED)
+    known = {name: checkpoints.record(name) for name in PUBLISHED}
+    total = [record["parameters"] for record in known.values()]
+    assert max(total) <= min(3_000_000, 1.05 * min(total))
+    for name, record in known.items():
+        lm = checkpoints.load(name)
+        assert count(lm).total == record["parameters"]
+        assert (checkpoints.FOLDER / f"{name}.safetensors").stat().st_size < 8_000_000
+        rival = record["kneser_ney"]
+        assert len(rival["validation"]) >= 6
+        assert rival["validation"][str(rival["order"])] == min(rival["validation"].values())
+        assert record["test_bits"] < rival["test"]
+        text, about = corpus.load(most=small_models.SLICE)
+        if about["sizes"]["train"] == record["run"]["task"]["sizes"]["train"]:  # the same Python's text
+            found = corpus.bits(lm, text, "validation", record["run"]["T"])
+            assert found == pytest.approx(record["slice_bits"], abs=1e-3)
