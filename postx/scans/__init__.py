@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 IMPLEMENTATIONS = ("reference", "numba")  # on a CPU, of every recurrence; "auto" is the last
-GPU_IMPLEMENTATIONS = ("reference", "triton")  # on a CUDA device, where `has_triton()` and the case is supported
+GPU_IMPLEMENTATIONS = ("reference", "triton")  # on a CUDA device, where triton has a kernel for the case
 MOST_KEYS, MOST_STATES = 256, 128  # the widest state that the triton kernels keep in registers
 START = -1e30  # a maximum over nothing: finite, so that exp(START - x) is 0 and START - START is 0, not NaN
 

@@ -22,11 +22,7 @@ from postx.scans.gpu_decay import (
 @triton.jit
 def write(X, fade, kt, bt, vt, erased, OWN: tl.constexpr):
     """diag(a) X - b erased' + k v'."""
-    if OWN:
-        new = fade * X + kt * (vt - erased)
-    else:
-        new = fade * X - bt * erased + kt * vt
-    return new
+    return fade * X + kt * (vt - erased) if OWN else fade * X + (kt * vt - bt * erased)
 
 
 @triton.jit(do_not_specialize=["T"])

@@ -13,7 +13,9 @@ from torch.autograd.function import once_differentiable
 from postx.scans import gpu_decay, gpu_delta, gpu_diagonal
 from postx.scans.arguments import sum_to
 
-CHUNK = 16  # tokens between kept states: few enough that the rebuilt ones of all programs stay in the L2 cache
+CHUNK = (
+    16  # tokens between kept states: few enough that the rebuilt ones of all programs stay in the L2 cache
+)
 STAGES = 2  # tokens in flight: the next one's loads are issued while this one is computed
 PROGRAMS = 512  # below this many a GPU's schedulers idle, and blocks are made smaller
 
@@ -62,7 +64,24 @@ class Diagonal(Function):
             new(rows, D, N) if meta[wide] else _new(dlast, lengths, grid[1], rows, T, N)
             for wide in ("WIDE_B", "WIDE_C")
         )
-        pointers = u, delta, A, B, C, kept, _lengths(lengths, u), dy, dlast, scratch, du, ddelta, dA, dB, dC, dS
+        pointers = (
+            u,
+            delta,
+            A,
+            B,
+            C,
+            kept,
+            _lengths(lengths, u),
+            dy,
+            dlast,
+            scratch,
+            du,
+            ddelta,
+            dA,
+            dB,
+            dC,
+            dS,
+        )
         _launch(gpu_diagonal.backward, grid, u, *pointers, *sizes, **meta)
         dB, dC = (_parts(grad).view(x.shape).to(x.dtype) for grad, x in ((dB, B), (dC, C)))
         return du, sum_to(ddelta, delta.shape), dA.sum(0), dB, dC, dS, None
@@ -80,7 +99,7 @@ class Decay(Function):
         u = None if u is None else u.contiguous()
         ctx.before, keep = before, any(ctx.needs_input_grad)
         y, last, kept = _outputs(v, S, lengths, keep)
-        grid, sizes, meta = _table_layout(q, k, v, a, lengths, before)
+        grid, sizes, meta = _table_layout(q, v, lengths, before)
         pointers = q, k, v, a, _or(u, v), S, _lengths(lengths, v), y, last, kept
         meta |= {"KEEP": keep, "BONUS": u is not None}
         _launch(gpu_decay.forward, grid, v, *pointers, *Decay.sizes(v, q, k, a, sizes), **meta)
@@ -96,14 +115,15 @@ class Decay(Function):
     def backward(ctx, dy, dlast):
         q, k, v, a, u, kept, lengths = ctx.saved_tensors
         dy, dlast = _whole(dy, dlast)
-        grid, sizes, meta = _table_layout(q, k, v, a, lengths, ctx.before)
+        grid, sizes, meta = _table_layout(q, v, lengths, ctx.before)
         dq, dk = (_by_token(dlast, v, lengths, grid, q.shape[3]) for _ in range(2))
         learn = ctx.needs_input_grad[3]
         dv, dS = _new(v, lengths, *v.shape), torch.empty_like(dlast)
         da = _for_decay(a, v, lengths, grid) if learn else None
         scratch = dlast.new_empty(*grid, CHUNK, meta["BLOCK_K"], meta["BLOCK"])
         du = None if u is None else dlast.new_empty(grid[1], v.shape[0], *u.shape)
-        pointers = q, k, v, a, _or(u, v), kept, _lengths(lengths, v), dy, dlast, scratch, dq, dk, dv, _or(da, dq), dS, _or(du, dq)
+        pointers = q, k, v, a, _or(u, v), kept, _lengths(lengths, v), dy, dlast, scratch
+        pointers = *pointers, dq, dk, dv, _or(da, dq), dS, _or(du, dq)
         meta |= {"BONUS": u is not None, **_decay_meta(a, learn)}
         sizes = *Decay.sizes(v, q, k, a, sizes), a.shape[3]
         _launch(gpu_decay.backward, grid, v, *pointers, *sizes, **meta)
@@ -121,7 +141,7 @@ class Delta(Function):
         b = None if b is None else b.contiguous()
         ctx.before, keep = before, any(ctx.needs_input_grad)
         y, last, kept = _outputs(v, S, lengths, keep)
-        grid, sizes, meta = _table_layout(q, k, v, a, lengths, before)
+        grid, sizes, meta = _table_layout(q, v, lengths, before)
         pointers = q, k, v, a, _or(b, k), c, beta, S, _lengths(lengths, v), y, last, kept
         meta |= {"KEEP": keep, "OWN": b is None}
         _launch(gpu_delta.forward, grid, v, *pointers, *Delta.sizes(v, q, k, a, b, c, beta, sizes), **meta)
@@ -138,7 +158,7 @@ class Delta(Function):
     def backward(ctx, dy, dlast):
         q, k, v, a, b, c, beta, kept, lengths = ctx.saved_tensors
         dy, dlast = _whole(dy, dlast)
-        grid, sizes, meta = _table_layout(q, k, v, a, lengths, ctx.before)
+        grid, sizes, meta = _table_layout(q, v, lengths, ctx.before)
         dq, dk, dc = (_by_token(dlast, v, lengths, grid, q.shape[3]) for _ in range(3))
         db = None if b is None else _by_token(dlast, v, lengths, grid, q.shape[3])
         dbeta = _new(dlast, lengths, grid[1], *v.shape[:3])
@@ -207,12 +227,12 @@ def _lengths(lengths, other):
 
 
 def _strides(x, v):
-    """Of a [B|1,T|1,heads,..] tensor, 0 where it broadcasts; without the axis of tokens' own last one of beta."""
+    """The strides of a [B|1,T|1,heads,K|1] or of beta [B|1,T|1,heads], 0 where an axis broadcasts."""
     strides = x.expand(*v.shape[:2], *x.shape[2:]).stride()
     return (*strides[:3], strides[3] if x.shape[3] > 1 else 0) if x.dim() == 4 else strides
 
 
-def _table_layout(q, k, v, a, lengths, before):
+def _table_layout(q, v, lengths, before):
     """(grid, sizes, constants of the kernels) of a table recurrence."""
     (B, T, H, V), K = v.shape, q.shape[3]
     BLOCK_K = _power(K, 8)
