@@ -48,6 +48,15 @@ def test_the_first_layer_that_is_not_finite_is_named(mode, what):
     assert same(weights(model), reached)  # the step moved nothing
 
 
+def test_the_innermost_layer_is_named():
+    """The container and its first child read the same tensor."""
+    model = Tiny(dropout=0.0)
+    model.wide = nn.Sequential(Faulty(), nn.Linear(16, 32))
+    model.wide[0].mode = "gradient"
+    with pytest.raises(NotFinite, match="step 0: the gradient of the input of 'wide.0'"):
+        train(model, batch, SMALL)
+
+
 def test_a_parameters_own_gradient_is_named():
     model = Tiny(dropout=0.0)
 
