@@ -62,6 +62,8 @@ def runs(small=False):
         size = {"B": 64, "steps": 1500} if task is asked else {"B": 32, "steps": 640}
         size = {"B": 8, "steps": 12} if small else size
         for pattern, points in patterns(depth).items():
+            if small and not {(n, where) for _, n, where in points} & {(0, "spread"), (1, "middle"), (depth, "spread")}:
+                continue
             found[f"{task['name']}-{pattern}"] = {
                 **config(pattern, width, Y, target, table), "name": f"{task['name']}-{pattern}",
                 "points": points, "kv_bytes": kv_bytes(pattern, CONTEXT, width, table), "context": CONTEXT,

@@ -22,16 +22,17 @@ SIZES = {"keys": 128, "values": 64, "fillers": 16}
 T, PAIRS, LONGER, POWER = 128, (4, 8, 16, 32), (256, 64), 1.0
 RATES, WIDTHS, SEEDS, TUNED = (1e-3, 3.2e-3, 1e-2), (32, 64, 128), (0, 1, 2), 64
 HEADS = {"H": 2}
+SCANS = "NTWDGMS67"  # on a GPU too these go token by token, by the Triton kernels: one launch instead of hundreds
 MIXERS = {
     "attention": ("A", HEADS),
     "local attention": ("L", HEADS | {"window": 32}),
     "linear attention": ("N", HEADS),
-    "linear attention + conv": ("N", HEADS | {"width": 4}),
+    "linear attention + conv": ("N", HEADS | {"conv": 4}),
     "RetNet": ("T", HEADS),
     "GLA": ("W", HEADS),
     "DeltaNet": ("D", HEADS),
     "Gated DeltaNet": ("G", HEADS | {"G": 2}),
-    "Gated DeltaNet + conv": ("G", HEADS | {"G": 2, "width": 4}),
+    "Gated DeltaNet + conv": ("G", HEADS | {"G": 2, "conv": 4}),
     "Mamba": ("M", {}),
     "Mamba - conv": ("M", {"width": 1}),
     "Mamba-2": ("S", {"K": 32}),
@@ -44,7 +45,7 @@ MIXERS = {
 }
 
 
-def study(name, *, widths=WIDTHS, seeds=SEEDS, rates=RATES, steps=2000, B=64):
+def study(name, *, widths=WIDTHS, seeds=SEEDS, rates=RATES, steps=2000, B=64, form="recurrent"):
     """The learning rate at one width, then widths and seeds at the best one."""
     letter, options = MIXERS[name]
     run = {
@@ -52,6 +53,8 @@ def study(name, *, widths=WIDTHS, seeds=SEEDS, rates=RATES, steps=2000, B=64):
         "task": {"name": "recall", "pairs": list(PAIRS), "power": POWER, **SIZES},
         "B": B, "T": T, "steps": steps, "seed": seeds[0], "precision": "float32",
     }  # fmt: skip
+    if letter in SCANS:
+        run["form"] = form
     if TUNED not in widths:
         run["D"] = widths[0]
     lr = (yield from sweep.tune(run, rates, "score"))["run"]["lr"]
@@ -69,9 +72,9 @@ def data(run):
     return [torch.cat(x)[order].to(torch.int16).view(-1, run["B"], run["T"]) for x in zip(*parts, strict=True)]
 
 
-def score(lm, run, rows=512, at_once=64):
+def score(lm, run, at_once=64):
     """Accuracy for each number of pairs, their mean over those trained as "score", and 64 pairs at twice the length."""
-    found = {}
+    rows, found = 8 * run["B"], {}
     for T_, n in [*((run["T"], n) for n in run["task"]["pairs"]), LONGER]:
         ids, targets = tasks.recall(rows, T_, pairs=n, power=POWER, seed=(10**6, n), **SIZES)
         found[str(n)] = sweep.accuracy(lm, ids, targets, at_once)
@@ -85,10 +88,10 @@ def table(path=results.RESULTS / "recall.jsonl"):
 
 
 def main():
-    args = sweep.arguments(__doc__, steps=2000)
-    options = {"steps": args.steps}
+    args = sweep.arguments(__doc__, steps=2000, form="recurrent")
+    options = {"steps": args.steps, "form": args.form}
     if args.small:
-        options = {"widths": (16,), "seeds": (0,), "rates": (1e-2,), "steps": 40, "B": 8}
+        options |= {"widths": (16,), "seeds": (0,), "rates": (1e-2,), "steps": 20, "B": 8}
     studies = {name: study(name, **options) for name in MIXERS}
     sweep.sweep(studies, data=data, score=score, args=args)
     if not args.list:

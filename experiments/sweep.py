@@ -2,7 +2,7 @@
 
 A run is a dict that says everything about one training, and its hash is its key:
 
-    name, pattern, D, Y, options, mlp           the model, as `postx.lm.LM` takes it
+    name, pattern, D, Y, options, mlp, form     the model, as `postx.lm.LM` takes it
     task, B, T, steps, lr, seed, precision      the training; what `task` (a dict) means is the script's business
 
 A study is a generator: it yields a list of runs, is sent the list of their records, and may ask for more (a grid of
@@ -37,7 +37,7 @@ from experiments.results import read  # noqa: E402
 from postx.lm import LM  # noqa: E402
 
 BLOCK, AHEAD = 16, 4  # replays launched together, and how many such blocks may wait on a stream
-MODEL = ("pattern", "D", "Y", "options", "mlp")
+MODEL = ("pattern", "D", "Y", "options", "mlp", "form")
 
 
 def arguments(doc, **defaults):
@@ -110,8 +110,8 @@ def sweep(studies, *, data, score, args, watch=None):
     if device.type == "cuda":
         torch.cuda.set_device(device)
     serve(desk, _batches(data), (score, watch), device, args, lambda: time.monotonic() - start < args.seconds)
-    left = len(desk.waiting)
-    print(f"{desk.made} runs in {time.monotonic() - start:.0f} s{f'; {left} were not started' if left else ''}")
+    seconds, left = time.monotonic() - start, f"; {len(desk.waiting)} were not started" if desk.waiting else ""
+    print(f"{desk.made} runs, {desk.steps} steps in {seconds:.0f} s: {desk.steps / seconds:.0f} a second{left}")
     return desk.records
 
 
@@ -119,7 +119,7 @@ class Desk:
     """Where studies hand in the runs they want and get records back, and where records are written."""
 
     def __init__(self, studies, records, out):
-        self.studies, self.out, self.made = studies, out, 0
+        self.studies, self.out, self.made, self.steps = studies, out, 0, 0
         self.have = {r["key"]: r for r in records if "error" not in r}
         self.open = {}  # study: the runs it waits for
         self.waiting = collections.deque()
@@ -159,7 +159,7 @@ class Desk:
         with self.out.open("a", encoding="utf8") as file:
             file.write(json.dumps(line) + "\n")
         self.have[line["key"]] = line
-        self.made += 1
+        self.made, self.steps = self.made + 1, self.steps + run["steps"]
         shown = found.get("metrics") or found.get("nonfinite") or found["error"].splitlines()[-1]
         print(f"{run['name']} D{run['D']} lr {run['lr']:.1e} seed {run['seed']}: {shown}", flush=True)
         for name in [n for n, runs in self.open.items() if any(key(r) == line["key"] for r in runs)]:

@@ -116,7 +116,7 @@ def worst(got, want):
 
 # ---------------------------------------------------------------- in the interpreter
 
-SMALL = (2, 5, 2, 5, 6)  # two blocks of values, three chunks of tokens, both cut short
+SMALL = (3, 2, 5, 6)  # T, H, K, V: two chunks of tokens and two blocks of values, the second ones cut short
 
 
 def interpreted():
@@ -138,7 +138,7 @@ def interpreted():
     )
     gpu_ops.CHUNK, found = 2, {}
     for i, (name, (run, make)) in enumerate(CASES.items()):
-        inputs, lengths = make(*SMALL), torch.tensor([5, 3]) if i % 2 else None
+        inputs, lengths = make(1 + i % 2, *SMALL), torch.tensor([3, 1]) if i % 2 else None
         found[name] = worst(*(results(run, inputs, impl, lengths) for impl in ("triton", "reference")))
     for name in ("decay, a token", "delta, a token", "diagonal, selective"):
         run, make = CASES[name]
