@@ -86,7 +86,7 @@ class Keeper:
                 "curve": curve, "key": key(run), "run": run, "torch": torch.__version__,
                 "date": datetime.date.today().isoformat(), "device": str(next(lm.parameters()).device),
             }  # fmt: skip
-            built = {name: run[name] for name in MODEL}
+            built = {name: run[name] for name in MODEL if name in run}
             checkpoints.save(name, lm, built, about, self.folder)
         return found
 
