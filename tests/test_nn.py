@@ -71,6 +71,9 @@ def test_balance_is_one_when_even_and_E_when_all_go_to_one():
     even = torch.eye(4, dtype=torch.float64)[None]
     assert moe(even)[1].balance.item() == pytest.approx(1, abs=1e-5)
     assert moe(even[:, [2, 2, 2, 2]])[1].balance.item() == pytest.approx(4, abs=1e-5)
+    two = MoE(4, 5, E=4, k=2).double()  # each expert is half of the choices of half of the tokens
+    two.router.weight.data = 50 * torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1]], dtype=torch.float64).repeat(1, 2)
+    assert two(even)[1].balance.item() == pytest.approx(1, abs=1e-5)
 
 
 def test_the_router_learns_from_the_output_and_from_the_balance():

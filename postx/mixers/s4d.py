@@ -185,9 +185,10 @@ class Layer(nn.Module):
 
     def weights(self):
         """delta_D, A_DN, C_DN and skip_D as the mixer takes them; the real part of A is always negative."""
-        A_DN = torch.complex(-torch.exp(self.log_A_real_DN), self.A_imag_DN)
-        C_DN = torch.view_as_complex(self.C_DN2)
-        return {"delta_D": torch.exp(self.log_delta_D), "A_DN": A_DN, "C_DN": C_DN, "skip_D": self.skip_D}
+        wide = state_dtype(self.C_DN2.dtype)  # there are no complex numbers of bfloat16
+        A_DN = torch.complex(-torch.exp(self.log_A_real_DN.to(wide)), self.A_imag_DN.to(wide))
+        C_DN, delta_D = torch.view_as_complex(self.C_DN2.to(wide)), torch.exp(self.log_delta_D.to(wide))
+        return {"delta_D": delta_D, "A_DN": A_DN, "C_DN": C_DN, "skip_D": self.skip_D}
 
     def forward(self, x_BTD, S=None, *, form="auto", **side):
         y, S = by_form(__name__, form, x_BTD)(x_BTD, S=S[0] if S else None, **self.weights(), **side)
