@@ -84,13 +84,15 @@ def diagonal(u_BTD, delta, A_DN, B, C, S_BDN=None, *, lengths_B=None, impl="auto
     if S_BDN is None:
         S_BDN = torch.zeros(Bn, D, A_DN.shape[1], dtype=kind, device=u_BTD.device)
     check(sizes, S_BDN=S_BDN)
+    chosen = choose(impl, u_BTD, not kind.is_complex and not B.is_complex() and A_DN.shape[1] <= MOST_STATES)
+    if chosen == "triton":  # the kernel reads half precision as it is
+        A, S = A_DN.to(kind), S_BDN.to(kind)
+        y, S = _gpu_ops().Diagonal.apply(u_BTD, delta_BTD, A, B_BTDN, C_BTDN, S, lengths_B)
+        return finish(y, u_BTD, lengths_B), S
     args = (u_BTD.to(real), delta_BTD.to(real), *(x.to(kind) for x in (A_DN, B_BTDN, C_BTDN, S_BDN)))
     lengths = row_lengths(lengths_B, u_BTD)
     selective = delta.dim() == 3 and B.dim() == C.dim() == 3 and not kind.is_complex
-    chosen = choose(impl, u_BTD, not kind.is_complex and not B.is_complex() and A_DN.shape[1] <= MOST_STATES)
-    if chosen == "triton":
-        y, S = _gpu_ops().Diagonal.apply(u_BTD, delta_BTD, args[2], B_BTDN, C_BTDN, args[5], lengths_B)
-    elif chosen == "reference":
+    if chosen == "reference":
         y, S = reference.diagonal(*args, lengths)
     elif selective:
         u, delta_BTD, A_DN, B_BTDN, C_BTDN, S_BDN = args
@@ -114,15 +116,15 @@ def decay(
 
     Errors: ValueError quotes the argument, the axes and the shape.
     """
-    tensors = decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B)
+    chosen = choose(impl, v_BTHV, k_BTHK.shape[-1] <= MOST_KEYS)
+    wide = chosen != "triton"  # the kernel reads half precision as it is
+    tensors = decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B, wide)
     H = v_BTHV.shape[2]
     check_shared("q_BTHK", q_BTHK.shape[2], H)
     tensors[3] = tensors[3].exp()
-    chosen = choose(impl, v_BTHV, k_BTHK.shape[3] <= MOST_KEYS)
     if chosen == "triton":
-        a, S, u = tensors[3:]
-        more = a, S, None if u_HK is None else u, lengths_B, read == "before"
-        y, S = _gpu_ops().Decay.apply(q_BTHK, k_BTHK, v_BTHV, *more)
+        *tensors, u = tensors
+        y, S = _gpu_ops().Decay.apply(*tensors, None if u_HK is None else u, lengths_B, read == "before")
     elif chosen == "numba":
         y, S = numba_ops.Decay.apply(*tensors, row_lengths(lengths_B, v_BTHV), read == "before")
     else:
@@ -151,21 +153,23 @@ def delta(
     Bn, T, H, K, V = (sizes[letter] for letter in "BTHKV")
     check({"B": Bn, "T": T}, beta_BTH=beta_BTH)
     kind = state_dtype(v_BTHV.dtype)
-    q, k, v = (x.to(kind) for x in (q_BTHK, k_BTHK, v_BTHV))
-    b, c = None if b_BTHK is None else b_BTHK.to(kind), k if c_BTHK is None else c_BTHK.to(kind)
-    beta = v.new_ones(1, 1, 1) if beta_BTH is None else beta_BTH.to(kind)
+    chosen = choose(impl, v_BTHV, K <= MOST_KEYS)
+    given = q_BTHK, k_BTHK, v_BTHV, b_BTHK, c_BTHK, beta_BTH
+    if chosen != "triton":  # the kernel reads half precision as it is
+        given = (None if x is None else x.to(kind) for x in given)
+    q, k, v, b, c, beta = given
+    c = k if c is None else c
+    beta = v.new_ones(1, 1, 1) if beta is None else beta
     check_shared("beta_BTH", beta.shape[2], H)
     if S_BHKV is None:
         S_BHKV = v.new_zeros(Bn, H, K, V)
     check(sizes, S_BHKV=S_BHKV)
     tensors = [q, k, v, decay_factors(g, sizes, v_BTHV, kind), b, c, beta]
-    more = S_BHKV.to(kind), row_lengths(lengths_B, v_BTHV), read == "before"
-    chosen = choose(impl, v_BTHV, K <= MOST_KEYS)
     if chosen == "triton":
-        c = k_BTHK if c_BTHK is None else c_BTHK
-        narrow = q_BTHK, k_BTHK, v_BTHV, tensors[3], b_BTHK, c, beta, more[0]
-        y, S = _gpu_ops().Delta.apply(*narrow, lengths_B, read == "before")
-    elif chosen == "numba":
+        y, S = _gpu_ops().Delta.apply(*tensors, S_BHKV.to(kind), lengths_B, read == "before")
+        return finish(y, v_BTHV, lengths_B), S
+    more = S_BHKV.to(kind), row_lengths(lengths_B, v_BTHV), read == "before"
+    if chosen == "numba":
         y, S = numba_ops.Delta.apply(*tensors, *more)
     else:
         tensors[4] = k if b is None else b

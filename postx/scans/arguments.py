@@ -18,10 +18,11 @@ def all_axes(name, x, patterns, sizes):
     raise ValueError(f"{name}: expected axes {wanted}, got shape {tuple(x.shape)}")
 
 
-def decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B):
+def decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B, wide=True):
     """What `decay` takes, checked, in at least float32: [q, k, v, g as [B|1, T|1, heads, K|1], S, u_HK].
 
-    The heads of q are not checked against those of v. Raises ValueError as `decay` does.
+    Without `wide`, q, k and v keep their dtype. The heads of q are not checked against those of v. Raises ValueError
+    as `decay` does.
     """
     sizes = check(v_BTHV=v_BTHV)
     known = check({letter: sizes[letter] for letter in "BT"}, q_BTHK=q_BTHK)
@@ -37,7 +38,8 @@ def decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B):
         S_BHKV = torch.zeros(Bn, H, K, V, dtype=kind, device=v_BTHV.device)
     u = v_BTHV.new_zeros(H, K) if u_HK is None else u_HK
     check(sizes, S_BHKV=S_BHKV, u_HK=u)
-    return [x.to(kind) for x in (q_BTHK, k_BTHK, v_BTHV, g4, S_BHKV, u)]
+    tokens = [x.to(kind) if wide else x for x in (q_BTHK, k_BTHK, v_BTHV)]
+    return [*tokens, *(x.to(kind) for x in (g4, S_BHKV, u))]
 
 
 def table_sizes(v_BTHV, lengths_B, read, **keys):
