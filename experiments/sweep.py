@@ -70,7 +70,20 @@ def key(run):
 def build(run):
     """The run's model, its weights drawn from the run's seed on the CPU: the same on every device."""
     torch.manual_seed(run["seed"])
-    return LM(**{name: run[name] for name in MODEL if run.get(name) is not None})
+    lm = LM(**{name: run[name] for name in MODEL if run.get(name) is not None})
+    if run.get("drop"):
+        _drop(lm, run["drop"])
+    return lm
+
+
+def _drop(lm, share):
+    """Dropout while training on what the embedding and the MLPs say; the weights and their names stay as they are."""
+
+    def hook(module, _, out):
+        return torch.nn.functional.dropout(out, share, module.training)
+
+    for module in (lm.embed, *(block.mlp for block in lm.blocks if block.mlp is not None)):
+        module.register_forward_hook(hook)
 
 
 def size(lm, run):
@@ -79,11 +92,13 @@ def size(lm, run):
     return {"parameters": total, "state_floats": lm.state_floats(run["T"])}
 
 
-def sweep(studies, *, data, score, args):
+def sweep(studies, *, data, score, args, watch=None):
     """Serve {name: study} until all are done or the time is over; returns the records made or found.
 
     `data(run) -> (ids_NBT, targets_NBT)`, the batches of steps 0, 1, ... on the CPU (N divides or exceeds steps:
-    batch t mod N is step t's); `score(lm, run) -> dict` is called after training, on the run's device.
+    batch t mod N is step t's); `score(lm, run) -> dict` is called after training, on the run's device. A run that
+    says "watch": n also has `watch(lm, run, step) -> dict` called every n steps and after the last; what it returned
+    stands in the record's "curve".
     """
     part, parts = map(int, args.shard.split("/"))
     names = [name for name in studies if args.only is None or name in args.only]
@@ -98,14 +113,9 @@ def sweep(studies, *, data, score, args):
     serve = _on_gpu if device.type == "cuda" else _on_cpu
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    serve(desk, _batches(data), score, device, args, lambda: time.monotonic() - start < args.seconds)
-    seconds, left = (
-        time.monotonic() - start,
-        f"; {len(desk.waiting)} were not started" if desk.waiting else "",
-    )
-    print(
-        f"{desk.made} runs, {desk.steps} steps in {seconds:.0f} s: {desk.steps / seconds:.0f} a second{left}"
-    )
+    serve(desk, _batches(data), (score, watch), device, args, lambda: time.monotonic() - start < args.seconds)
+    seconds, left = time.monotonic() - start, f"; {len(desk.waiting)} were not started" if desk.waiting else ""
+    print(f"{desk.made} runs, {desk.steps} steps in {seconds:.0f} s: {desk.steps / seconds:.0f} a second{left}")
     return desk.records
 
 
@@ -179,7 +189,15 @@ def _batches(data):
     return request
 
 
-def _finish(desk, run, program, score, where):
+def _watch(watch, run, program, curve, step):
+    """Have the run's model looked at, where a point of its curve is due."""
+    every = run.get("watch")
+    if every and watch and (step % every == 0 or step == run["steps"]):
+        with torch.no_grad():
+            curve.append({"step": step, **watch(program.lm, run, step)})
+
+
+def _finish(desk, run, program, score, where, points):
     """Score a trained run and write its record; a loss that was not finite is recorded as that."""
     losses, bad = program.losses(), program.hold()
     every = max(1, len(losses) // 50)
@@ -188,6 +206,8 @@ def _finish(desk, run, program, score, where):
         "metrics": None, "loss": curve, "loss_every": every, **size(program.lm, run),
         "seconds": round(program.seconds(), 2), "device": where,
     }  # fmt: skip
+    if points:
+        found["curve"] = points
     if bad:
         found |= bad | {"loss": curve[: bad["nonfinite_step"] // every]}
     else:
@@ -196,20 +216,24 @@ def _finish(desk, run, program, score, where):
     desk.record(run, **found)
 
 
-def _on_cpu(desk, request, score, device, args, in_time):
+def _on_cpu(desk, request, looks, device, args, in_time):
+    score, watch = looks
     where = f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
     while desk.waiting and in_time():
         run = desk.waiting.popleft()
         try:
             program = Program(build(run), *request(run).result(), run, device)
-            for _ in range(run["steps"]):
+            points = []
+            for step in range(1, run["steps"] + 1):
                 program.step()
-            _finish(desk, run, program, score, where)
+                _watch(watch, run, program, points, step)
+            _finish(desk, run, program, score, where, points)
         except Exception:  # one failing run must not cost the others; it is recorded with its traceback
             desk.failed(run)
 
 
-def _on_gpu(desk, request, score, device, args, in_time):
+def _on_gpu(desk, request, looks, device, args, in_time):
+    score, watch = looks
     where = torch.cuda.get_device_name(device)
     slots = [Slot(device) for _ in range(args.streams)]
     on_device = functools.lru_cache(maxsize=8)(lambda future: [x.to(device) for x in future.result()])
@@ -224,11 +248,15 @@ def _on_gpu(desk, request, score, device, args, in_time):
                         request(later)
                     slot.begin(build(run), on_device(request(run)), device)
                     moved = True
-                elif run is not None and slot.left:
-                    moved |= slot.launch()
-                elif run is not None and slot.events[-1].query():
+                elif run is not None and slot.due and slot.events[-1].query():
                     with torch.cuda.stream(slot.stream):
-                        _finish(desk, run, slot.program, score, where)
+                        _watch(watch, run, slot.program, slot.points, run["steps"] - slot.left)
+                    slot.due, moved = False, True
+                elif run is not None and slot.left and not slot.due:
+                    moved |= slot.launch()
+                elif run is not None and not slot.due and slot.events[-1].query():
+                    with torch.cuda.stream(slot.stream):
+                        _finish(desk, run, slot.program, score, where, slot.points)
                     slot.run = slot.program = None
                     moved = True
             except Exception:  # recorded with its traceback; the other streams go on
@@ -247,6 +275,7 @@ class Slot:
         self.stream = torch.cuda.Stream(device)
         self.run = self.program = None
         self.events, self.left = collections.deque(), 0
+        self.points, self.due = [], False  # of the run's curve; whether one is due
 
     def begin(self, lm, batches, device):
         self.stream.wait_stream(torch.cuda.default_stream(device))
@@ -254,6 +283,7 @@ class Slot:
             self.program = Program(lm, *batches, self.run, device)
             self.left = self.run["steps"] - self.program.capture()
         self.events.clear()
+        self.points, self.due = [], False
         self._mark()
 
     def launch(self):
@@ -262,10 +292,13 @@ class Slot:
             self.events.popleft()
         if len(self.events) > AHEAD:
             return False
+        every = self.run.get("watch") or self.run["steps"]
+        n = min(BLOCK, self.left, every - (self.run["steps"] - self.left) % every)
         with torch.cuda.stream(self.stream):
-            for _ in range(min(BLOCK, self.left)):
+            for _ in range(n):
                 self.program.step()
-        self.left -= min(BLOCK, self.left)
+        self.left -= n
+        self.due = "watch" in self.run and ((self.run["steps"] - self.left) % every == 0 or not self.left)
         self._mark()
         return True
 

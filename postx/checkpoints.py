@@ -1,0 +1,68 @@
+"""Trained weights in files: NAME.safetensors holds the numbers in bf16, NAME.json what they are and how they did.
+
+The small models of the book (`hybrid` and its twins `attention` and `ssd`) come with the package, in postx/weights.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from postx.lm import LM
+
+FOLDER = Path(__file__).parent / "weights"
+
+
+def kept(folder=FOLDER):
+    """Names of the models whose two files are in the folder."""
+    return sorted(p.stem for p in Path(folder).glob("*.safetensors") if p.with_suffix(".json").exists())
+
+
+def save(name, lm, config, record, folder=FOLDER, dtype=torch.bfloat16):
+    """Write NAME.safetensors with weights in `dtype` and NAME.json with config and record; returns the first path.
+
+    config: the keyword arguments of `LM`. It is stored in both files, so that the weights explain themselves.
+    Raises ValueError where the config does not build the model given.
+    """
+    weights = {key: x.detach().to("cpu", dtype if x.is_floating_point() else x.dtype).contiguous()
+               for key, x in lm.state_dict().items()}
+    with torch.device("meta"):
+        shapes = {key: x.shape for key, x in LM(**config).state_dict().items()}
+    if shapes != {key: x.shape for key, x in weights.items()}:
+        raise ValueError(f"config: {config!r} does not build the model given")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.safetensors"
+    save_file(weights, path, metadata={"config": json.dumps(config)})
+    text = json.dumps({"name": name, "config": config, **record}, indent=1)
+    path.with_suffix(".json").write_text(text + "\n", encoding="utf8")
+    return path
+
+
+def record(name, folder=FOLDER):
+    """What is known of a kept model: config, parameters, training log, losses measured on the stored weights."""
+    return json.loads(_find(name, folder, ".json").read_text(encoding="utf8"))
+
+
+def load(name, folder=FOLDER, dtype=torch.float32, device="cpu"):
+    """The kept model of that name, an `LM` in evaluation mode with the stored bf16 values in `dtype`.
+
+    Raises FileNotFoundError naming the missing file and the models that are there.
+    """
+    path = _find(name, folder, ".safetensors")
+    with safe_open(path, framework="pt") as file:
+        config = json.loads(file.metadata()["config"])
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
+    lm = LM(**config)
+    lm.load_state_dict(weights)
+    return lm.to(device, dtype).eval()
+
+
+def _find(name, folder, suffix):
+    path = Path(folder) / f"{name}{suffix}"
+    if not path.exists():
+        there = ", ".join(kept(folder)) or "none"
+        raise FileNotFoundError(f"name: {path.name} is not in {path.parent}; kept models there: {there}")
+    return path
