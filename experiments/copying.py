@@ -27,7 +27,7 @@ MODELS = {
 SCANS = "MSG"  # by the Triton kernels on a GPU, token by token
 
 
-def study(name, *, steps=2500, B=64, seeds=SEEDS, rates=RATES, width=D, form="recurrent"):
+def study(name, *, steps=3000, B=64, seeds=SEEDS, rates=RATES, width=D, form="recurrent"):
     """The learning rate with one seed, then the other seeds at the best."""
     pattern, options = MODELS[name]
     run = {
@@ -74,7 +74,7 @@ def table(path=results.RESULTS / "copying.jsonl"):
 
 
 def main():
-    args = sweep.arguments(__doc__, steps=2500, form="recurrent")
+    args = sweep.arguments(__doc__, steps=3000, form="recurrent")
     options = {"steps": args.steps, "form": args.form}
     if args.small:
         options |= {"steps": 20, "B": 4, "seeds": (0,), "rates": (3.2e-3,), "width": 16}

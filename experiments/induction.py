@@ -32,7 +32,7 @@ MODELS = {
 SCANS = "MSG"  # by the Triton kernels on a GPU, token by token
 
 
-def study(name, *, steps=4000, B=64, longest=LONGEST, seeds=SEEDS, rates=RATES, width=D, form="recurrent"):
+def study(name, *, steps=5000, B=128, longest=LONGEST, seeds=SEEDS, rates=RATES, width=D, form="recurrent"):
     """Both learning rates at the first seed, then the other seeds at the better one."""
     pattern, options = MODELS[name]
     run = {
@@ -93,14 +93,16 @@ def table(path=results.RESULTS / "induction.jsonl"):
 
 
 def main():
-    args = sweep.arguments(__doc__, steps=4000, form="recurrent", longest=LONGEST)
+    args = sweep.arguments(__doc__, steps=5000, form="recurrent", longest=LONGEST)
     options = {"steps": args.steps, "form": args.form, "longest": args.longest}
     if args.small:
         options |= {"steps": 20, "B": 8, "longest": 512, "seeds": (0,), "rates": (3.2e-3,), "width": 16}
     studies = {name: study(name, **options) for name in MODELS}
     sweep.sweep(studies, data=data, score=score, args=args)
     if not args.list:
-        lengths = [str(n) for n in LENGTHS if n in (256, 512, 1024, 4096, 16_384, 65_536) and n <= options["longest"]]
+        lengths = [
+            str(n) for n in LENGTHS if n in (256, 512, 1024, 4096, 16_384, 65_536) and n <= options["longest"]
+        ]
         print(results.show(table(args.out), lengths))
 
 

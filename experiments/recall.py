@@ -6,7 +6,7 @@ Multi-query associative recall (postx.tasks.recall): a table of key-value pairs,
 among fillers. Two layers, trained on rows of 128 tokens with 4, 8, 16 and 32 pairs in equal parts; accuracy on unseen
 rows is measured for each number of pairs, and for 64 pairs in 256 tokens, which was not trained. For each mixer the
 learning rate is swept at width 64 (factor 3.2, extended until the best is interior) with one seed, then used at
-widths 32, 64 and 128 with three seeds: about 13 runs a mixer, 240 in all.
+widths 32, 64 and 128 with three seeds: about 12 runs a mixer, 210 in all.
 
 Tables have two heads throughout, so that their states grow as D^2 / 2; Mamba-2's key is 32 wide instead of 128, which
 puts its state among the others'. The rest is each layer's default. Where a mixer keeps a short convolution in its
@@ -22,7 +22,9 @@ SIZES = {"keys": 128, "values": 64, "fillers": 16}
 T, PAIRS, LONGER, POWER = 128, (4, 8, 16, 32), (256, 64), 1.0
 RATES, WIDTHS, SEEDS, TUNED = (1e-3, 3.2e-3, 1e-2), (32, 64, 128), (0, 1, 2), 64
 HEADS = {"H": 2}
-SCANS = "NTWDGMS67"  # on a GPU too these go token by token, by the Triton kernels: one launch instead of hundreds
+SCANS = (
+    "NTWDGMS67"  # on a GPU too these go token by token, by the Triton kernels: one launch instead of hundreds
+)
 MIXERS = {
     "attention": ("A", HEADS),
     "local attention": ("L", HEADS | {"window": 32}),
@@ -45,7 +47,7 @@ MIXERS = {
 }
 
 
-def study(name, *, widths=WIDTHS, seeds=SEEDS, rates=RATES, steps=2000, B=64, form="recurrent"):
+def study(name, *, widths=WIDTHS, seeds=SEEDS, rates=RATES, steps=3000, B=64, form="recurrent"):
     """The learning rate at one width, then widths and seeds at the best one."""
     letter, options = MIXERS[name]
     run = {
@@ -69,7 +71,9 @@ def data(run):
         many = len(range(i, rows, len(pairs)))
         parts.append(tasks.recall(many, run["T"], pairs=n, power=POWER, seed=(run["seed"], i), **SIZES))
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(run["seed"]))
-    return [torch.cat(x)[order].to(torch.int16).view(-1, run["B"], run["T"]) for x in zip(*parts, strict=True)]
+    return [
+        torch.cat(x)[order].to(torch.int16).view(-1, run["B"], run["T"]) for x in zip(*parts, strict=True)
+    ]
 
 
 def score(lm, run, at_once=64):
@@ -88,7 +92,7 @@ def table(path=results.RESULTS / "recall.jsonl"):
 
 
 def main():
-    args = sweep.arguments(__doc__, steps=2000, form="recurrent")
+    args = sweep.arguments(__doc__, steps=3000, form="recurrent")
     options = {"steps": args.steps, "form": args.form}
     if args.small:
         options |= {"widths": (16,), "seeds": (0,), "rates": (1e-2,), "steps": 20, "B": 8}

@@ -82,9 +82,10 @@ def _flat(value):
 
 def show(rows, metrics):
     """The rows as lines of text, state floats beside every accuracy."""
-    lines = [f"{'name':24}{'D':>5}{'state':>10}{'params':>10}{'lr':>9}{'seeds':>6}  " + " ".join(f"{m:>13}" for m in metrics)]
-    for r in rows:
-        cells = " ".join(f"{r['mean'][m]:6.3f} ±{r['deviation'][m]:5.3f}" for m in metrics)
-        lr = f"{r['lr']:.0e}" + ("" if r["lr_interior"] else "*")
-        lines.append(f"{r['name']:24}{r['D']:5}{r['state_floats']:10}{r['parameters']:10}{lr:>9}{r['seeds']:6}  {cells}")
-    return "\n".join(lines) + "\n* the best learning rate was the last of those tried"
+    head = f"{'name':26}{'D':>5}{'state':>10}{'params':>10}{'lr':>9}{'seeds':>6}  "
+    lines = [head + " ".join(f"{metric:>13}" for metric in metrics)]
+    for row in rows:
+        lr = f"{row['lr']:.0e}" + ("" if row["lr_interior"] else "*")
+        line = f"{row['name']:26}{row['D']:5}{row['state_floats']:10}{row['parameters']:10}{lr:>9}{row['seeds']:6}  "
+        lines.append(line + " ".join(f"{row['mean'][m]:6.3f} ±{row['deviation'][m]:5.3f}" for m in metrics))
+    return "\n".join([*lines, "* the best learning rate was the last of those tried"])

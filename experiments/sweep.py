@@ -28,7 +28,9 @@ import time
 import traceback
 from pathlib import Path
 
-os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")  # streams that a GPU serves at once; read at its start
+os.environ.setdefault(
+    "CUDA_DEVICE_MAX_CONNECTIONS", "32"
+)  # streams that a GPU serves at once; read at its start
 
 import torch  # noqa: E402
 
@@ -44,7 +46,9 @@ def arguments(doc, **defaults):
     """The options that every experiment has, parsed. `defaults` are further `--name` options with their values."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="lines of JSON are appended to this file")
-    parser.add_argument("--have", type=Path, nargs="*", default=[], help="files whose runs are not made again")
+    parser.add_argument(
+        "--have", type=Path, nargs="*", default=[], help="files whose runs are not made again"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shard", default="0/1", help="i/n: only every n-th study, from the i-th")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after these no new run starts")

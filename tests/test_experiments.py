@@ -1,6 +1,7 @@
 """The experiments' runner: studies, records, resuming, and steps that a CUDA graph can hold."""
 
 import argparse
+import dataclasses
 import importlib
 import json
 import math
@@ -12,9 +13,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments import induction, recall, results, sweep
 from experiments.program import Program
+from postx import train
 from postx.lm import LM
 
-NEEDS_HOST = ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "equal.", "unique", "is_pinned")
+NEEDS_HOST = (
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "lift_fresh",
+    "equal.",
+    "unique",
+    "is_pinned",
+)
 CPU = torch.device("cpu")
 
 
@@ -24,7 +34,18 @@ def arguments(out, **more):
 
 
 def run(**more):
-    known = {"name": "toy", "pattern": "C", "D": 8, "Y": 12, "task": {}, "B": 2, "T": 6, "steps": 4, "lr": 1e-2, "seed": 0}
+    known = {
+        "name": "toy",
+        "pattern": "C",
+        "D": 8,
+        "Y": 12,
+        "task": {},
+        "B": 2,
+        "T": 6,
+        "steps": 4,
+        "lr": 1e-2,
+        "seed": 0,
+    }
     return known | more
 
 
@@ -47,7 +68,12 @@ def test_a_grid_is_extended_until_its_best_rate_is_interior(tmp_path):
 
     out = tmp_path / "out.jsonl"
     records = sweep.sweep({"toy": study()}, data=batches, score=wide, args=arguments(out))
-    assert [(r["run"]["lr"], r["run"]["seed"]) for r in records[:4]] == [(1e-3, 0), (1e-2, 0), (0.1, 0), (1.0, 0)]
+    assert [(r["run"]["lr"], r["run"]["seed"]) for r in records[:4]] == [
+        (1e-3, 0),
+        (1e-2, 0),
+        (0.1, 0),
+        (1.0, 0),
+    ]
     (row,) = results.table(out)
     assert (row["lr"], row["lr_interior"], row["seeds"]) == (0.1, True, 2)
     assert row["parameters"] == sum(p.numel() for p in LM("C", 8, 12).parameters())
@@ -77,7 +103,8 @@ def test_what_is_on_file_is_not_trained_again_and_failures_are(tmp_path):
 def test_a_run_that_diverges_is_recorded_as_such(tmp_path):
     def study():
         records = yield [run(lr=1e30, clip=1e30, steps=30, warmup=0), run()]
-        assert records[0]["metrics"] is None and records[0]["nonfinite_step"] >= 0
+        assert records[0]["metrics"] is None
+        assert records[0]["nonfinite_step"] >= 0
         assert sweep.best(records, "score") is records[1]
 
     records = sweep.sweep({"toy": study()}, data=batches, score=wide, args=arguments(tmp_path / "out.jsonl"))
@@ -91,30 +118,27 @@ def test_shards_share_the_studies_out_and_time_stops_new_runs(tmp_path):
     made = []
     for part in ("0/2", "1/2"):
         args = arguments(tmp_path / f"{part[0]}.jsonl", shard=part)
-        made += [r["run"]["name"] for r in sweep.sweep({n: study(n) for n in "abc"}, data=batches, score=wide, args=args)]
+        made += [
+            r["run"]["name"]
+            for r in sweep.sweep({n: study(n) for n in "abc"}, data=batches, score=wide, args=args)
+        ]
     assert sorted(made) == ["a", "b", "c"]
-    assert not sweep.sweep({"a": study("a")}, data=batches, score=wide, args=arguments(tmp_path / "x", seconds=0))
+    assert not sweep.sweep(
+        {"a": study("a")}, data=batches, score=wide, args=arguments(tmp_path / "x", seconds=0)
+    )
 
 
 def test_a_program_is_the_training_loop():
     """Losses and weights of `Program` on the CPU are those of `postx.train.train` on the same batches."""
-    from postx import train
-
     spec = run(steps=6)
     ids, targets = batches(spec)
     program = Program(sweep.build(spec), ids, targets, spec, CPU)
     for _ in range(spec["steps"]):
         program.step()
     lm = sweep.build(spec)
-    log = train.train(lm, train.stored(ids, targets), dataclass_with(program.config, log_every=1))
+    log = train.train(lm, train.stored(ids, targets), dataclasses.replace(program.config, log_every=1))
     assert torch.allclose(program.losses(), torch.tensor([row["loss"] for row in log], dtype=torch.float64))
     assert all(torch.equal(a, b) for a, b in zip(lm.parameters(), program.lm.parameters(), strict=True))
-
-
-def dataclass_with(config, **more):
-    import dataclasses
-
-    return dataclasses.replace(config, **more)
 
 
 class NoHost(TorchDispatchMode):
@@ -165,8 +189,10 @@ def test_the_data_of_an_experiment(script):
     spec = next(study)[0]
     ids, targets = module.data(spec)
     assert ids.shape == targets.shape == (8, 4, spec["T"])
-    assert 0 <= ids.min() and ids.max() < spec["Y"] and targets.max() < spec["Y"]
-    assert ((targets == -100) | (targets >= 4)).all() and (targets >= 0).any(-1).all()
+    assert ids.min() >= 0
+    assert max(ids.max(), targets.max()) < spec["Y"]
+    assert ((targets == -100) | (targets >= 4)).all()
+    assert (targets >= 0).any(-1).all()
     assert not torch.equal(ids[0], ids[1])
 
 
@@ -180,7 +206,8 @@ def test_runs_side_by_side_on_a_gpu_equal_the_cpu(tmp_path):
         args = arguments(tmp_path / f"{device}.jsonl", device=device, streams=3)
         found.append(sweep.sweep({p: study(p) for p in "AC"}, data=batches, score=wide, args=args))
     losses = [{(r["run"]["name"], r["run"]["seed"]): r["loss"] for r in records} for records in found]
-    assert losses[0].keys() == losses[1].keys() and len(losses[0]) == 4
+    assert losses[0].keys() == losses[1].keys()
+    assert len(losses[0]) == 4
     for name, on_cpu in losses[0].items():
         assert max(abs(a - b) for a, b in zip(on_cpu, losses[1][name], strict=True)) < 1e-3
 
@@ -189,4 +216,5 @@ def test_the_results_in_the_repository_are_complete():
     """Whatever results are kept can be read, and no failed run hides among them."""
     for path in Path(results.RESULTS).glob("*.jsonl"):
         records = results.read(path)
-        assert records and all("error" not in r for r in records), path.name
+        assert records, path.name
+        assert all("error" not in r for r in records), path.name
