@@ -112,6 +112,7 @@ def sweep(studies, *, data, score, args, watch=None):
     device = torch.device(args.device)
     serve = _on_gpu if device.type == "cuda" else _on_cpu
     if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
     serve(desk, _batches(data), (score, watch), device, args, lambda: time.monotonic() - start < args.seconds)
     seconds, left = time.monotonic() - start, f"; {len(desk.waiting)} were not started" if desk.waiting else ""

@@ -17,6 +17,7 @@ Press et al. 2021.
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from postx import cost as costs
 from postx.mixers import _cache, _conv, _tiles, by_form, packed, pick, state_dtype
@@ -111,13 +112,29 @@ def chunked(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, chunk=64, impl="a
     """The same numbers from tiles of `chunk` sources, with a running softmax: no T x T table ever exists.
 
     Quadratic in compute, linear in memory (T x chunk scores at a time), in training too: see `_tiles.attend`.
-    Returns (y_BTHV, S); raises as `step` does, and ValueError for a chunk below 1.
+    impl "sdpa" is torch's fused kernel; it is there on a GPU, for rows without a cache, lengths or ALiBi, and "auto"
+    takes it. Returns (y_BTHV, S); raises as `step` does, and ValueError for a chunk below 1.
     """
-    pick(impl, _tiles.IMPLS)
+    plain = S is None and lengths_B is None and w.get("slopes_H") is None
+    impl = pick(impl, (*_tiles.IMPLS, "sdpa") if plain and q_BTHK.is_cuda else _tiles.IMPLS)
+    if chunk < 1:
+        raise ValueError(f"chunk: expected at least 1 source, got {chunk}")
     seen, S = _look(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, **w)
+    if impl == "sdpa":
+        return _fused(seen, w.get("window"), w.get("scale")), S
     w = {name: w.get(name) for name in ("window", "scale", "slopes_H")}
     y = _tiles.attend(*seen, chunk=chunk, **w)
     return _cache.real(lengths_B, y)[0], S
+
+
+def _fused(seen, window, scale):
+    """torch's own kernel, which tiles queries too."""
+    mask = None if window is None else _cache.visible(seen.position_BT, seen.position_BM, window)[:, None]
+    y_BHTV = functional.scaled_dot_product_attention(
+        *(x.transpose(1, 2) for x in (seen.q_BTHK, seen.k_BMGK, seen.v_BMGV)),
+        attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True,
+    )  # fmt: skip
+    return y_BHTV.transpose(1, 2)
 
 
 def alibi_slopes(H):
