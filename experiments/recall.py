@@ -1,4 +1,4 @@
-"""Recall against state size: fourteen mixers, three widths, three seeds, and the short convolution switched on four.
+"""Recall against state size: fourteen mixers, three widths, three seeds, and the short convolution switched on five.
 
     python -m experiments.recall --out FILE [--device cuda:0 --shard 0/2 --seconds 540]
 
@@ -6,7 +6,7 @@ Multi-query associative recall (postx.tasks.recall): a table of key-value pairs,
 among fillers. Two layers, trained on rows of 128 tokens with 4, 8, 16 and 32 pairs in equal parts; accuracy on unseen
 rows is measured for each number of pairs, and for 64 pairs in 256 tokens, which was not trained. For each mixer the
 learning rate is swept at width 64 (factor 3.2, extended until the best is interior) with one seed, then used at
-widths 32, 64 and 128 with three seeds: about 12 runs a mixer, 210 in all.
+widths 32, 64 and 128 with three seeds: about 12 runs a mixer, 220 in all.
 
 Tables have two heads throughout, so that their states grow as D^2 / 2; Mamba-2's key is 32 wide instead of 128, which
 puts its state among the others'. The rest is each layer's default. Where a mixer keeps a short convolution in its
@@ -27,6 +27,7 @@ SCANS = (
 )
 MIXERS = {
     "attention": ("A", HEADS),
+    "attention + conv": ("A", HEADS | {"conv": 4}),
     "local attention": ("L", HEADS | {"window": 32}),
     "linear attention": ("N", HEADS),
     "linear attention + conv": ("N", HEADS | {"conv": 4}),
@@ -47,7 +48,7 @@ MIXERS = {
 }
 
 
-def study(name, *, widths=WIDTHS, seeds=SEEDS, rates=RATES, steps=3000, B=64, form="recurrent"):
+def study(name, *, widths=WIDTHS, seeds=SEEDS, rates=RATES, steps=5000, B=64, form="recurrent"):
     """The learning rate at one width, then widths and seeds at the best one."""
     letter, options = MIXERS[name]
     run = {
@@ -92,7 +93,7 @@ def table(path=results.RESULTS / "recall.jsonl"):
 
 
 def main():
-    args = sweep.arguments(__doc__, steps=3000, form="recurrent")
+    args = sweep.arguments(__doc__, steps=5000, form="recurrent")
     options = {"steps": args.steps, "form": args.form}
     if args.small:
         options |= {"widths": (16,), "seeds": (0,), "rates": (1e-2,), "steps": 20, "B": 8}

@@ -2,7 +2,7 @@
 
 A run is a dict that says everything about one training, and its hash is its key:
 
-    name, pattern, D, Y, options, mlp, form     the model, as `postx.lm.LM` takes it
+    name, pattern, D, Y, options, mlp, form, std   the model, as `postx.lm.LM` takes it
     task, B, T, steps, lr, seed, precision      the training; what `task` (a dict) means is the script's business
 
 A study is a generator: it yields a list of runs, is sent the list of their records, and may ask for more (a grid of
@@ -39,7 +39,7 @@ from experiments.results import read  # noqa: E402
 from postx.lm import LM  # noqa: E402
 
 BLOCK, AHEAD = 16, 4  # replays launched together, and how many such blocks may wait on a stream
-MODEL = ("pattern", "D", "Y", "options", "mlp", "form")
+MODEL = ("pattern", "D", "Y", "options", "mlp", "form", "std")
 
 
 def arguments(doc, **defaults):
