@@ -117,8 +117,7 @@ def chunked(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, chunk=64, impl="a
     """
     plain = S is None and lengths_B is None and w.get("slopes_H") is None
     impl = pick(impl, (*_tiles.IMPLS, "sdpa") if plain and q_BTHK.is_cuda else _tiles.IMPLS)
-    if chunk < 1:
-        raise ValueError(f"chunk: expected at least 1 source, got {chunk}")
+    _tiles.check_chunk(chunk)
     seen, S = _look(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, **w)
     if impl == "sdpa":
         return _fused(seen, w.get("window"), w.get("scale")), S
