@@ -54,7 +54,9 @@ def test_an_implicit_filter_is_its_formula(frequency, residual):
 
 
 @pytest.mark.equation("eq-conv-wrap")
-@pytest.mark.parametrize(("T", "W", "n"), [(12, 12, 12), (12, 12, 22), (12, 5, 15), (12, 5, 16), (10, 30, 39)])
+@pytest.mark.parametrize(
+    ("T", "W", "n"), [(12, 12, 12), (12, 12, 22), (12, 5, 15), (12, 5, 16), (10, 30, 39)]
+)
 def test_a_ring_lays_the_tail_over_the_beginning(T, W, n, residual):
     h, v = random(W), random(T, seed=1)
     whole = np.concatenate([np.convolve(h, v), np.zeros(n)])
