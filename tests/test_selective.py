@@ -53,7 +53,7 @@ def test_exp2_in_float64_is_the_library():
 @numba.njit
 def arithmetic(x, out):
     v = lanes.load(x, 1)
-    lanes.store(out, 0, lanes.fma(v, 2, lanes.mul(v, lanes.copies(x, 3))))
+    lanes.store(out, 0, lanes.fma(v, 2, lanes.mul(v, lanes.number(x, 3))))
     lanes.store(out, LANES, lanes.add(v, 1))
     return lanes.total(v)
 
@@ -63,6 +63,23 @@ def test_arithmetic_lane_by_lane(dtype):
     x, out = np.arange(20, dtype=dtype), np.empty(2 * LANES, dtype)
     assert arithmetic(x, out) == x[1:17].sum()
     np.testing.assert_array_equal(out, np.concatenate([x[1:17] * 2 + x[1:17] * 3, x[1:17] + 1]))
+
+
+@numba.njit
+def sums(x, out):
+    lanes.store(out, 0, lanes.totals(x, 1))
+    wide = lanes.load4(x, 3)
+    lanes.store(out, LANES, lanes.dot(wide, lanes.add(wide, 1)))
+    return lanes.total(lanes.load2(x, 2))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sums_of_lanes(dtype):
+    """Whole numbers, so that no order of summation rounds."""
+    x, out = np.random.default_rng(0).integers(-9, 9, 300).astype(dtype), np.empty(2 * LANES, dtype)
+    assert sums(x, out) == x[2:34].sum()
+    np.testing.assert_array_equal(out[:LANES], x[1:257].reshape(LANES, LANES).sum(1))
+    assert out[LANES:].sum() == (x[3:67] * (x[3:67] + 1)).sum()
 
 
 def inputs(B, T, D, N, dtype, seed=0):

@@ -10,7 +10,7 @@ h // (H / G) of q, k and a. Backward rebuilds the state before each tile, then w
 
 import numpy as np
 
-from postx.scans.lanes import LANES, copies, fma, load, mul, store, total
+from postx.scans.lanes import LANES, fma, load, mul, number, store, total
 from postx.scans.runtime import jit, numba, serial
 
 TIME, ROWS, WIDE = 32, 4, 2 * LANES
@@ -44,17 +44,17 @@ def _forward_block(S, s, tq, tk, ta, tv, ty, i, j, tokens, before):
     for t in range(tokens):
         r, c = t * Kp + i, t * Vp + j
         v, y, w, z = load(tv, c), load(ty, c), load(tv, c + L), load(ty, c + L)
-        q0, q1, q2, q3 = copies(tq, r), copies(tq, r + 1), copies(tq, r + 2), copies(tq, r + 3)
+        q0, q1, q2, q3 = number(tq, r), number(tq, r + 1), number(tq, r + 2), number(tq, r + 3)
         if before:
             y = fma(S0, q0, fma(S1, q1, fma(S2, q2, fma(S3, q3, y))))
             z = fma(R0, q0, fma(R1, q1, fma(R2, q2, fma(R3, q3, z))))
-        k, a = copies(tk, r), copies(ta, r)
+        k, a = number(tk, r), number(ta, r)
         S0, R0 = fma(S0, a, mul(v, k)), fma(R0, a, mul(w, k))
-        k, a = copies(tk, r + 1), copies(ta, r + 1)
+        k, a = number(tk, r + 1), number(ta, r + 1)
         S1, R1 = fma(S1, a, mul(v, k)), fma(R1, a, mul(w, k))
-        k, a = copies(tk, r + 2), copies(ta, r + 2)
+        k, a = number(tk, r + 2), number(ta, r + 2)
         S2, R2 = fma(S2, a, mul(v, k)), fma(R2, a, mul(w, k))
-        k, a = copies(tk, r + 3), copies(ta, r + 3)
+        k, a = number(tk, r + 3), number(ta, r + 3)
         S3, R3 = fma(S3, a, mul(v, k)), fma(R3, a, mul(w, k))
         if not before:
             y = fma(S0, q0, fma(S1, q1, fma(S2, q2, fma(S3, q3, y))))
@@ -140,7 +140,7 @@ def _backward_block(S, s0, dS, s, tq, tk, ta, tv, tg, tdv, past, sums, i, j, tok
         store(past, 2 * t * L, new)
         store(past, 2 * t * L + L, new2)
         r, c = t * Kp + i, t * Vp + j
-        a, k = copies(ta, r), copies(tk, r)
+        a, k = number(ta, r), number(tk, r)
         new, new2 = fma(new, a, mul(load(tv, c), k)), fma(new2, a, mul(load(tv, c + L), k))
     D, D2 = load(dS, s), load(dS, s + L)  # the gradient of the state after the token
     for t in range(tokens - 1, -1, -1):
@@ -151,7 +151,7 @@ def _backward_block(S, s0, dS, s, tq, tk, ta, tv, tg, tdv, past, sums, i, j, tok
             load(past, 2 * t * L),
             load(past, 2 * t * L + L),
         )
-        q, k, a = copies(tq, r), copies(tk, r), copies(ta, r)
+        q, k, a = number(tq, r), number(tk, r), number(ta, r)
         if before:
             store(sums, m, fma(old2, grad2, fma(old, grad, load(sums, m))))
         else:

@@ -13,7 +13,7 @@ Arrays are contiguous. D is a multiple of LANES (the caller pads with zeros), an
 
 import numpy as np
 
-from postx.scans.lanes import LANES, copies, exp2, fma, load, mul, store, total
+from postx.scans.lanes import LANES, exp2, fma, load, mul, number, store, total
 from postx.scans.runtime import jit, numba, serial
 
 TIME = 64
@@ -31,8 +31,8 @@ def _forward_state(h, at_h, A, at_A, Bm, Cm, at_n, N, tile, i, tokens):
     hn, An = load(h, at_h), load(A, at_A)
     for t in range(tokens):
         n = at_n + t * N
-        hn = fma(exp2(mul(load(tile, i + DT), An)), hn, mul(load(tile, i + X), copies(Bm, n)))
-        store(tile, i + OUT, fma(hn, copies(Cm, n), load(tile, i + OUT)))
+        hn = fma(exp2(mul(load(tile, i + DT), An)), hn, mul(load(tile, i + X), number(Bm, n)))
+        store(tile, i + OUT, fma(hn, number(Cm, n), load(tile, i + OUT)))
         i += FORWARD
     store(h, at_h, hn)
 
@@ -85,15 +85,15 @@ def _backward_state(kept, at_kept, dh, dA, at_h, A, at_A, Bm, Cm, at_n, N, tile,
         factor = exp2(mul(load(tile, i + DT), An))
         store(tile, i + PAST, hn)
         store(tile, i + FACTOR, factor)
-        hn = fma(factor, hn, mul(load(tile, i + X), copies(Bm, at_n + t * N)))
+        hn = fma(factor, hn, mul(load(tile, i + X), number(Bm, at_n + t * N)))
     dhn, dAn = load(dh, at_h), load(dA, at_h)
     for t in range(tokens - 1, -1, -1):
         i, n, s = t * BACKWARD, at_n + t * N, at_sum + t * 2 * LANES
         dy, past = load(tile, i + DY), load(tile, i + PAST)
-        dhn = fma(dy, copies(Cm, n), dhn)
+        dhn = fma(dy, number(Cm, n), dhn)
         store(sums, s, fma(dy, hn, load(sums, s)))
         store(sums, s + LANES, fma(dhn, load(tile, i + X), load(sums, s + LANES)))
-        store(tile, i + DX, fma(dhn, copies(Bm, n), load(tile, i + DX)))
+        store(tile, i + DX, fma(dhn, number(Bm, n), load(tile, i + DX)))
         dhn = mul(dhn, load(tile, i + FACTOR))
         through = mul(dhn, past)  # the gradient of delta A
         store(tile, i + DDT, fma(through, An, load(tile, i + DDT)))
