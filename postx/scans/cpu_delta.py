@@ -17,7 +17,7 @@ written as one row, and no gradient of b is made.
 
 import numpy as np
 
-from postx.scans.lanes import LANES, dot, fma, load, load4, mul, number, room, store, total, totals, zeros
+from postx.scans.lanes import LANES, dot, fma, load4, mul, number, room, store, total, totals, zeros
 from postx.scans.runtime import jit, numba, serial
 
 BLOCK = 16
@@ -66,7 +66,7 @@ def _copy_tokens(q, k, v, a, b, c, beta, row, h, column, first, L, tile, values)
 
 @serial
 def _step(old, i, new, j, K, tile, values, writer, reader, own, y, at_y):
-    """The table at new[j] <- diag(a) S - b r' + k v' of the one at old[i], on the way read with the reader's q into y."""
+    """The table at new[j] <- diag(a) S - b r' + k v' of that at old[i]; y = S' q for the reader's q."""
     erased = load4(old, i + K * WIDE)
     r, u = mul(erased, number(tile, (writer * PARTS + BETA) * K)), load4(values, writer * WIDE)
     if own:
@@ -217,7 +217,19 @@ def _backward_block(
         for n in range(stop - 1, start - 1, -1):
             reader = n if before else n - 1
             more = _back_step(
-                G, tables, (n - start) * size, K, tile, values, dys, n - start, reader - first, own, de, sums, read
+                G,
+                tables,
+                (n - start) * size,
+                K,
+                tile,
+                values,
+                dys,
+                n - start,
+                reader - first,
+                own,
+                de,
+                sums,
+                read,
             )
             if n < L:
                 _add(sums, A, 1, da[row, n, h])
