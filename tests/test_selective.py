@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from postx import scans
-from postx.scans import lanes
+from postx.scans import cpu_selective, lanes, numba_ops
 from postx.scans.lanes import LANES
 from postx.scans.runtime import FASTMATH
 
@@ -154,3 +154,17 @@ def test_threads_change_nothing_but_rounding():
     finally:
         scans.set_threads(before)
     assert contract.close(results[-1], results[0], 1e-12) <= 1e-12
+
+
+@pytest.mark.parametrize("keep_gradients", [True, False])
+def test_time_cut_into_pieces_equals_the_serial_scan(monkeypatch, keep_gradients):
+    """Two rows of one block of channels, one of them ragged, for four threads: 3 pieces, cut inside a tile's length."""
+    x, lengths = inputs(2, 400, 5, 3, torch.float64), torch.tensor([397, 70])
+    want = run(x, "reference", lengths) if keep_gradients else scans.diagonal(*x, lengths_B=lengths, impl="reference")
+    monkeypatch.setattr(cpu_selective, "SHORTEST", 64)
+    calls, kernel = [], cpu_selective._forward
+    monkeypatch.setattr(numba_ops.numba, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(cpu_selective, "_forward", lambda *a: (calls.append(a[6].size), kernel(*a)))
+    got = run(x, "numba", lengths) if keep_gradients else scans.diagonal(*x, lengths_B=lengths, impl="numba")
+    assert calls == [4, 4]  # two of the pieces, of both rows, at a time
+    assert contract.close(got, want) <= contract.TOLERANCE
