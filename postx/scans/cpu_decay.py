@@ -108,12 +108,17 @@ def _forward_row(q, k, v, a, S0, u, length, before, b, h, y, last):
 
 
 @jit
+def _forward(q, k, v, a, S0, u, lengths, before, y, last):
+    H = v.shape[2]
+    for row in numba.prange(v.shape[0] * H):  # the work stands in a function of its own: prange's compiler is slow
+        _forward_row(q, k, v, a, S0, u, lengths[row // H], before, row // H, row % H, y, last)
+
+
 def forward(q, k, v, a, S0, u, lengths, before):
     """Returns y [B,T,H,V] and the last state [B,H,K,V]; `u` [H,K] is read only where `before` is True."""
-    B, H = v.shape[0], v.shape[2]
+    # Allocated out here: numba would compile a parallel loop for each, and numpy asks for large pages of memory.
     y, last = np.zeros_like(v), np.empty_like(S0)
-    for row in numba.prange(B * H):  # the work stands in a function of its own: prange's compiler is slow
-        _forward_row(q, k, v, a, S0, u, lengths[row // H], before, row // H, row % H, y, last)
+    _forward(q, k, v, a, S0, u, lengths, before, y, last)
     return y, last
 
 
@@ -216,13 +221,17 @@ def _backward_row(q, k, v, a, S0, u, L, before, dy, dlast, b, h, dq, dk, dv, da,
 
 
 @jit
+def _backward(q, k, v, a, S0, u, lengths, before, dy, dlast, dq, dk, dv, da, dS0, du):
+    H = v.shape[2]
+    for row in numba.prange(v.shape[0] * H):
+        b, h = row // H, row % H
+        _backward_row(q, k, v, a, S0, u, lengths[b], before, dy, dlast, b, h, dq, dk, dv, da, dS0, du)
+
+
 def backward(q, k, v, a, S0, u, lengths, before, dy, dlast):
     """Gradients of q, k, a for every head (to be summed over heads that share one), of v, of S0 and of u per row."""
     (B, T, H, _), K = v.shape, q.shape[3]
-    dq, dk = np.zeros((B, T, H, K), v.dtype), np.zeros((B, T, H, K), v.dtype)
-    dv, da = np.zeros_like(v), np.zeros((B, T, H, a.shape[3]), v.dtype)
-    du, dS0 = np.zeros((B, H, K), v.dtype), np.empty_like(dlast)
-    for row in numba.prange(B * H):
-        b, h = row // H, row % H
-        _backward_row(q, k, v, a, S0, u, lengths[b], before, dy, dlast, b, h, dq, dk, dv, da, dS0, du)
+    dq, dk, da = (np.zeros((B, T, H, size), v.dtype) for size in (K, K, a.shape[3]))
+    dv, du, dS0 = np.zeros_like(v), np.zeros((B, H, K), v.dtype), np.empty_like(dlast)
+    _backward(q, k, v, a, S0, u, lengths, before, dy, dlast, dq, dk, dv, da, dS0, du)
     return dq, dk, dv, da, dS0, du
