@@ -1,150 +1,35 @@
 """The scans on a CPU beside what people would use instead, and beside what this machine can do at best.
 
-    python -m benchmarks --only scans [--small] [--threads N]
+    python -m benchmarks --only scans [--small] [--threads N] [--json FILE]
 
 All of a table is measured in one run, medians, float32. Ratios carry over to other machines, milliseconds do not.
-A peer that is not installed, runs out of memory, or would take minutes is reported as that.
+A peer that is not installed, runs out of memory, or would take over a minute is reported as that.
 """
 
 import importlib
 import os
-import statistics
 import time
 
 import numba
-import numpy as np
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import normalize, scaled_dot_product_attention
 
+from benchmarks.measure import RESULTS, Peer, ceilings, limit_memory, seconds, table, timed
 from postx import scans
-from postx.mixers import mamba, ssd
-from postx.scans import lanes
-from postx.scans.runtime import FASTMATH
+from postx.mixers import _wy, mamba, ssd
+from postx.scans import cpu_selective
+from postx.scans.chunked import decay_chunked
 
-PATIENCE = 20.0  # seconds that one call may take; above that the longer sequences are left out
-
-
-def seconds(function, budget=1.5):
-    """Median time of a call after one to warm up; at least 3 calls, and as many as fit the budget."""
-    function()
-    times = []
-    while len(times) < 3 or (sum(times) < budget and len(times) < 50):
-        began = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - began)
-        if times[0] > PATIENCE / 4:
-            break
-    return statistics.median(times)
-
-
-def limit_memory():
-    """Let an allocation beyond what is free fail, where the system allows it, rather than end the process."""
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_DATA, (int(free * 0.9), resource.RLIM_INFINITY))
-
-
-class Peer:
-    """One column of a table: measured at rising lengths until it is missing, out of memory or too slow."""
-
-    def __init__(self, name, build):
-        self.name, self.build, self.last, self.why = name, build, None, None
-
-    def measure(self, T, growth=4):
-        if self.why is None and self.last is not None and self.last * growth > PATIENCE:
-            self.why = "too slow"
-        if self.why is None:
-            try:
-                self.last = seconds(self.build(T))
-                return self.last
-            except ImportError as error:
-                self.why = f"no {error.name}"
-            except RuntimeError as error:
-                if "allocate" not in str(error):
-                    raise
-                self.why = "no memory"
-            except MemoryError:
-                self.why = "no memory"
-        return self.why
-
-
-def table(title, lengths, peers, note=lambda T, best: ""):
-    """Milliseconds of each peer, and how many times the first one's that is."""
-    print(f"\n{title}")
-    print(f"{'T':>7}" + "".join(f"{peer.name:>24}" for peer in peers))
-    for T in lengths:
-        found = [peer.measure(T) for peer in peers]
-        cells = []
-        for x in found:
-            if isinstance(x, str):
-                cells.append(x)
-            else:
-                ratio = f" ({x / found[0]:.1f}x)" if x is not found[0] else ""
-                cells.append(f"{1e3 * x:.2f}{ratio}")
-        print(f"{T:>7}" + "".join(f"{cell:>24}" for cell in cells) + note(T, found[0]), flush=True)
-
-
-# ---------------------------------------------------------------- the machine's own limits
-
-
-@numba.njit(parallel=True, fastmath=FASTMATH)
-def _triad(a, b, c):
-    for i in numba.prange(a.size):
-        a[i] = b[i] + np.float32(3) * c[i]
-
-
-@numba.njit(parallel=True, fastmath=FASTMATH)
-def _math_exp(x, out):
-    for i in numba.prange(x.shape[0]):
-        for j in range(x.shape[1]):
-            out[i, j] = np.exp(x[i, j])
-
-
-@numba.njit(parallel=True)
-def _lanes_exp2(x, out, rounds):
-    for i in numba.prange(x.shape[0]):
-        for _ in range(rounds):
-            for j in range(i * x.shape[1], (i + 1) * x.shape[1], lanes.LANES):
-                lanes.store(out, j, lanes.exp2(lanes.load(x, j)))
-
-
-def ceilings():
-    n = 32_000_000
-    a, b, c = (np.ones(n, np.float32) for _ in range(3))
-    x = -np.random.default_rng(0).random((64, 2048), dtype=np.float32)
-    out = np.empty_like(x)
-    m = torch.randn(2048, 2048)
-    limits = {
-        "triad GB/s": 12 * n / seconds(lambda: _triad(a, b, c)) / 1e9,
-        "lanes.exp2 Gexp/s": 20 * x.size / seconds(lambda: _lanes_exp2(x, out, 20)) / 1e9,
-        "math.exp Gexp/s": x.size / seconds(lambda: _math_exp(x, out)) / 1e9,
-        "sgemm GFLOP/s": 2 * 2048**3 / seconds(lambda: m @ m) / 1e9,
-    }
-    print("This machine, in this run: " + ", ".join(f"{name} {value:.1f}" for name, value in limits.items()))
-    return limits
-
+BOTH = {"forward": False, "forward and backward": True}
 
 # ---------------------------------------------------------------- selective scan, B=1, D=1536, N=16
 
 D, N = 1536, 16
 
 
-def _selective(run, backward):
-    """build(T) for a peer: run(u, delta, A, write, read) -> y, forward alone or with every gradient."""
-
-    def build(T):
-        (u, delta, write, read), w = mamba.example(T, B=1, D=D, N=N)
-        x = [part.float() for part in (u, delta, w["A_DN"], write, read)]
-        prepared = run()
-        if not backward:
-            return lambda: prepared(*x)
-        x = [part.requires_grad_(True) for part in x]
-        return lambda: torch.autograd.grad(prepared(*x).sum(), x)
-
-    return build
+def _selective(T):
+    (u, delta, write, read), w = mamba.example(T, B=1, D=D, N=N)
+    return [part.float() for part in (u, delta, w["A_DN"], write, read)]
 
 
 def _ours():
@@ -193,15 +78,15 @@ def selective(lengths, limits):
         return f"   {exps:.1f} Gexp/s, {exps / limits['lanes.exp2 Gexp/s']:.0%} of the ceiling"
 
     began = time.perf_counter()
-    _selective(_ours, False)(16)()
+    timed(_ours, _selective, False)(16)()
     middle = time.perf_counter()
-    _selective(_ours, True)(16)()
+    timed(_ours, _selective, True)(16)()
     print(
         f"\nfirst call, compiled or read from the cache: forward {middle - began:.1f} s, "
         f"backward {time.perf_counter() - middle:.1f} s"
     )
-    for name, backward in (("forward", False), ("forward and backward", True)):
-        columns = [Peer(peer, _selective(run, backward)) for peer, run in peers.items()]
+    for name, backward in BOTH.items():
+        columns = [Peer(peer, timed(run, _selective, backward)) for peer, run in peers.items()]
         title = f"selective scan, {name}, B=1 D={D} N={N}, ms (times numba's)"
         table(title, lengths, columns, (lambda T, best: "") if backward else rate)
 
@@ -211,34 +96,148 @@ def selective(lengths, limits):
 H, K, V = 24, 128, 64
 
 
-def _ssd(run):
-    def build(T):
-        x = [part.float() for part in ssd.example(T, B=1, H=H, G=1, K=K, V=V)[0]]
-        prepared = run(T)
-        return lambda: prepared(*x)
-
-    return build
+def _ssd(T):
+    return [part.float() for part in ssd.example(T, B=1, H=H, G=1, K=K, V=V)[0]]
 
 
-def _transformers2(T):
+def _transformers2():
     module = importlib.import_module("transformers.models.mamba2.modeling_mamba2")
-    dt, A = torch.ones(1, T, H), -torch.ones(H)  # the same work whatever the decays are
-    return lambda q, k, v, g: module.mamba2_chunk_scan(v, dt, A, k, q, 256)
+
+    def run(q, k, v, g):  # the same work whatever the decays are
+        return module.mamba2_chunk_scan(v, torch.ones_like(g), -torch.ones(H), k, q, 256)[0]
+
+    return run
 
 
-def _attention(T):
-    q, k, v = (torch.randn(1, H, T, V) for _ in range(3))
-    return lambda *x: scaled_dot_product_attention(q, k, v, is_causal=True)
+def _attention():
+    return lambda *qkv: scaled_dot_product_attention(*qkv, is_causal=True)
+
+
+def _qkv(T):
+    return [torch.randn(1, H, T, V) for _ in range(3)]
 
 
 def duality(lengths):
-    columns = [
-        Peer("numba", _ssd(lambda T: lambda *x: ssd.recurrent(*x, impl="numba")[0])),
-        Peer("chunked torch", _ssd(lambda T: lambda *x: ssd.chunked(*x)[0])),
-        Peer("transformers", _ssd(_transformers2)),
-        Peer("attention", _ssd(_attention)),
-    ]
-    table(f"SSD, forward, B=1 H={H} K={K} V={V}; attention with {H} heads of {V}, ms (times numba's)", lengths, columns)
+    for name, backward in BOTH.items():
+        columns = [
+            Peer("numba", timed(lambda: lambda *x: ssd.recurrent(*x, impl="numba")[0], _ssd, backward)),
+            Peer("chunked torch", timed(lambda: lambda *x: ssd.chunked(*x)[0], _ssd, backward)),
+            Peer("transformers", timed(_transformers2, _ssd, backward)),
+            Peer("attention", timed(_attention, _qkv, backward)),
+        ]
+        title = f"SSD, {name}, B=1 H={H} K={K} V={V}; attention with {H} heads of {V}, ms (times numba's)"
+        table(title, lengths, columns)
+
+
+# ---------------------------------------------------------------- decay and delta, B=1, H=16, K=V=64
+
+HEADS, WIDTH = 16, 64
+
+
+def _tokens(T, *axes):
+    return [torch.randn(1, T, HEADS, *(WIDTH,) * n) for n in axes]
+
+
+def _decay(kind):
+    def inputs(T):
+        q, k, v = _tokens(T, 1, 1, 1)
+        if kind == "none":
+            return [q, k, v]
+        rate = torch.randn(HEADS) if kind == "constant" else _tokens(T, 1)[0]
+        return [q, k, v, -rate.abs() / 10]
+
+    return inputs
+
+
+def _delta(kind):
+    def inputs(T):
+        q, k, v, b, c = _tokens(T, 1, 1, 1, 1, 1)
+        beta, g = (x.sigmoid() for x in _tokens(T, 0, 0 if kind == "Gated DeltaNet" else 1))
+        k, c = normalize(k, dim=-1), normalize(c, dim=-1)
+        if kind == "RWKV-7":  # which erases with other keys than it writes
+            return [q, k, v, -g / 10, c * 0.5, c]
+        return [q, k, v, beta] + ([-g / 10] if kind == "Gated DeltaNet" else [])
+
+    return inputs
+
+
+def _free(scan, **more):
+    """`scan` called as RWKV-7 does: without beta, with b and c of its own."""
+    return lambda: lambda q, k, v, g, b, c: scan(q, k, v, None, g, b_BTHK=b, c_BTHK=c, **more)[0]
+
+
+def _wy_chunks(q, k, v, beta, g=None, **more):
+    S = torch.zeros(1, HEADS, WIDTH, WIDTH)
+    chunk = 64 if g is None or g.dim() == 3 else 16  # a decay for each key needs a table [chunk, chunk, K]
+    return _wy.in_chunks(q, k, v, beta, g, S, lengths_B=None, chunk=chunk, impl="torch", **more)
+
+
+def tables(lengths):
+    decays = {
+        "numba": lambda: lambda *x: scans.decay(*x, impl="numba")[0],
+        "chunked torch": lambda: lambda *x: decay_chunked(*x)[0],
+        "torch loop": lambda: lambda *x: scans.decay(*x, impl="reference")[0],
+    }
+    deltas = {
+        "numba": lambda: lambda *x: scans.delta(*x, impl="numba")[0],
+        "chunked torch": lambda: lambda *x: _wy_chunks(*x)[0],
+        "torch loop": lambda: lambda *x: scans.delta(*x, impl="reference")[0],
+    }
+    frees = {
+        "numba": _free(scans.delta, impl="numba"),
+        "chunked torch": _free(_wy_chunks),
+        "torch loop": _free(scans.delta, impl="reference"),
+    }
+    rows = [(f"decay {kind}", decays, _decay(kind)) for kind in ("none", "constant", "per key")]
+    rows += [(kind, deltas, _delta(kind)) for kind in ("DeltaNet", "Gated DeltaNet")]
+    rows += [("RWKV-7", frees, _delta("RWKV-7"))]
+    for kind, peers, inputs in rows:
+        for name, backward in BOTH.items():
+            columns = [Peer(peer, timed(run, inputs, backward)) for peer, run in peers.items()]
+            table(f"{kind}, {name}, B=1 H={HEADS} K=V={WIDTH}, ms (times numba's)", lengths, columns)
+
+
+# ---------------------------------------------------------------- a million tokens
+
+
+def stream(T, block=8192, channels=256):
+    """Blocks through `recurrent`, the state passed on: the time, and by how much the peak of memory still grows."""
+    import resource
+
+    def peak():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    (u, delta, write, read), w = mamba.example(block, B=1, D=channels, N=N)
+    z = [x.float() for x in (u, delta, write, read)]
+    w, S = {name: x.float() for name, x in w.items()}, None
+    _, S = mamba.recurrent(*z, S=S, **w)
+    first, began = peak(), time.perf_counter()
+    for _ in range(T // block - 1):
+        _, S = mamba.recurrent(*z, S=S, **w)
+    took, grown = time.perf_counter() - began, peak() - first
+    RESULTS.append({"table": "stream", "T": T, "seconds": took, "MB more than the first block": grown})
+    print(
+        f"\n{T:,} tokens in blocks of {block}, D={channels}: {took:.1f} s, peak {grown:.0f} MB above the first block's"
+    )
+
+
+def in_pieces(T):
+    """One block of channels and a long T: time shared out among the threads, beside one thread."""
+    x = [part.float() for part in (torch.randn(1, T, 16), torch.rand(1, T, 16) / 10, -torch.rand(16, N))]
+    x += [torch.randn(1, T, N), torch.randn(1, T, N)]
+
+    def run():
+        return scans.diagonal(*x, impl="numba")
+
+    shortest = cpu_selective.SHORTEST
+    cut = seconds(run)
+    cpu_selective.SHORTEST = T
+    whole = seconds(run)
+    cpu_selective.SHORTEST = shortest
+    RESULTS.append({"table": "time in pieces", "T": T, "pieces": cut, "whole": whole})
+    print(
+        f"\nB=1 D=16 T={T:,}: {1e3 * cut:.0f} ms in pieces, {1e3 * whole:.0f} ms whole ({whole / cut:.2f}x)"
+    )
 
 
 def main(small=False):
@@ -248,3 +247,6 @@ def main(small=False):
     limits = ceilings()
     selective((512,) if small else (512, 2048, 8192, 32768), limits)
     duality((32, 128, 512, 2048) if small else (32, 64, 128, 512, 2048, 8192, 16384))
+    tables((512,) if small else (2048, 8192))
+    in_pieces(100_000 if small else 1_000_000)
+    stream(100_000 if small else 1_000_000)

@@ -126,3 +126,14 @@ def test_bad_input_is_named():
         scan(q, k, v, beta, g, S, b, c, "auto", lengths_B=torch.tensor([71, 1]))
     with pytest.raises(ValueError, match="impl: 'cuda' is not available here"):
         scan(q, k, v, beta, g, S, b, c, "cuda")
+
+
+def test_more_values_and_keys_than_one_table_holds():
+    """Two blocks of values and more than a register of keys, neither a multiple of its lanes."""
+
+    def wide(*shape, seed):
+        return randn(*shape, seed=seed) / shape[-1] ** 0.5
+
+    inputs = wide(1, 20, 2, 19, seed=0), wide(1, 20, 1, 19, seed=1), randn(1, 20, 2, 70, seed=2)
+    rest = randn(1, 20, 2, seed=3).sigmoid(), -randn(1, 20, 2, 19, seed=4).abs(), randn(1, 2, 19, 70, seed=5)
+    numba_equals_reference(scan, *inputs, *rest, None, wide(1, 20, 2, 19, seed=6))

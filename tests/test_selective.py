@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from postx import scans
-from postx.scans import lanes
+from postx.scans import cpu_selective, lanes, numba_ops
 from postx.scans.lanes import LANES
 from postx.scans.runtime import FASTMATH
 
@@ -53,7 +53,7 @@ def test_exp2_in_float64_is_the_library():
 @numba.njit
 def arithmetic(x, out):
     v = lanes.load(x, 1)
-    lanes.store(out, 0, lanes.fma(v, 2, lanes.mul(v, lanes.copies(x, 3))))
+    lanes.store(out, 0, lanes.fma(v, 2, lanes.mul(v, lanes.number(x, 3))))
     lanes.store(out, LANES, lanes.add(v, 1))
     return lanes.total(v)
 
@@ -63,6 +63,23 @@ def test_arithmetic_lane_by_lane(dtype):
     x, out = np.arange(20, dtype=dtype), np.empty(2 * LANES, dtype)
     assert arithmetic(x, out) == x[1:17].sum()
     np.testing.assert_array_equal(out, np.concatenate([x[1:17] * 2 + x[1:17] * 3, x[1:17] + 1]))
+
+
+@numba.njit
+def sums(x, out):
+    lanes.store(out, 0, lanes.totals(x, 1))
+    wide = lanes.load4(x, 3)
+    lanes.store(out, LANES, lanes.dot(wide, lanes.add(wide, 1)))
+    return lanes.total(lanes.load2(x, 2))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sums_of_lanes(dtype):
+    """Whole numbers, so that no order of summation rounds."""
+    x, out = np.random.default_rng(0).integers(-9, 9, 300).astype(dtype), np.empty(2 * LANES, dtype)
+    assert sums(x, out) == x[2:34].sum()
+    np.testing.assert_array_equal(out[:LANES], x[1:257].reshape(LANES, LANES).sum(1))
+    assert out[LANES:].sum() == (x[3:67] * (x[3:67] + 1)).sum()
 
 
 def inputs(B, T, D, N, dtype, seed=0):
@@ -137,3 +154,17 @@ def test_threads_change_nothing_but_rounding():
     finally:
         scans.set_threads(before)
     assert contract.close(results[-1], results[0], 1e-12) <= 1e-12
+
+
+@pytest.mark.parametrize("keep_gradients", [True, False])
+def test_time_cut_into_pieces_equals_the_serial_scan(monkeypatch, keep_gradients):
+    """Two rows of one block of channels, one of them ragged, for four threads: 3 pieces, cut inside a tile's length."""
+    x, lengths = inputs(2, 400, 5, 3, torch.float64), torch.tensor([397, 70])
+    want = run(x, "reference", lengths) if keep_gradients else scans.diagonal(*x, lengths_B=lengths, impl="reference")
+    monkeypatch.setattr(cpu_selective, "SHORTEST", 64)
+    calls, kernel = [], cpu_selective._forward
+    monkeypatch.setattr(numba_ops.numba, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(cpu_selective, "_forward", lambda *a: (calls.append(a[6].size), kernel(*a)))
+    got = run(x, "numba", lengths) if keep_gradients else scans.diagonal(*x, lengths_B=lengths, impl="numba")
+    assert calls == [4, 4]  # two of the pieces, of both rows, at a time
+    assert contract.close(got, want) <= contract.TOLERANCE

@@ -10,10 +10,15 @@ h // (H / G) of q, k and a. Backward rebuilds the state before each tile, then w
 
 import numpy as np
 
-from postx.scans.lanes import LANES, copies, fma, load, mul, store, total
+from postx.scans.lanes import LANES, add, dot, fma, load, load2, mul, number, room, store, totals, zeros
 from postx.scans.runtime import jit, numba, serial
 
 TIME, ROWS, WIDE = 32, 4, 2 * LANES
+
+
+@serial
+def _tile(width, like):
+    return zeros(TIME * width, like).reshape(TIME, width)
 
 
 @serial
@@ -38,37 +43,25 @@ def _copy_tile(q, k, v, a, b, h, start, tokens, tq, tk, tv, ta):
 @serial
 def _forward_block(S, s, tq, tk, ta, tv, ty, i, j, tokens, before):
     """ROWS keys from i, WIDE values from j, through one tile: the state in S at s, the output added to ty."""
-    Kp, Vp, L = tq.shape[1], tv.shape[1], LANES
-    S0, S1, S2, S3 = load(S, s), load(S, s + Vp), load(S, s + 2 * Vp), load(S, s + 3 * Vp)
-    R0, R1, R2, R3 = load(S, s + L), load(S, s + Vp + L), load(S, s + 2 * Vp + L), load(S, s + 3 * Vp + L)
+    stride, Vp = tq.shape[1], tv.shape[1]
+    S0, S1, S2, S3 = load2(S, s), load2(S, s + Vp), load2(S, s + 2 * Vp), load2(S, s + 3 * Vp)
     for t in range(tokens):
-        r, c = t * Kp + i, t * Vp + j
-        v, y, w, z = load(tv, c), load(ty, c), load(tv, c + L), load(ty, c + L)
-        q0, q1, q2, q3 = copies(tq, r), copies(tq, r + 1), copies(tq, r + 2), copies(tq, r + 3)
+        r, c = t * stride + i, t * Vp + j
+        v, y = load2(tv, c), load2(ty, c)
+        q0, q1, q2, q3 = number(tq, r), number(tq, r + 1), number(tq, r + 2), number(tq, r + 3)
         if before:
             y = fma(S0, q0, fma(S1, q1, fma(S2, q2, fma(S3, q3, y))))
-            z = fma(R0, q0, fma(R1, q1, fma(R2, q2, fma(R3, q3, z))))
-        k, a = copies(tk, r), copies(ta, r)
-        S0, R0 = fma(S0, a, mul(v, k)), fma(R0, a, mul(w, k))
-        k, a = copies(tk, r + 1), copies(ta, r + 1)
-        S1, R1 = fma(S1, a, mul(v, k)), fma(R1, a, mul(w, k))
-        k, a = copies(tk, r + 2), copies(ta, r + 2)
-        S2, R2 = fma(S2, a, mul(v, k)), fma(R2, a, mul(w, k))
-        k, a = copies(tk, r + 3), copies(ta, r + 3)
-        S3, R3 = fma(S3, a, mul(v, k)), fma(R3, a, mul(w, k))
+        S0 = fma(S0, number(ta, r), mul(v, number(tk, r)))
+        S1 = fma(S1, number(ta, r + 1), mul(v, number(tk, r + 1)))
+        S2 = fma(S2, number(ta, r + 2), mul(v, number(tk, r + 2)))
+        S3 = fma(S3, number(ta, r + 3), mul(v, number(tk, r + 3)))
         if not before:
             y = fma(S0, q0, fma(S1, q1, fma(S2, q2, fma(S3, q3, y))))
-            z = fma(R0, q0, fma(R1, q1, fma(R2, q2, fma(R3, q3, z))))
         store(ty, c, y)
-        store(ty, c + L, z)
     store(S, s, S0)
     store(S, s + Vp, S1)
     store(S, s + 2 * Vp, S2)
     store(S, s + 3 * Vp, S3)
-    store(S, s + L, R0)
-    store(S, s + Vp + L, R1)
-    store(S, s + 2 * Vp + L, R2)
-    store(S, s + 3 * Vp + L, R3)
 
 
 @serial
@@ -99,12 +92,8 @@ def _own_weight(tq, tk, u, h, t):
 def _forward_row(q, k, v, a, S0, u, length, before, b, h, y, last):
     K, V = q.shape[3], v.shape[3]
     Kp, Vp = (K + ROWS - 1) // ROWS * ROWS, (V + WIDE - 1) // WIDE * WIDE
-    S, tv, ty = (
-        np.zeros((1, 1, Kp, Vp), v.dtype),
-        np.zeros((TIME, Vp), v.dtype),
-        np.zeros((TIME, Vp), v.dtype),
-    )
-    tq, tk, ta = np.zeros((TIME, Kp), v.dtype), np.zeros((TIME, Kp), v.dtype), np.zeros((TIME, Kp), v.dtype)
+    S, tv, ty = zeros(Kp * Vp, v).reshape(1, 1, Kp, Vp), _tile(Vp, v), _tile(Vp, v)
+    tq, tk, ta = _tile(Kp + LANES, v), _tile(Kp + LANES, v), _tile(Kp + LANES, v)
     _copy(S0, b, h, S, 0, 0)
     for start in range(0, length, TIME):
         tokens = min(TIME, length - start)
@@ -119,12 +108,17 @@ def _forward_row(q, k, v, a, S0, u, length, before, b, h, y, last):
 
 
 @jit
+def _forward(q, k, v, a, S0, u, lengths, before, y, last):
+    H = v.shape[2]
+    for row in numba.prange(v.shape[0] * H):  # the work stands in a function of its own: prange's compiler is slow
+        _forward_row(q, k, v, a, S0, u, lengths[row // H], before, row // H, row % H, y, last)
+
+
 def forward(q, k, v, a, S0, u, lengths, before):
     """Returns y [B,T,H,V] and the last state [B,H,K,V]; `u` [H,K] is read only where `before` is True."""
-    B, H = v.shape[0], v.shape[2]
+    # Allocated out here: numba would compile a parallel loop for each, and numpy asks for large pages of memory.
     y, last = np.zeros_like(v), np.empty_like(S0)
-    for row in numba.prange(B * H):  # the work stands in a function of its own: prange's compiler is slow
-        _forward_row(q, k, v, a, S0, u, lengths[row // H], before, row // H, row % H, y, last)
+    _forward(q, k, v, a, S0, u, lengths, before, y, last)
     return y, last
 
 
@@ -132,52 +126,55 @@ def forward(q, k, v, a, S0, u, lengths, before):
 def _backward_block(S, s0, dS, s, tq, tk, ta, tv, tg, tdv, past, sums, i, j, tokens, before):
     """One key i, WIDE values from j: forward through the tile to rebuild the state, then back.
 
-    sums[t] collects, by lane, the gradients of q_i, k_i and a_i; tdv those of the values.
+    The gradients of q_i, k_i and a_i are added to `sums`, TIME tokens each, by lane; those of the values to tdv.
     """
-    Kp, Vp, L = tq.shape[1], tv.shape[1], LANES
-    new, new2 = load(S, s0), load(S, s0 + L)
+    stride, Vp = tq.shape[1], tv.shape[1]
+    new = load2(S, s0)
     for t in range(tokens):
-        store(past, 2 * t * L, new)
-        store(past, 2 * t * L + L, new2)
-        r, c = t * Kp + i, t * Vp + j
-        a, k = copies(ta, r), copies(tk, r)
-        new, new2 = fma(new, a, mul(load(tv, c), k)), fma(new2, a, mul(load(tv, c + L), k))
-    D, D2 = load(dS, s), load(dS, s + L)  # the gradient of the state after the token
+        store(past, t * WIDE, new)
+        r = t * stride + i
+        new = fma(new, number(ta, r), mul(load2(tv, t * Vp + j), number(tk, r)))
+    D = load2(dS, s)  # the gradient of the state after the token
     for t in range(tokens - 1, -1, -1):
-        c, r, m = t * Vp + j, t * Kp + i, 3 * t * L
-        grad, grad2, old, old2 = (
-            load(tg, c),
-            load(tg, c + L),
-            load(past, 2 * t * L),
-            load(past, 2 * t * L + L),
-        )
-        q, k, a = copies(tq, r), copies(tk, r), copies(ta, r)
+        c, r, m = t * Vp + j, t * stride + i, t * LANES
+        v, grad, old, q = load2(tv, c), load2(tg, c), load2(past, t * WIDE), number(tq, r)
+        store(sums, m, add(load(sums, m), dot(old if before else new, grad)))
+        if not before:
+            D = fma(grad, q, D)
+        store(sums, m + TIME * LANES, add(load(sums, m + TIME * LANES), dot(D, v)))
+        store(sums, m + 2 * TIME * LANES, add(load(sums, m + 2 * TIME * LANES), dot(D, old)))
+        store(tdv, c, fma(D, number(tk, r), load2(tdv, c)))
+        D = mul(D, number(ta, r))
         if before:
-            store(sums, m, fma(old2, grad2, fma(old, grad, load(sums, m))))
-        else:
-            store(sums, m, fma(new2, grad2, fma(new, grad, load(sums, m))))
-            D, D2 = fma(q, grad, D), fma(q, grad2, D2)
-        store(sums, m + L, fma(D2, load(tv, c + L), fma(D, load(tv, c), load(sums, m + L))))
-        store(sums, m + 2 * L, fma(D2, old2, fma(D, old, load(sums, m + 2 * L))))
-        store(tdv, c, fma(D, k, load(tdv, c)))
-        store(tdv, c + L, fma(D2, k, load(tdv, c + L)))
-        D, D2 = mul(D, a), mul(D2, a)
-        if before:
-            D, D2 = fma(q, grad, D), fma(q, grad2, D2)
-        new, new2 = old, old2
+            D = fma(grad, q, D)
+        new = old
     store(dS, s, D)
-    store(dS, s + L, D2)
+
+
+@serial
+def _write_grads(tile, part, out, b, start, tokens, h):
+    """out[b, start + t, h] <- the tile's column t, or its sum where out has a single entry."""
+    for t in range(tokens):
+        row = out[b, start + t, h]
+        if row.shape[0] == tile.shape[1]:
+            for i in range(row.shape[0]):
+                row[i] = tile[part, i, t]
+        else:
+            for i in range(tile.shape[1]):
+                row[0] += tile[part, i, t]
 
 
 @serial
 def _backward_row(q, k, v, a, S0, u, L, before, dy, dlast, b, h, dq, dk, dv, da, dS0, du):
-    K, V, Ka = q.shape[3], v.shape[3], a.shape[3]
+    K, V = q.shape[3], v.shape[3]
     Kp, Vp = (K + ROWS - 1) // ROWS * ROWS, (V + WIDE - 1) // WIDE * WIDE
-    S, dS = np.zeros((1, 1, Kp, Vp), v.dtype), np.zeros((1, 1, Kp, Vp), v.dtype)
-    tq, tk, ta = np.zeros((TIME, Kp), v.dtype), np.zeros((TIME, Kp), v.dtype), np.zeros((TIME, Kp), v.dtype)
-    tv, tg, tdv = np.zeros((TIME, Vp), v.dtype), np.zeros((TIME, Vp), v.dtype), np.zeros((TIME, Vp), v.dtype)
-    past, sums = np.empty((TIME, 2, LANES), v.dtype), np.empty((TIME, 3, LANES), v.dtype)
-    kept = np.empty((1, (L + TIME - 1) // TIME, Kp, Vp), v.dtype)
+    S, dS = zeros(Kp * Vp, v).reshape(1, 1, Kp, Vp), zeros(Kp * Vp, v).reshape(1, 1, Kp, Vp)
+    tq, tk, ta = _tile(Kp + LANES, v), _tile(Kp + LANES, v), _tile(Kp + LANES, v)
+    tv, tg, tdv = _tile(Vp, v), _tile(Vp, v), _tile(Vp, v)
+    past, sums = room(TIME * WIDE, v), room(3 * TIME * LANES, v)
+    grads = np.empty((3, K, TIME), v.dtype)  # of q, k and a; token by token only when they leave
+    tiles = (L + TIME - 1) // TIME
+    kept = room(tiles * Kp * Vp, v).reshape(1, tiles, Kp, Vp)
     _copy(S0, b, h, S, 0, 0)
     _copy(dlast, b, h, dS, 0, 0)
     for start in range(0, L, TIME):
@@ -193,17 +190,21 @@ def _backward_row(q, k, v, a, S0, u, L, before, dy, dlast, b, h, dq, dk, dv, da,
                 tg[t, j] = dy[b, start + t, h, j]
         tdv.fill(0)
         for i in range(K):
-            sums.fill(0)
+            for m in range(sums.shape[0]):
+                sums[m] = 0
             for j in range(0, Vp, WIDE):
                 s = i * Vp + j
                 at_kept = start // TIME * Kp * Vp + s
                 _backward_block(
                     kept, at_kept, dS, s, tq, tk, ta, tv, tg, tdv, past, sums, i, j, tokens, before
                 )  # fmt: skip
-            for t in range(tokens):
-                dq[b, start + t, h, i] = total(load(sums, 3 * LANES * t))
-                dk[b, start + t, h, i] = total(load(sums, 3 * LANES * t + LANES))
-                da[b, start + t, h, i if Ka > 1 else 0] += total(load(sums, 3 * LANES * t + 2 * LANES))
+            for part in range(3):
+                for t in range(0, TIME, LANES):
+                    found = totals(sums, (part * TIME + t) * LANES)
+                    store(grads, (part * K + i) * TIME + t, found)
+        _write_grads(grads, 0, dq, b, start, tokens, h)
+        _write_grads(grads, 1, dk, b, start, tokens, h)
+        _write_grads(grads, 2, da, b, start, tokens, h)
         for t in range(tokens):
             own, vg = v.dtype.type(0), v.dtype.type(0)
             if before:  # the token's own value, read through the bonus
@@ -220,13 +221,17 @@ def _backward_row(q, k, v, a, S0, u, L, before, dy, dlast, b, h, dq, dk, dv, da,
 
 
 @jit
+def _backward(q, k, v, a, S0, u, lengths, before, dy, dlast, dq, dk, dv, da, dS0, du):
+    H = v.shape[2]
+    for row in numba.prange(v.shape[0] * H):
+        b, h = row // H, row % H
+        _backward_row(q, k, v, a, S0, u, lengths[b], before, dy, dlast, b, h, dq, dk, dv, da, dS0, du)
+
+
 def backward(q, k, v, a, S0, u, lengths, before, dy, dlast):
     """Gradients of q, k, a for every head (to be summed over heads that share one), of v, of S0 and of u per row."""
     (B, T, H, _), K = v.shape, q.shape[3]
-    dq, dk = np.zeros((B, T, H, K), v.dtype), np.zeros((B, T, H, K), v.dtype)
-    dv, da = np.zeros_like(v), np.zeros((B, T, H, a.shape[3]), v.dtype)
-    du, dS0 = np.zeros((B, H, K), v.dtype), np.empty_like(dlast)
-    for row in numba.prange(B * H):
-        b, h = row // H, row % H
-        _backward_row(q, k, v, a, S0, u, lengths[b], before, dy, dlast, b, h, dq, dk, dv, da, dS0, du)
+    dq, dk, da = (np.zeros((B, T, H, size), v.dtype) for size in (K, K, a.shape[3]))
+    dv, du, dS0 = np.zeros_like(v), np.zeros((B, H, K), v.dtype), np.empty_like(dlast)
+    _backward(q, k, v, a, S0, u, lengths, before, dy, dlast, dq, dk, dv, da, dS0, du)
     return dq, dk, dv, da, dS0, du

@@ -13,10 +13,11 @@ Arrays are contiguous. D is a multiple of LANES (the caller pads with zeros), an
 
 import numpy as np
 
-from postx.scans.lanes import LANES, copies, exp2, fma, load, mul, store, total
+from postx.scans.lanes import LANES, add, exp2, fma, load, mul, number, store, total
 from postx.scans.runtime import jit, numba, serial
 
 TIME = 64
+SHORTEST = 2048  # tokens; a piece of time must be worth a second scan
 LN2 = 0.6931471805599453
 
 # A tile is a flat array with these entries for each token, LANES numbers each. Forward has three of them: the step
@@ -31,31 +32,30 @@ def _forward_state(h, at_h, A, at_A, Bm, Cm, at_n, N, tile, i, tokens):
     hn, An = load(h, at_h), load(A, at_A)
     for t in range(tokens):
         n = at_n + t * N
-        hn = fma(exp2(mul(load(tile, i + DT), An)), hn, mul(load(tile, i + X), copies(Bm, n)))
-        store(tile, i + OUT, fma(hn, copies(Cm, n), load(tile, i + OUT)))
+        hn = fma(exp2(mul(load(tile, i + DT), An)), hn, mul(load(tile, i + X), number(Bm, n)))
+        store(tile, i + OUT, fma(hn, number(Cm, n), load(tile, i + OUT)))
         i += FORWARD
     store(h, at_h, hn)
 
 
 @jit
-def forward(u, delta, A_ND, Bm, Cm, h0, lengths, wide, keep):
-    """Returns y [B,T,D], the last state [B,N,D] and, if `keep`, the state before each tile [B,tiles,N,D].
+def _forward(u, delta, A_ND, Bm, Cm, h, rows, starts, stops, wide, y, kept, spent):
+    """Piece p is tokens starts[p] to stops[p] of row rows[p], from the state h[p] on, which is changed in place.
 
-    A thread takes `wide` times 16 channels at once: longer runs of memory, but fewer tasks to share out.
+    A thread takes `wide` times 16 channels at once: longer runs of memory, but fewer tasks to share out. `kept` gets
+    the state before each tile and spent[p] the sum of delta, where these have room.
     """
-    B, T, D = u.shape
+    T, D = u.shape[1:]
     N, blocks = A_ND.shape[0], D // LANES
-    y, last = np.zeros_like(u), h0.copy()
-    kept = np.empty((B, (T + TIME - 1) // TIME if keep else 0, N, D), u.dtype)
     tasks = (blocks + wide - 1) // wide
-    for task in numba.prange(B * tasks):
-        b, first = task // tasks, task % tasks * wide * LANES
-        width = min(wide * LANES, D - first)
+    for task in numba.prange(rows.shape[0] * tasks):
+        p, first = task // tasks, task % tasks * wide * LANES
+        b, width = rows[p], min(wide * LANES, D - first)
         tile = np.empty(wide * TIME * FORWARD, u.dtype)
-        for start in range(0, lengths[b], TIME):
-            tokens, at = min(TIME, lengths[b] - start), (b * T + start) * D + first
-            if keep:
-                kept[b, start // TIME, :, first : first + width] = last[b, :, first : first + width]
+        for start in range(starts[p], stops[p], TIME):
+            tokens, at = min(TIME, stops[p] - start), (b * T + start) * D + first
+            if kept.shape[0] > 0:
+                kept[b, start // TIME, :, first : first + width] = h[p, :, first : first + width]
             tile[:] = 0
             for t in range(tokens):
                 for channel in range(0, width, LANES):
@@ -66,14 +66,49 @@ def forward(u, delta, A_ND, Bm, Cm, h0, lengths, wide, keep):
                 i, at_n = channel // LANES * TIME * FORWARD, (b * T + start) * N
                 for n in range(N):
                     at_A = n * D + first + channel
-                    _forward_state(
-                        last, b * N * D + at_A, A_ND, at_A, Bm, Cm, at_n + n, N, tile, i, tokens
-                    )
+                    _forward_state(h, p * N * D + at_A, A_ND, at_A, Bm, Cm, at_n + n, N, tile, i, tokens)
+                if spent.shape[0] > 0:  # first over the tile, so that few terms meet a large sum
+                    steps = load(tile, i + DT)
+                    for t in range(1, tokens):
+                        steps = add(steps, load(tile, i + t * FORWARD + DT))
+                    at_D = p * D + first + channel
+                    store(spent, at_D, add(steps, load(spent, at_D)))
             for t in range(tokens):
                 for channel in range(0, width, LANES):
                     i = (channel // LANES * TIME + t) * FORWARD
                     store(y, at + t * D + channel, load(tile, i + OUT))
-    return y, last, kept
+
+
+def forward(u, delta, A_ND, Bm, Cm, h0, lengths, keep, threads):
+    """Returns y [B,T,D], the last state [B,N,D] and, if `keep`, the state before each tile [B,tiles,N,D].
+
+    Where there are fewer blocks of 16 channels than threads, and T is long, time is cut as well, in `threads` + 1
+    pieces. Each but the last is scanned from zero at first; a state then fades over a piece by exp(A sum delta), so
+    a piece's true first state follows from the one before. Each but the first is scanned again from that state.
+    """
+    B, T, D = u.shape
+    blocks = D // LANES
+    y, last = np.zeros_like(u), h0.copy()
+    kept = np.empty((B if keep else 0, (T + TIME - 1) // TIME, *h0.shape[1:]), u.dtype)
+    wide, no_sums = max(1, min(8, B * blocks // threads)), np.empty((0, D), u.dtype)
+    inputs, every = (u, delta, A_ND, Bm, Cm), np.arange(B)
+    pieces = threads // (B * blocks) + 1 if B * blocks else 1
+    size = max(SHORTEST, -(-int(lengths.max(initial=0)) // pieces) + TIME - 1) // TIME * TIME
+    if pieces == 1 or size >= T:
+        _forward(*inputs, last, every, np.zeros_like(lengths), lengths, wide, y, kept, no_sums)
+        return y, last, kept
+    cuts = np.minimum(np.arange(0, T + size, size)[:, None], lengths)  # [pieces + 1, B]
+    count = len(cuts) - 1
+    h, spent = np.zeros((count, *h0.shape), u.dtype), np.zeros((count, B, D), u.dtype)
+    h[0] = h0
+    for part in (slice(0, -1), slice(1, None)):
+        state, starts, stops = h[part].copy(), cuts[:-1][part].ravel(), cuts[1:][part].ravel()
+        first, rows = part.start == 0, np.tile(every, count - 1)
+        sums = spent[part].reshape(-1, D) if first else no_sums
+        _forward(*inputs, state.reshape(-1, *h0.shape[1:]), rows, starts, stops, wide, y, kept, sums)
+        for p in range(count - 1) if first else ():
+            h[p + 1] = state[p] if p == 0 else np.exp2(A_ND * spent[p][:, None]) * h[p] + state[p]
+    return y, state[-1], kept
 
 
 @serial
@@ -85,15 +120,15 @@ def _backward_state(kept, at_kept, dh, dA, at_h, A, at_A, Bm, Cm, at_n, N, tile,
         factor = exp2(mul(load(tile, i + DT), An))
         store(tile, i + PAST, hn)
         store(tile, i + FACTOR, factor)
-        hn = fma(factor, hn, mul(load(tile, i + X), copies(Bm, at_n + t * N)))
+        hn = fma(factor, hn, mul(load(tile, i + X), number(Bm, at_n + t * N)))
     dhn, dAn = load(dh, at_h), load(dA, at_h)
     for t in range(tokens - 1, -1, -1):
         i, n, s = t * BACKWARD, at_n + t * N, at_sum + t * 2 * LANES
         dy, past = load(tile, i + DY), load(tile, i + PAST)
-        dhn = fma(dy, copies(Cm, n), dhn)
+        dhn = fma(dy, number(Cm, n), dhn)
         store(sums, s, fma(dy, hn, load(sums, s)))
         store(sums, s + LANES, fma(dhn, load(tile, i + X), load(sums, s + LANES)))
-        store(tile, i + DX, fma(dhn, copies(Bm, n), load(tile, i + DX)))
+        store(tile, i + DX, fma(dhn, number(Bm, n), load(tile, i + DX)))
         dhn = mul(dhn, load(tile, i + FACTOR))
         through = mul(dhn, past)  # the gradient of delta A
         store(tile, i + DDT, fma(through, An, load(tile, i + DDT)))

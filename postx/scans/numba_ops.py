@@ -61,10 +61,8 @@ class Selective(Function):
 
     @staticmethod
     def forward(ctx, u, delta, A, B, C, S, lengths):
-        threads = numba.get_num_threads()
-        wide = max(1, min(8, u.shape[0] * -(-u.shape[2] // LANES) // threads))
         arrays = _arrays(*Selective.layout(u, delta, A, B, C), _padded(S.mT), lengths)
-        y, last, kept = cpu_selective.forward(*arrays, wide, any(ctx.needs_input_grad))
+        y, last, kept = cpu_selective.forward(*arrays, any(ctx.needs_input_grad), numba.get_num_threads())
         ctx.save_for_backward(u, delta, A, B, C, lengths, torch.from_numpy(kept))
         y, last = (torch.from_numpy(x)[..., : u.shape[2]] for x in (y, last))
         return y, last.mT.contiguous()

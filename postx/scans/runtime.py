@@ -56,7 +56,10 @@ import numba  # noqa: E402  (it reads its environment when imported)
 # their meaning: a decay of exp(-inf) = 0 is a legal input.
 FASTMATH = {"contract", "reassoc", "nsz"}
 jit = numba.njit(cache=True, parallel=True, fastmath=FASTMATH, error_model="numpy")
-serial = numba.njit(cache=True, fastmath=FASTMATH, error_model="numpy")  # called from a prange, compiled faster
+# Called from a prange, compiled faster: also because Python cannot call it, which saves a wrapper for each.
+serial = numba.njit(
+    cache=True, fastmath=FASTMATH, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+)
 inline = numba.njit(cache=True, fastmath=FASTMATH, error_model="numpy", inline="always")
 
 
