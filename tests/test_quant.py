@@ -7,10 +7,10 @@ from postx import quant
 
 # A calibrated method needs inputs; a method of one width names it. Everything else is found by discovery.
 INPUTS = {"awq", "gptq"}
-BITS = {"nf4": (4,), "ternary": (), "lattice": (2,)}
+BITS = {"nf4": (4,), "ternary": (), "lattice": (2, 4)}
 
 
-def weight(O=24, I=70, seed=0):
+def weight(O=24, I=72, seed=0):
     return torch.randn(O, I, generator=torch.Generator().manual_seed(seed))
 
 
@@ -54,7 +54,7 @@ def test_zeros_stay_zeros(name, bits):
     W[3] = 0
     back = run(name, W, bits).dequantize()
     assert torch.isfinite(back).all()
-    assert float(back[3].abs().max()) < 0.5
+    assert float(back[3].abs().max()) < 1  # a turned code smears errors of other rows over it
     zero = run(name, torch.zeros(4, 16), bits).dequantize()
     assert torch.equal(zero, torch.zeros(4, 16))
 
@@ -102,7 +102,7 @@ def test_split_and_join(group):
     W = weight()
     groups = quant.split(W, group)
     assert torch.equal(quant.join(groups, W.shape), W)
-    assert groups.shape[1] == {"tensor": 1, "row": 1, 1: 70, 7: 10, 64: 2, 1000: 1}[group]
+    assert groups.shape[1] == {"tensor": 1, "row": 1, 1: 72, 7: 11, 64: 2, 1000: 1}[group]
 
 
 def test_bad_groups():
