@@ -87,7 +87,7 @@ def test_errors_name_the_argument():
         ssd.parallel(q, k, v, g[..., :2])
     with pytest.raises(ValueError, match="chunk: expected at least 1 token, got 0"):
         ssd.chunked(q, k, v, g, chunk=0)
-    with pytest.raises(ValueError, match="V: expected a divisor of expand \\* D = 32, got 5"):
+    with pytest.raises(ValueError, match="V: expected a divisor of the inner width 32, got 5"):
         ssd.Layer(16, V=5)
 
 

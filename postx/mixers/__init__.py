@@ -49,6 +49,28 @@ def forms(mixer) -> list[str]:
     return [form for form in FORMS if hasattr(mixer, form)]
 
 
+ALL_AT_ONCE = ("hyena", "rwkv4", "s4d", "shortconv")  # few large operations beat a loop over chunks on a GPU
+NEVER_STEPPED = ("attention", "hyena", "mla")  # their `recurrent` does the same work one token at a time
+
+
+def by_form(path: str, form: str, x_BTD):
+    """The function of the imported mixer module `path` that its Layer should train with on x's device.
+
+    form="auto": on a CPU `recurrent`, whose numba kernels have their own backward; elsewhere `chunked`, or
+    `parallel` where a loop over chunks would be slower; for a single token `recurrent`. Attention and the long
+    convolutions never step: chunked and parallel. A form by name is taken as it is, where the mixer has it.
+    Raises ValueError that lists the forms there are.
+    """
+    mixer, name = sys.modules[path], path.rpartition(".")[2]
+    if form != "auto":
+        if form not in forms(mixer):
+            raise ValueError(f"form: {name} has {', '.join(map(repr, forms(mixer)))} and 'auto', not {form!r}")
+        return getattr(mixer, form)
+    if name not in NEVER_STEPPED and (x_BTD.device.type == "cpu" or x_BTD.shape[1] == 1):
+        return mixer.recurrent
+    return mixer.parallel if name in ALL_AT_ONCE else mixer.chunked
+
+
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """States are at least float32: half precision loses a long sum."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

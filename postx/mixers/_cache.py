@@ -29,15 +29,24 @@ def held(pos_B: torch.Tensor, M: int, window: int | None) -> torch.Tensor:
     """The absolute position that each slot holds, [B, M]; -1 where the slot is empty."""
     slot_M = torch.arange(M, device=pos_B.device)
     last_B1 = pos_B[:, None] - 1
-    if window is None:
+    if window is None or M == 0:
         return torch.where(slot_M <= last_B1, slot_M, -1)
     return (last_B1 - (last_B1 - slot_M) % M).clamp(min=-1)
 
 
 def used(S) -> int:
-    """How many leading slots can hold something in any row; the rest is spare capacity."""
+    """How many leading slots can hold something in any row; the rest is spare capacity.
+
+    A cache without slots holds nothing, and the device is not asked: training never waits for it.
+    """
     *slots, pos_B = S
-    return min(slots[0].shape[1], int(pos_B.max()))
+    return min(slots[0].shape[1], int(pos_B.max())) if slots[0].shape[1] else 0
+
+
+def unfilled(S):
+    """An empty cache without its empty slots: what the first tokens of a text can look at."""
+    *slots, pos_B = S
+    return (*[x[:, :0] for x in slots], pos_B)
 
 
 def append(S, token, window: int | None, *, inplace: bool = False):
@@ -64,7 +73,9 @@ def extend(S, tokens, lengths_B: torch.Tensor | None, window: int | None):
     *slots, pos_B = S
     T = tokens[0].shape[1]
     after_B = pos_B + (T if lengths_B is None else lengths_B.to(pos_B))
-    M = window or max(slots[0].shape[1], int(after_B.max()))
+    M = window or (T if lengths_B is None else int(after_B.max()))
+    if slots[0].shape[1] and window is None:
+        M = max(slots[0].shape[1], int(after_B.max()))
     source_BM = held(after_B, M, window) - pos_B[:, None]  # which new token; negative: it stays
     row_B1 = torch.arange(len(pos_B), device=pos_B.device)[:, None]
     fresh_BM = source_BM >= 0

@@ -104,6 +104,26 @@ def fast_length(n):
         n += 1
 
 
+class Mixed(nn.Module):
+    """A short convolution over several projections of one token at once, each channel on its own; W = 0: none.
+
+    Mixed(widths, W)(parts, S, **side) -> (parts, S): S is (S_BWD,), or () where there is none.
+    """
+
+    def __init__(self, widths, W):
+        super().__init__()
+        self.widths = list(widths)
+        bound = max(W, 1) ** -0.5
+        taps = torch.empty(sum(self.widths), W).uniform_(-bound, bound) if W else None
+        self.taps_DW = nn.Parameter(taps) if W else None
+
+    def forward(self, parts, S=(), **side):
+        if self.taps_DW is None:
+            return parts, ()
+        x, S = short_convolution(torch.cat(parts, -1), self.taps_DW, None, *S, **side)
+        return x.split(self.widths, -1), (S,)
+
+
 def _prepare(x_BTD, S, lengths_B, **weights):
     """The sizes, the state, and the inputs with the state before them [B, W-1+T, D]."""
     sizes = check(check(x_BTD=x_BTD), **weights)

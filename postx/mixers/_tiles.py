@@ -36,7 +36,9 @@ class Seen(NamedTuple):
     cached: int
 
 
-def attend(q_BTHK, k_BMGK, v_BMGV, position_BT, position_BM, cached, *, window=None, scale=None, chunk=64):
+def attend(
+    q_BTHK, k_BMGK, v_BMGV, position_BT, position_BM, cached, *, window=None, scale=None, slopes_H=None, chunk=64
+):
     """Softmax attention over tiles of `chunk` sources; returns y_BTHV in the dtype of v.
 
     At most B H T chunk scores exist at a time, in the backward pass too: it keeps y, top and den per query,
@@ -53,7 +55,8 @@ def attend(q_BTHK, k_BMGK, v_BMGV, position_BT, position_BM, cached, *, window=N
     k_BGMK, v_BGMV = (x.to(wide).transpose(1, 2) for x in (k_BMGK, v_BMGV))
     tiles = list(bands(T, cached, window, chunk))
     readers = q_BTHK.shape[2] // G
-    y_BGTV = _Tiled.apply(q_BGTK, k_BGMK, v_BGMV, position_BT, position_BM, tiles, window, readers)
+    slopes_GH = None if slopes_H is None else slopes_H.to(wide).view(G, readers)
+    y_BGTV = _Tiled.apply(q_BGTK, k_BGMK, v_BGMV, position_BT, position_BM, slopes_GH, tiles, window, readers)
     return y_BGTV.unflatten(2, (T, readers)).transpose(1, 2).flatten(2, 3).to(v_BMGV.dtype)
 
 
@@ -73,14 +76,15 @@ def bands(T, cached, window, chunk):
 
 class _Tiled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q_BGTK, k_BGMK, v_BGMV, position_BT, position_BM, tiles, window, readers):
+    def forward(ctx, q_BGTK, k_BGMK, v_BGMV, position_BT, position_BM, slopes_GH, tiles, window, readers):
         num = q_BGTK.new_zeros(*q_BGTK.shape[:3], v_BGMV.shape[-1])
         den = q_BGTK.new_zeros(*q_BGTK.shape[:3], 1)
         top = torch.full_like(den, torch.finfo(den.dtype).min)
         for sources, tokens in tiles:
             rows = slice(tokens.start * readers, tokens.stop * readers)
             mask = _mask(position_BT[:, tokens], position_BM[:, sources], window, readers)
-            scores = _scores(q_BGTK[:, :, rows], k_BGMK[:, :, sources], mask)
+            fall = _fall(position_BT[:, tokens], position_BM[:, sources], slopes_GH)
+            scores = _scores(q_BGTK[:, :, rows], k_BGMK[:, :, sources], mask, fall)
             new_top = torch.maximum(top[:, :, rows], scores.amax(-1, keepdim=True))
             kept = (top[:, :, rows] - new_top).exp_()
             p = scores.sub_(new_top).exp_()
@@ -89,13 +93,14 @@ class _Tiled(torch.autograd.Function):
             top[:, :, rows] = new_top
         y_BGTV = num.div_(den)
         ctx.tiles, ctx.window, ctx.readers = tiles, window, readers
-        ctx.save_for_backward(q_BGTK, k_BGMK, v_BGMV, position_BT, position_BM, y_BGTV, top, den)
+        positions = position_BT, position_BM, slopes_GH
+        ctx.save_for_backward(q_BGTK, k_BGMK, v_BGMV, *positions, y_BGTV, top, den)
         return y_BGTV
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy_BGTV):
-        q_BGTK, k_BGMK, v_BGMV, position_BT, position_BM, y_BGTV, top, den = ctx.saved_tensors
+        q_BGTK, k_BGMK, v_BGMV, position_BT, position_BM, slopes_GH, y_BGTV, top, den = ctx.saved_tensors
         dq, dk, dv = torch.zeros_like(q_BGTK), torch.zeros_like(k_BGMK), torch.zeros_like(v_BGMV)
         mean = (dy_BGTV * y_BGTV).sum(-1, keepdim=True)  # the softmax's own term: sum_m p_m dp_m
         for sources, tokens in ctx.tiles:
@@ -103,12 +108,13 @@ class _Tiled(torch.autograd.Function):
             mask = _mask(position_BT[:, tokens], position_BM[:, sources], ctx.window, ctx.readers)
             q, k, v = q_BGTK[:, :, rows], k_BGMK[:, :, sources], v_BGMV[:, :, sources]
             dy = dy_BGTV[:, :, rows]
-            p = _scores(q, k, mask).sub_(top[:, :, rows]).exp_().div_(den[:, :, rows])
+            fall = _fall(position_BT[:, tokens], position_BM[:, sources], slopes_GH)
+            p = _scores(q, k, mask, fall).sub_(top[:, :, rows]).exp_().div_(den[:, :, rows])
             dv[:, :, sources] += p.mT @ dy
             ds = (dy @ v.mT).sub_(mean[:, :, rows]).mul_(p)
             dq[:, :, rows] += ds @ k
             dk[:, :, sources] += ds.mT @ q
-        return dq, dk, dv, None, None, None, None, None
+        return dq, dk, dv, *[None] * 6
 
 
 def _mask(position_BT, position_BM, window, readers):
@@ -116,6 +122,15 @@ def _mask(position_BT, position_BM, window, readers):
     return visible(position_BT, position_BM, window).repeat_interleave(readers, 1)[:, None]
 
 
-def _scores(q, k, mask):
-    """q . k for one tile, minus infinity where the mask hides it."""
-    return (q @ k.mT).masked_fill_(~mask, -torch.inf)
+def _fall(position_BT, position_BM, slopes_GH):
+    """ALiBi's -slope times the distance, [B, G, rows, M], with the rows of `_mask`; None without slopes."""
+    if slopes_GH is None:
+        return None
+    far_BTM = position_BM[:, None, :] - position_BT[:, :, None]
+    return (far_BTM[:, None, :, None] * slopes_GH[:, None, :, None]).flatten(2, 3)
+
+
+def _scores(q, k, mask, fall=None):
+    """q . k for one tile, less what the distance costs, and minus infinity where the mask hides it."""
+    scores = q @ k.mT
+    return (scores if fall is None else scores.add_(fall)).masked_fill_(~mask, -torch.inf)

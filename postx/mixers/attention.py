@@ -1,23 +1,25 @@
-"""Softmax attention: grouped queries, an optional sliding window, optional rotary positions.
+"""Softmax attention: grouped queries, an optional sliding window, rotary positions or a fall with distance.
 
 Each token asks all tokens before it a question, and averages their values by how well their keys answer:
 
     y_t = sum_m p_tm v_m,    p_tm = exp(s_tm) / sum_n exp(s_tn),    s_tm = scale * q_t . k_m,    m <= t
 
 z: q_BTHK, k_BTGK, v_BTGV. Reader head h uses key-value head h // (H / G).
-w: window (tokens; the sources are t-W+1..t), scale (K^-1/2 if None), rope (a `Rope`, or None).
+w: window (tokens; the sources are t-W+1..t), scale (K^-1/2 if None), rope (a `Rope`, or None), slopes_H (ALiBi's:
+slope (t - m) is taken off the score; see `alibi_slopes`).
 State: (k_BMGK, v_BMGV, pos_B), the KV cache of `postx.mixers._cache`: rotated keys, values, and the number of
 tokens that each row has seen. It grows with the text, or is a ring of W slots. It keeps the dtype of k and v;
 scores and softmax are computed in at least float32.
 
-Source: Vaswani et al. 2017, sec. 3.2.1; grouped queries, Ainslie et al. 2023; windows, Beltagy et al. 2020.
+Source: Vaswani et al. 2017, sec. 3.2.1; grouped queries, Ainslie et al. 2023; windows, Beltagy et al. 2020; ALiBi,
+Press et al. 2021.
 """
 
 import torch
 from torch import nn
 
 from postx import cost as costs
-from postx.mixers import _cache, _tiles, packed, pick, state_dtype
+from postx.mixers import _cache, _conv, _tiles, by_form, packed, pick, state_dtype
 from postx.mixers._rope import Rope
 from postx.shapes import check, check_shared
 
@@ -33,7 +35,7 @@ def init(q_BHK, k_BGK, v_BGV, *, window=None, **_):
     return *slots, torch.zeros(B, dtype=torch.int64, device=k_BGK.device)
 
 
-def step(S, q_BHK, k_BGK, v_BGV, *, window=None, scale=None, rope=None, inplace=False):
+def step(S, q_BHK, k_BGK, v_BGV, *, window=None, scale=None, rope=None, slopes_H=None, inplace=False):
     """Store this token's key and value, then average all stored values by softmax(scale * q . k).
 
     Returns (y_BHV, S). Pure: S is left as it was. `inplace=True`, for generation without gradients, writes
@@ -45,19 +47,25 @@ def step(S, q_BHK, k_BGK, v_BGV, *, window=None, scale=None, rope=None, inplace=
         q_BHK, k_BGK = rope.rotate(q_BHK, S[2]), rope.rotate(k_BGK, S[2])
     S = k_BMGK, v_BMGV, pos_B = _cache.append(S, (k_BGK, v_BGV), window, inplace=inplace)
     M = _cache.used(S)
-    filled_BM = _cache.held(pos_B, k_BMGK.shape[1], window)[:, :M] >= 0
-    y_BTHV = read(q_BHK[:, None], k_BMGK[:, :M], v_BMGV[:, :M], filled_BM[:, None], scale)
+    position_BM = _cache.held(pos_B, k_BMGK.shape[1], window)[:, :M]
+    far_BTM = (pos_B[:, None] - 1 - position_BM)[:, None]
+    fall = None if slopes_H is None else (slopes_H, far_BTM)
+    y_BTHV = read(q_BHK[:, None], k_BMGK[:, :M], v_BMGV[:, :M], (position_BM >= 0)[:, None], scale, fall)
     return y_BTHV[:, 0], S
 
 
-def read(q_BTHK, k_BMGK, v_BMGV, visible_BTM, scale=None):
+def read(q_BTHK, k_BMGK, v_BMGV, visible_BTM, scale=None, fall=None):
     """Softmax attention over all sources at once, as two matrix products with a softmax between them.
 
     The mask is applied before exp. Every token must see at least one source. Memory: B H T M scores.
+    fall is (slopes_H, distance_BTM), or None.
     """
     wide, G, K = state_dtype(q_BTHK.dtype), k_BMGK.shape[2], q_BTHK.shape[-1]
     q = q_BTHK.to(wide).unflatten(2, (G, -1)) * (K**-0.5 if scale is None else scale)
     scores = torch.einsum("btghk,bmgk->bghtm", q, k_BMGK.to(wide))
+    if fall is not None:
+        slopes_H, far_BTM = fall
+        scores = scores - slopes_H.to(wide).view(G, -1, 1, 1) * far_BTM[:, None, None]
     p = scores.masked_fill(~visible_BTM[:, None, None], -torch.inf).softmax(-1)
     y = torch.einsum("bghtm,bmgv->btghv", p, v_BMGV.to(wide))
     return y.flatten(2, 3).to(v_BMGV.dtype)
@@ -78,7 +86,8 @@ def recurrent(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, impl="auto", **
         first = 0 if window is None or t < window - 1 else after - window  # the cached part is out of sight
         mask = _cache.visible(seen.position_BT[:, t : t + 1], seen.position_BM[:, first:after], window)
         k, v = seen.k_BMGK[:, first:after], seen.v_BMGV[:, first:after]
-        outputs.append(read(seen.q_BTHK[:, t : t + 1], k, v, mask, w.get("scale")))
+        fall = _fall(seen.position_BT[:, t : t + 1], seen.position_BM[:, first:after], **w)
+        outputs.append(read(seen.q_BTHK[:, t : t + 1], k, v, mask, w.get("scale"), fall))
     return _cache.real(lengths_B, torch.cat(outputs, 1))[0], S
 
 
@@ -92,7 +101,8 @@ def parallel(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, impl="auto", **w
     pick(impl, _tiles.IMPLS)
     seen, S = _look(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, **w)
     mask = _cache.visible(seen.position_BT, seen.position_BM, w.get("window"))
-    y = read(seen.q_BTHK, seen.k_BMGK, seen.v_BMGV, mask, w.get("scale"))
+    fall = _fall(seen.position_BT, seen.position_BM, **w)
+    y = read(seen.q_BTHK, seen.k_BMGK, seen.v_BMGV, mask, w.get("scale"), fall)
     return _cache.real(lengths_B, y)[0], S
 
 
@@ -105,8 +115,19 @@ def chunked(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, chunk=64, impl="a
     """
     pick(impl, _tiles.IMPLS)
     seen, S = _look(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, **w)
-    y = _tiles.attend(*seen, window=w.get("window"), scale=w.get("scale"), chunk=chunk)
+    w = {name: w.get(name) for name in ("window", "scale", "slopes_H")}
+    y = _tiles.attend(*seen, chunk=chunk, **w)
     return _cache.real(lengths_B, y)[0], S
+
+
+def alibi_slopes(H):
+    """ALiBi's slopes, 2^(-8 (h + 1) / H) for head h: from steep to almost flat, [H]. Press et al. 2021, sec. 3."""
+    return 2.0 ** (-8.0 * torch.arange(1, H + 1) / H)
+
+
+def _fall(position_BT, position_BM, slopes_H=None, **_):
+    """What `read` takes off the scores: slopes and distances; None without slopes."""
+    return None if slopes_H is None else (slopes_H, position_BT[:, :, None] - position_BM[:, None, :])
 
 
 def example(T, B=2, H=4, G=2, K=8, V=6, window=None, rope=None, seed=0):
@@ -127,11 +148,17 @@ class Layer(nn.Module):
     """Attention between four projections: q, k, v from x, and the heads' outputs back to D.
 
     `Layer(x_BTD, S=None) -> (y_BTD, S)`, computed by `chunked`; one token with `inplace=True` by `step`.
-    G = H, K = D / H and V = K by default; `rope` is True for the default `Rope`, a `Rope`, or None.
+    G = H, K = D / H and V = K by default. Positions: `rope` is True for the default `Rope`, a `Rope`, or None;
+    alibi=True takes its place. conv=4 mixes each channel of q, k and v with its last 4 tokens first, and adds
+    their last inputs to the state. qk_norm=True: an RMS norm over each head's q and k before they are rotated.
+    D_in: the width of x where it is not D. out_bias: a bias on the way back (RecurrentGemma).
     Raises ValueError where G does not divide H, or H does not divide D and K is not given.
     """
 
-    def __init__(self, D, H=4, G=None, K=None, V=None, window=None, rope=True, chunk=64):
+    def __init__(
+        self, D, H=4, G=None, K=None, V=None, window=None, rope=True, chunk=64,
+        *, alibi=False, conv=0, qk_norm=False, D_in=None, out_bias=False,
+    ):  # fmt: skip
         super().__init__()
         G = G or H
         check_shared("G", G, H)
@@ -142,21 +169,31 @@ class Layer(nn.Module):
         V = V or K
         self.heads = (H, K), (G, K), (G, V)
         self.window, self.chunk = window, chunk
-        self.rope = Rope() if rope is True else rope or None
-        self.q, self.k, self.v = (nn.Linear(D, heads * width, bias=False) for heads, width in self.heads)
-        self.out = nn.Linear(H * V, D, bias=False)
+        self.rope = None if alibi else Rope() if rope is True else rope or None
+        self.register_buffer("slopes_H", alibi_slopes(H) if alibi else None, persistent=False)
+        widths = [heads * width for heads, width in self.heads]
+        self.q, self.k, self.v = (nn.Linear(D_in or D, width, bias=False) for width in widths)
+        self.conv = _conv.Mixed(widths, conv)
+        self.norms = nn.ModuleList(nn.RMSNorm(K, eps=1e-6) for _ in range(2)) if qk_norm else None
+        self.out = nn.Linear(H * V, D, bias=out_bias)
 
-    def forward(self, x_BTD, S=None, *, lengths_B=None, reset_BT=None, inplace=False):
+    def forward(self, x_BTD, S=None, *, form="auto", lengths_B=None, reset_BT=None, inplace=False):
         check({"D": self.q.in_features}, x_BTD=x_BTD)
-        projections = zip((self.q, self.k, self.v), self.heads, strict=True)
-        z = [project(x_BTD).unflatten(-1, sizes) for project, sizes in projections]
-        w = {"window": self.window, "rope": self.rope}
+        side = {"lengths_B": lengths_B, "reset_BT": reset_BT}
+        S, S_conv = (S[:3], S[3:]) if S else (None, ())
+        parts, S_conv = self.conv([project(x_BTD) for project in (self.q, self.k, self.v)], S_conv, **side)
+        z = [part.unflatten(-1, sizes) for part, sizes in zip(parts, self.heads, strict=True)]
+        if self.norms is not None:
+            z[:2] = (norm(part) for norm, part in zip(self.norms, z[:2], strict=True))
+        w = {"window": self.window, "rope": self.rope, "slopes_H": self.slopes_H}
         if inplace and S is not None and x_BTD.shape[1] == 1 and lengths_B is None and reset_BT is None:
             y_BHV, S = step(S, *(x[:, 0] for x in z), inplace=True, **w)
             y = y_BHV[:, None]
         else:
-            y, S = chunked(*z, S=S, lengths_B=lengths_B, reset_BT=reset_BT, chunk=self.chunk, **w)
-        return self.out(y.flatten(2)), S
+            run = by_form(__name__, form, x_BTD)
+            w |= {"chunk": self.chunk} if run is chunked else {}
+            y, S = run(*z, S=S, **side, **w)
+        return self.out(y.flatten(2)), (*S, *S_conv)
 
 
 def _validate(S, window, sizes):
@@ -168,17 +205,18 @@ def _validate(S, window, sizes):
     _cache.check_ring(check(held, k_BMGK=k_BMGK, v_BMGV=v_BMGV, pos_B=pos_B)["M"], window)
 
 
-def _look(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, *, window=None, scale=None, rope=None):
-    """What the tokens can look at, with their positions, and the cache after them. `scale` is used later."""
+def _look(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, *, window=None, scale=None, rope=None, slopes_H=None):
+    """What the tokens can look at, with their positions, and the cache after them; scale and slopes are used later."""
     sizes = check(q_BTHK=q_BTHK, k_BTGK=k_BTGK, v_BTGV=v_BTGV)
-    B, T = sizes["B"], sizes["T"]
-    if S is None:
+    B, T, fresh = sizes["B"], sizes["T"], S is None
+    if fresh:
         S = init(*(x.new_empty(B, *x.shape[2:]) for x in (q_BTHK, k_BTGK, v_BTGV)), window=window)
     _validate(S, window, sizes)
     q_BTHK, k_BTGK, v_BTGV = _cache.real(lengths_B, q_BTHK, k_BTGK, v_BTGV)
     position_BT = _cache.positions(S[2], T)
     if rope is not None:
         q_BTHK, k_BTGK = rope.rotate(q_BTHK, position_BT), rope.rotate(k_BTGK, position_BT)
-    (k_BMGK, v_BMGV), position_BM, cached = _cache.join(S, (k_BTGK, v_BTGV), window)
+    past = _cache.unfilled(S) if fresh else S
+    (k_BMGK, v_BMGV), position_BM, cached = _cache.join(past, (k_BTGK, v_BTGV), window)
     seen = _tiles.Seen(q_BTHK, k_BMGK, v_BMGV, position_BT, position_BM, cached)
     return seen, _cache.extend(S, (k_BTGK, v_BTGV), lengths_B, window)

@@ -22,7 +22,7 @@ from torch import nn
 
 from postx import scans
 from postx.cost import delta_recurrence
-from postx.mixers import _wy, packed, state_dtype
+from postx.mixers import _conv, _wy, by_form, packed, state_dtype
 from postx.shapes import check, check_lengths
 
 
@@ -88,20 +88,24 @@ class Layer(nn.Module):
     """Projections, SiLU, keys and queries of length 1, a norm a head: Layer(x_BTD, S=None) -> (y_BTD, S).
 
     negative_eigenvalues=True doubles beta to (0, 2), so that a token can reflect what is stored under its key
-    (Grazzi et al. 2024, arXiv 2411.12537).
+    (Grazzi et al. 2024, arXiv 2411.12537). conv=4, as published, mixes each channel of q, k and v with its last
+    4 tokens before the SiLU; their last inputs then join the state.
     """
 
-    def __init__(self, D, *, H=2, K=None, V=None, negative_eigenvalues=False):
+    def __init__(self, D, *, H=2, K=None, V=None, negative_eigenvalues=False, conv=0):
         super().__init__()
         self.H, self.top = H, 2.0 if negative_eigenvalues else 1.0
         K, V = K or D // H, V or D // H
         self.q, self.k = nn.Linear(D, H * K, bias=False), nn.Linear(D, H * K, bias=False)
         self.v, self.beta = nn.Linear(D, H * V, bias=False), nn.Linear(D, H, bias=False)
+        self.conv = _conv.Mixed((H * K, H * K, H * V), conv)
         self.norm, self.out = nn.RMSNorm(V, eps=1e-5), nn.Linear(H * V, D, bias=False)
 
-    def forward(self, x_BTD, S=None, **side):
-        q, k, v = (nn.functional.silu(p(x_BTD)).unflatten(-1, (self.H, -1)) for p in (self.q, self.k, self.v))
+    def forward(self, x_BTD, S=None, *, form="auto", **side):
+        S, S_conv = (S[:1], S[1:]) if S else (None, ())
+        parts, S_conv = self.conv([p(x_BTD) for p in (self.q, self.k, self.v)], S_conv, **side)
+        q, k, v = (nn.functional.silu(x).unflatten(-1, (self.H, -1)) for x in parts)
         q, k = (nn.functional.normalize(x, dim=-1) for x in (q, k))
         beta = self.top * self.beta(x_BTD).sigmoid()
-        y, S = recurrent(q, k, v, beta, S=S[0] if S else None, **side)
-        return self.out(self.norm(y).flatten(2)), (S,)
+        y, S = by_form(__name__, form, x_BTD)(q, k, v, beta, S=S[0] if S else None, **side)
+        return self.out(self.norm(y).flatten(2)), (S, *S_conv)

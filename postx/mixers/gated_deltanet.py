@@ -22,7 +22,7 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost, delta_recurrence
-from postx.mixers import _wy, packed, state_dtype
+from postx.mixers import _conv, _wy, by_form, packed, state_dtype
 from postx.shapes import check, check_lengths, check_shared
 
 
@@ -97,10 +97,11 @@ class Layer(nn.Module):
     """DeltaNet's layer with a decay a head, g = -exp(A) softplus(. + bias), and a gate on the normed output.
 
     Layer(x_BTD, S=None) -> (y_BTD, S). The bias starts so that exp(g) forgets at rates spread from 0.001 to 0.1,
-    and exp(A) from 1 to 16, as in Mamba-2. negative_eigenvalues=True doubles beta to (0, 2).
+    and exp(A) from 1 to 16, as in Mamba-2. negative_eigenvalues=True doubles beta to (0, 2). conv=4, as
+    published, mixes each channel of q, k and v with its last 4 tokens before the SiLU; their inputs join the state.
     """
 
-    def __init__(self, D, *, H=4, G=None, K=None, V=None, negative_eigenvalues=False):
+    def __init__(self, D, *, H=4, G=None, K=None, V=None, negative_eigenvalues=False, conv=0):
         super().__init__()
         G = G or max(1, H // 2)
         check_shared("G", G, H)
@@ -108,20 +109,21 @@ class Layer(nn.Module):
         K, V = K or max(1, D // H), V or max(1, D // H)
         self.q, self.k = nn.Linear(D, G * K, bias=False), nn.Linear(D, G * K, bias=False)
         self.v, self.gate = nn.Linear(D, H * V, bias=False), nn.Linear(D, H * V, bias=False)
+        self.conv = _conv.Mixed((G * K, G * K, H * V), conv)
         self.beta, self.rate = nn.Linear(D, H, bias=False), nn.Linear(D, H, bias=False)
         spread = torch.exp(torch.linspace(math.log(0.001), math.log(0.1), H))
         self.bias_H = nn.Parameter(spread + torch.log(-torch.expm1(-spread)))  # softplus(bias) = spread
         self.log_A_H = nn.Parameter(torch.log(torch.linspace(1, 16, H)))
         self.norm, self.out = nn.RMSNorm(V, eps=1e-5), nn.Linear(H * V, D, bias=False)
 
-    def forward(self, x_BTD, S=None, **side):
-        q, k, v = (
-            nn.functional.silu(p(x_BTD)).unflatten(-1, (n, -1))
-            for p, n in ((self.q, self.G), (self.k, self.G), (self.v, self.H))
-        )
+    def forward(self, x_BTD, S=None, *, form="auto", **side):
+        S, S_conv = (S[:1], S[1:]) if S else (None, ())
+        parts, S_conv = self.conv([p(x_BTD) for p in (self.q, self.k, self.v)], S_conv, **side)
+        heads = self.G, self.G, self.H
+        q, k, v = (nn.functional.silu(x).unflatten(-1, (n, -1)) for x, n in zip(parts, heads, strict=True))
         q, k = (nn.functional.normalize(x, dim=-1) for x in (q, k))
         beta = self.top * self.beta(x_BTD).sigmoid()
         g = -self.log_A_H.exp() * nn.functional.softplus(self.rate(x_BTD) + self.bias_H)
-        y, S = recurrent(q, k, v, beta, g, S=S[0] if S else None, **side)
+        y, S = by_form(__name__, form, x_BTD)(q, k, v, beta, g, S=S[0] if S else None, **side)
         gate = nn.functional.silu(self.gate(x_BTD)).unflatten(-1, (self.H, -1))
-        return self.out((self.norm(y) * gate).flatten(2)), (S,)
+        return self.out((self.norm(y) * gate).flatten(2)), (S, *S_conv)

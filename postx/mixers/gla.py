@@ -18,7 +18,7 @@ from torch.nn.functional import logsigmoid, silu
 
 from postx import scans
 from postx.cost import Cost, decay_recurrence
-from postx.mixers import packed, pick, state_dtype
+from postx.mixers import _conv, by_form, packed, pick, state_dtype
 from postx.scans.chunked import decay_chunked
 from postx.shapes import check
 
@@ -94,23 +94,25 @@ class Layer(nn.Module):
     """Gated linear attention between projections: Layer(x_BTD, S=None) -> (y_BTD, S).
 
     Keys are D / 2 wide over all heads, values D; the decay comes through `rank` channels; an RMS norm over each
-    head's outputs, with one weight for all heads; a swish gate.
+    head's outputs, with one weight for all heads; a swish gate. conv=4 mixes each channel of
+    q, k and v with its last 4 tokens; their inputs then join the state.
     """
 
-    def __init__(self, D, *, H=4, K=None, V=None, rank=16):
+    def __init__(self, D, *, H=4, K=None, V=None, rank=16, conv=0):
         super().__init__()
         if D % (2 * H) and (K is None or V is None):
             raise ValueError(f"D: expected a multiple of 2 H = {2 * H} where K or V is not given, got {D}")
         self.H, K, V = H, K or D // (2 * H), V or D // H
         self.q, self.k = nn.Linear(D, H * K, bias=False), nn.Linear(D, H * K, bias=False)
         self.v, self.gate = nn.Linear(D, H * V, bias=False), nn.Linear(D, H * V, bias=False)
+        self.conv = _conv.Mixed((H * K, H * K, H * V), conv)
         self.decay = nn.Sequential(nn.Linear(D, rank, bias=False), nn.Linear(rank, H * K))
         self.norm, self.out = nn.RMSNorm(V, eps=1e-5), nn.Linear(H * V, D, bias=False)
 
-    def forward(self, x_BTD, S=None, **side):
+    def forward(self, x_BTD, S=None, *, form="auto", **side):
         check({"D": self.q.in_features}, x_BTD=x_BTD)
-        q, k, v, g = (
-            project(x_BTD).unflatten(-1, (self.H, -1)) for project in (self.q, self.k, self.v, self.decay)
-        )
-        y, S = recurrent(q, k, v, log_decay(g), S=S[0] if S else None, **side)
-        return self.out(self.norm(y).flatten(2) * silu(self.gate(x_BTD))), (S,)
+        S, S_conv = (S[:1], S[1:]) if S else (None, ())
+        parts, S_conv = self.conv([p(x_BTD) for p in (self.q, self.k, self.v)], S_conv, **side)
+        q, k, v, g = (x.unflatten(-1, (self.H, -1)) for x in (*parts, self.decay(x_BTD)))
+        y, S = by_form(__name__, form, x_BTD)(q, k, v, log_decay(g), S=S[0] if S else None, **side)
+        return self.out(self.norm(y).flatten(2) * silu(self.gate(x_BTD))), (S, *S_conv)

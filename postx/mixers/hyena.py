@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from postx.cost import Cost, long_convolution
-from postx.mixers import _conv, packed, pick, s4d, state_dtype
+from postx.mixers import _conv, by_form, packed, pick, s4d, state_dtype
 from postx.shapes import check, check_lengths
 
 
@@ -217,7 +217,7 @@ class Layer(nn.Module):
         self.filters = Filters(order, D, W, hidden=hidden)
         self.skip_LD = nn.Parameter(torch.randn(order, D))
 
-    def forward(self, x_BTD, S=None, *, lengths_B=None, reset_BT=None, **side):
+    def forward(self, x_BTD, S=None, *, form="auto", lengths_B=None, reset_BT=None, **side):
         S_short, S_long = S if S else (None, None)
         z, S_short = _conv.short_convolution(
             self.input(x_BTD), self.weight_DW, None, S_short, lengths_B, reset_BT
@@ -225,5 +225,5 @@ class Layer(nn.Module):
         v, *gates = z.chunk(self.skip_LD.shape[0] + 1, -1)
         weights = {"response_LDW": self.filters(), "skip_LD": self.skip_LD}
         side |= {"lengths_B": lengths_B, "reset_BT": reset_BT}
-        y, S_long = parallel(v, torch.stack(gates, 2), S=S_long, **weights, **side)
+        y, S_long = by_form(__name__, form, x_BTD)(v, torch.stack(gates, 2), S=S_long, **weights, **side)
         return self.out(y), (S_short, S_long)

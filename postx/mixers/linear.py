@@ -17,7 +17,7 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost
-from postx.mixers import packed, pick, state_dtype
+from postx.mixers import _conv, by_form, packed, pick, state_dtype
 from postx.scans.chunked import decay_chunked
 from postx.shapes import check, check_lengths, check_shared
 
@@ -122,18 +122,23 @@ def cost(T, *, B=1, H=4, G=None, K=64, V=64, item=4) -> Cost:
 
 
 class Layer(nn.Module):
-    """Projections around the mixer: Layer(x_BTD, S=None) -> (y_BTD, S)."""
+    """Projections around the mixer: Layer(x_BTD, S=None) -> (y_BTD, S).
 
-    def __init__(self, D, *, H=4, G=None, K=None, V=None):
+    conv=4 mixes each channel of q, k and v with its last 4 tokens first; their inputs then join the state.
+    """
+
+    def __init__(self, D, *, H=4, G=None, K=None, V=None, conv=0):
         super().__init__()
         self.H, self.G = H, H if G is None else G
         K, V = K or D // H, V or D // H
         self.q, self.k = nn.Linear(D, H * K, bias=False), nn.Linear(D, self.G * K, bias=False)
         self.v, self.out = nn.Linear(D, self.G * V, bias=False), nn.Linear(H * V, D, bias=False)
+        self.conv = _conv.Mixed((H * K, self.G * K, self.G * V), conv)
 
-    def forward(self, x_BTD, S=None, **side):
-        q, k, v = (
-            p(x_BTD).unflatten(-1, (n, -1)) for p, n in ((self.q, self.H), (self.k, self.G), (self.v, self.G))
-        )
-        y, S = recurrent(q, k, v, S=S[0] if S else None, **side)
-        return self.out(y.flatten(2)), (S,)
+    def forward(self, x_BTD, S=None, *, form="auto", **side):
+        S, S_conv = (S[:1], S[1:]) if S else (None, ())
+        parts, S_conv = self.conv([p(x_BTD) for p in (self.q, self.k, self.v)], S_conv, **side)
+        heads = self.H, self.G, self.G
+        q, k, v = (x.unflatten(-1, (n, -1)) for x, n in zip(parts, heads, strict=True))
+        y, S = by_form(__name__, form, x_BTD)(q, k, v, S=S[0] if S else None, **side)
+        return self.out(y.flatten(2)), (S, *S_conv)

@@ -23,7 +23,7 @@ from torch.nn.functional import silu, softplus
 
 from postx import scans
 from postx.cost import Cost, ssm_scan
-from postx.mixers import _conv, packed, pick, state_dtype
+from postx.mixers import _conv, by_form, packed, pick, state_dtype
 from postx.shapes import check, check_lengths
 
 
@@ -156,10 +156,11 @@ class Layer(nn.Module):
         delta = softplus(Linear(x) + bias)      out = Linear(y silu(z))
 
     `expand` D channels inside, delta through `rank` = D / 16 of them. delta starts log-uniform in [1e-3, 0.1]
-    (by its bias), A at -1..-N, the skip at 1. S = (last inputs of the convolution, S_BDN).
+    (by its bias), A at -1..-N, the skip at 1. norms=True puts an RMS norm on
+    delta's channels, write and read (Jamba). S = (last inputs of the convolution, S_BDN).
     """
 
-    def __init__(self, D, *, N=16, expand=2, rank=None, width=4):
+    def __init__(self, D, *, N=16, expand=2, rank=None, width=4, norms=False):
         super().__init__()
         inner, self.N, self.rank = expand * D, N, rank or math.ceil(D / 16)
         self.inward = nn.Linear(D, 2 * inner, bias=False)
@@ -167,6 +168,8 @@ class Layer(nn.Module):
         self.taps_bias_D = nn.Parameter(torch.empty(inner).uniform_(-(width**-0.5), width**-0.5))
         self.choose = nn.Linear(inner, self.rank + 2 * N, bias=False)
         self.delta = nn.Linear(self.rank, inner)
+        sizes = self.rank, N, N
+        self.norms = nn.ModuleList(nn.RMSNorm(n, eps=1e-6) for n in sizes) if norms else None
         nn.init.uniform_(self.delta.weight, -(self.rank**-0.5), self.rank**-0.5)
         first = torch.empty(inner).uniform_(math.log(1e-3), math.log(0.1)).exp()
         with torch.no_grad():
@@ -175,13 +178,15 @@ class Layer(nn.Module):
         self.skip_D = nn.Parameter(torch.ones(inner))
         self.out = nn.Linear(inner, D, bias=False)
 
-    def forward(self, x_BTD, S=None, **side):
+    def forward(self, x_BTD, S=None, *, form="auto", **side):
         check({"D": self.inward.in_features}, x_BTD=x_BTD)
         u, gate = self.inward(x_BTD).chunk(2, -1)
         S_conv, S = S or (None, None)
         u, S_conv = _conv.short_convolution(u, self.taps_DW, self.taps_bias_D, S_conv, **side)
         u = silu(u)
         delta, write, read = self.choose(u).split([self.rank, self.N, self.N], -1)
+        if self.norms is not None:
+            delta, write, read = (n(x) for n, x in zip(self.norms, (delta, write, read), strict=True))
         w = {"A_DN": -torch.exp(self.log_rate_DN), "skip_D": self.skip_D}
-        y, S = recurrent(u, softplus(self.delta(delta)), write, read, S=S, **w, **side)
+        y, S = by_form(__name__, form, x_BTD)(u, softplus(self.delta(delta)), write, read, S=S, **w, **side)
         return self.out(y * silu(gate)), (S_conv, S)

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from postx.cost import Cost, matmul
-from postx.mixers import _cache, _tiles, packed, pick, state_dtype
+from postx.mixers import _cache, _tiles, by_form, packed, pick, state_dtype
 from postx.mixers._rope import Rope
 from postx.mixers.attention import read
 from postx.shapes import check
@@ -173,7 +173,7 @@ class Layer(nn.Module):
         self.up_v_HVR = nn.Parameter(torch.randn(H, V, R) * R**-0.5)
         self.out = nn.Linear(H * V, D, bias=False)
 
-    def forward(self, x_BTD, S=None, *, lengths_B=None, reset_BT=None, inplace=False):
+    def forward(self, x_BTD, S=None, *, form="auto", lengths_B=None, reset_BT=None, inplace=False):
         check({"D": self.q_down.in_features}, x_BTD=x_BTD)
         q = self.q_up(self.q_norm(self.q_down(x_BTD))).unflatten(-1, (self.H, -1))
         c, r = self.kv_down(x_BTD).split(self.widths, -1)
@@ -183,7 +183,9 @@ class Layer(nn.Module):
             y_BHV, S = step_absorbed(S, *(x[:, 0] for x in z), inplace=True, **w)
             y = y_BHV[:, None]
         else:
-            y, S = chunked(*z, S=S, lengths_B=lengths_B, reset_BT=reset_BT, chunk=self.chunk, **w)
+            run = by_form(__name__, form, x_BTD)
+            w |= {"chunk": self.chunk} if run is chunked else {}
+            y, S = run(*z, S=S, lengths_B=lengths_B, reset_BT=reset_BT, **w)
         return self.out(y.flatten(2)), S
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost, decay_recurrence
-from postx.mixers import packed, pick, state_dtype
+from postx.mixers import _conv, by_form, packed, pick, state_dtype
 from postx.mixers._rope import Rope
 from postx.scans.chunked import decay_chunked
 from postx.shapes import check, check_lengths
@@ -127,28 +127,32 @@ class Layer(nn.Module):
     """Multi-scale retention: Layer(x_BTD, S=None) -> (y_BTD, S), S = (table, position of the next token).
 
     K = D / H and V = 2 D / H; a group norm over each head's V outputs; a swish gate. q and k are rotated by plain
-    rotary angles on interleaved pairs: the decay that the paper's xPos adds to the rotation is left out.
+    rotary angles on interleaved pairs: the decay that the paper's xPos adds to the rotation is left out. conv=4
+    mixes each channel of q, k and v with its last 4 tokens before the rotation; their inputs then join the state.
     """
 
-    def __init__(self, D, *, H=8):
+    def __init__(self, D, *, H=8, conv=0):
         super().__init__()
         if D % (2 * H):
             raise ValueError(f"D: expected a multiple of 2 H = {2 * H} (pairs to rotate), got {D}")
         self.H, self.rope = H, Rope(pairing="interleaved")
         self.q, self.k = nn.Linear(D, D, bias=False), nn.Linear(D, D, bias=False)
         self.v, self.gate = nn.Linear(D, 2 * D, bias=False), nn.Linear(D, 2 * D, bias=False)
+        self.conv = _conv.Mixed((D, D, 2 * D), conv)
         self.norm, self.out = nn.GroupNorm(H, 2 * D, affine=False), nn.Linear(2 * D, D, bias=False)
         self.register_buffer("g_H", log_gamma(H, torch.get_default_dtype()))
 
-    def forward(self, x_BTD, S=None, *, lengths_B=None, reset_BT=None):
+    def forward(self, x_BTD, S=None, *, form="auto", lengths_B=None, reset_BT=None):
         check({"D": self.q.in_features}, x_BTD=x_BTD)
         B, T = x_BTD.shape[:2]
-        table, start_B = S if S else (None, torch.zeros(B, dtype=torch.int64, device=x_BTD.device))
+        S_conv = S[2:] if S else ()
+        table, start_B = S[:2] if S else (None, torch.zeros(B, dtype=torch.int64, device=x_BTD.device))
         position_BT = start_B[:, None] + torch.arange(T, device=x_BTD.device)
-        q, k, v = (project(x_BTD).unflatten(-1, (self.H, -1)) for project in (self.q, self.k, self.v))
-        q, k = self.rope.rotate(q, position_BT), self.rope.rotate(k, position_BT)
         side = {"lengths_B": lengths_B, "reset_BT": reset_BT}
-        y, table = recurrent(q, k, v, g_H=self.g_H, S=table, **side)
+        parts, S_conv = self.conv([p(x_BTD) for p in (self.q, self.k, self.v)], S_conv, **side)
+        q, k, v = (x.unflatten(-1, (self.H, -1)) for x in parts)
+        q, k = self.rope.rotate(q, position_BT), self.rope.rotate(k, position_BT)
+        y, table = by_form(__name__, form, x_BTD)(q, k, v, g_H=self.g_H, S=table, **side)
         y = self.norm(y.flatten(0, 1).flatten(1)).view(B, T, -1)
         y = self.out(nn.functional.silu(self.gate(x_BTD)) * y)
-        return y, (table, start_B + (T if lengths_B is None else lengths_B))
+        return y, (table, start_B + (T if lengths_B is None else lengths_B), *S_conv)

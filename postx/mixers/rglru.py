@@ -29,7 +29,7 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost, positive
-from postx.mixers import _conv, packed, pick, state_dtype
+from postx.mixers import _conv, by_form, packed, pick, state_dtype
 from postx.shapes import check, check_lengths
 
 FIRST = ("whole", "scaled")
@@ -227,7 +227,7 @@ class Layer(nn.Module):
         self.lambda_D = nn.Parameter(torch.log(torch.expm1(-torch.log(a_D) / c)))  # inverse of softplus
         self.out = nn.Linear(width, D)
 
-    def forward(self, x_BTD, S=None, *, lengths_B=None, reset_BT=None, **side):
+    def forward(self, x_BTD, S=None, *, form="auto", lengths_B=None, reset_BT=None, **side):
         S_conv, *S = S if S else (None,)
         x, S_conv = _conv.short_convolution(
             self.input(x_BTD), self.weight_DW, self.bias_D, S_conv, lengths_B, reset_BT
@@ -237,5 +237,5 @@ class Layer(nn.Module):
         r, i = (part.flatten(2).sigmoid() for part in both.chunk(2, -1))
         weights = {"delta_D": rate(self.lambda_D, self.c), "first": self.first, "max_slope": self.max_slope}
         side |= {"lengths_B": lengths_B, "reset_BT": reset_BT}
-        y, S = recurrent(x, r, i, S=tuple(S) or None, **weights, **side)
+        y, S = by_form(__name__, form, x_BTD)(x, r, i, S=tuple(S) or None, **weights, **side)
         return self.out(nn.functional.gelu(self.gate(x_BTD)) * y), (S_conv, *S)

@@ -18,7 +18,7 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost
-from postx.mixers import packed, pick, state_dtype
+from postx.mixers import by_form, packed, pick, state_dtype
 from postx.mixers._shift import token_shift
 from postx.shapes import check, check_lengths
 
@@ -152,12 +152,13 @@ class Layer(nn.Module):
         self.u_D = nn.Parameter(torch.arange(D) % 3 * 0.5 - 0.5 + torch.tensor(0.3).log())
         self.k, self.v, self.r, self.out = (nn.Linear(D, D, bias=False) for _ in range(4))
 
-    def forward(self, x_BTD, S=None, **side):
+    def forward(self, x_BTD, S=None, *, form="auto", **side):
         check({"D": self.decay_D.shape[0]}, x_BTD=x_BTD)
         previous, last_BD = token_shift(x_BTD, S[3] if S else None, **side)
         k, v, r = (
             project(torch.lerp(previous, x_BTD, mix))
             for project, mix in zip((self.k, self.v, self.r), self.mix_3D, strict=True)
         )
-        y, sums = recurrent(k, v, g_D=-self.decay_D.exp(), u_D=self.u_D, S=S[:3] if S else None, **side)
+        w = {"g_D": -self.decay_D.exp(), "u_D": self.u_D}
+        y, sums = by_form(__name__, form, x_BTD)(k, v, S=S[:3] if S else None, **w, **side)
         return self.out(r.sigmoid() * y), (*sums, last_BD)

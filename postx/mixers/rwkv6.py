@@ -18,7 +18,7 @@ from torch.nn.functional import silu
 
 from postx import scans
 from postx.cost import Cost, decay_recurrence
-from postx.mixers import packed, pick, state_dtype
+from postx.mixers import by_form, packed, pick, state_dtype
 from postx.mixers._shift import token_shift
 from postx.scans.chunked import decay_chunked
 from postx.shapes import check
@@ -119,7 +119,7 @@ class Layer(nn.Module):
         self.u_HK = nn.Parameter(torch.linspace(0, 1, K).repeat(H, 1))
         self.norm, self.out = nn.GroupNorm(H, H * V, eps=64e-5), nn.Linear(H * V, D, bias=False)
 
-    def forward(self, x_BTD, S=None, **side):
+    def forward(self, x_BTD, S=None, *, form="auto", **side):
         check({"D": self.first_D.shape[0]}, x_BTD=x_BTD)
         previous, last_BD = token_shift(x_BTD, S[1] if S else None, **side)
         change = previous - x_BTD
@@ -130,6 +130,6 @@ class Layer(nn.Module):
         q, k, v, d, gate = (project(x) for project, x in zip(projections, seen, strict=True))
         q, k, v, d = (x.unflatten(-1, (self.H, -1)) for x in (q, k, v, d))
         g = -torch.exp(self.decay_HK + d)
-        y, table = recurrent(q, k, v, g, u_HK=self.u_HK, S=S[0] if S else None, **side)
+        y, table = by_form(__name__, form, x_BTD)(q, k, v, g, u_HK=self.u_HK, S=S[0] if S else None, **side)
         y = self.norm(y.flatten(0, 1).flatten(1)).view(*gate.shape)
         return self.out(y * silu(gate)), (table, last_BD)

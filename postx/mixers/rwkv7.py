@@ -27,7 +27,7 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost
-from postx.mixers import _wy, packed, state_dtype
+from postx.mixers import _wy, by_form, packed, state_dtype
 from postx.shapes import check, check_lengths
 
 FASTEST = -math.exp(-0.5)  # the log-decay's lower end: a key keeps at least exp(-0.6065) = 0.545 of itself a token
@@ -113,37 +113,47 @@ class Layer(nn.Module):
     through `rank` channels. The removal key is k times a weight, made of length 1; k itself is scaled by
     1 + (a - 1) w. After a group norm a head (eps 64e-5, as in the published models) the token's own v is added with
     the weight sum(r k u). Published models have heads of 64 and a rank for each projection; their later layers
-    also blend v with the first layer's, which a single layer cannot, and so is left out.
+    also blend v with the first layer's, by a gate through `value_rank` channels. A Layer with value_rank=0 leaves its
+    v in cross["first_value"], where it is given such a dictionary; the others read it there, and raise ValueError
+    without. ranks: those of decay, a and gate, where they differ.
     """
 
-    def __init__(self, D, *, H=None, rank=32):
+    def __init__(self, D, *, H=None, rank=32, ranks=None, value_rank=0):
         super().__init__()
         self.H = H = H or max(1, D // 64)
         if D % H:
             raise ValueError(f"D: expected a multiple of H={H}, got {D}")
         self.mix_6D = nn.Parameter(torch.full((6, D), 0.5))
         self.r, self.k, self.v, self.out = (nn.Linear(D, D, bias=False) for _ in range(4))
-        self.decay = nn.Sequential(nn.Linear(D, rank, bias=False), nn.Tanh(), nn.Linear(rank, D))
-        self.a = nn.Sequential(nn.Linear(D, rank, bias=False), nn.Linear(rank, D))
-        self.gate = nn.Sequential(
-            nn.Linear(D, rank, bias=False), nn.Sigmoid(), nn.Linear(rank, D, bias=False)
-        )
+        down = [nn.Linear(D, n, bias=False) for n in ranks or (rank,) * 3]
+        up = [nn.Linear(x.out_features, D, bias=i < 2) for i, x in enumerate(down)]
+        self.decay, self.a = nn.Sequential(down[0], nn.Tanh(), up[0]), nn.Sequential(down[1], up[1])
+        self.gate = nn.Sequential(down[2], nn.Sigmoid(), up[2])
+        self.value = None
+        if value_rank:
+            self.value = nn.Sequential(nn.Linear(D, value_rank, bias=False), nn.Linear(value_rank, D))
         nn.init.uniform_(self.decay[-1].bias, -6, 1)
         self.removal_D, self.scale_D = nn.Parameter(torch.full((D,), 0.85)), nn.Parameter(torch.ones(D))
         self.u_HK = nn.Parameter(torch.full((H, D // H), 0.1))
         self.norm = nn.GroupNorm(H, D, eps=64e-5)
 
-    def forward(self, x_BTD, S=None, **side):
+    def forward(self, x_BTD, S=None, *, form="auto", cross=None, **side):
         check({"D": self.mix_6D.shape[1]}, x_BTD=x_BTD)
         previous, last_BD = _previous(x_BTD, S[1] if S else None, **side)
         seen = (x_BTD[:, :, None] + (previous - x_BTD)[:, :, None] * self.mix_6D).unbind(2)
         projections = self.r, self.decay, self.k, self.v, self.a, self.gate
         r, d, k, v, a, gate = (project(x) for project, x in zip(projections, seen, strict=True))
+        if self.value is not None:
+            if cross is None or "first_value" not in cross:
+                raise ValueError("cross: this layer blends its v with the first layer's, under 'first_value'")
+            v = torch.lerp(v, cross["first_value"], self.value(seen[3]).sigmoid())
+        elif cross is not None:
+            cross["first_value"] = v
         a = a.sigmoid()
         removal, k = k * self.removal_D, k * (1 + (a - 1) * self.scale_D)
         r, k, v, removal, a, d = (x.unflatten(-1, (self.H, -1)) for x in (r, k, v, removal, a, d))
         removal = nn.functional.normalize(removal, dim=-1)
-        y, table = recurrent(r, k, v, removal, a, log_decay(d), S=S[0] if S else None, **side)
+        y, table = by_form(__name__, form, x_BTD)(r, k, v, removal, a, log_decay(d), S=S[0] if S else None, **side)
         y = self.norm(y.flatten(0, 1).flatten(1)).view_as(v) + (r * k * self.u_HK).sum(-1, keepdim=True) * v
         return self.out(y.flatten(2) * gate), (table, last_BD)
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost, ssm_scan
-from postx.mixers import packed, pick, state_dtype
+from postx.mixers import by_form, packed, pick, state_dtype
 from postx.mixers._hippo import INITS, hippo_legs, inv, legs, lin, normal_plus_low_rank  # noqa: F401
 from postx.shapes import check, check_lengths
 
@@ -189,6 +189,6 @@ class Layer(nn.Module):
         C_DN = torch.view_as_complex(self.C_DN2)
         return {"delta_D": torch.exp(self.log_delta_D), "A_DN": A_DN, "C_DN": C_DN, "skip_D": self.skip_D}
 
-    def forward(self, x_BTD, S=None, **side):
-        y, S = recurrent(x_BTD, S=S[0] if S else None, **self.weights(), **side)
+    def forward(self, x_BTD, S=None, *, form="auto", **side):
+        y, S = by_form(__name__, form, x_BTD)(x_BTD, S=S[0] if S else None, **self.weights(), **side)
         return self.out(nn.functional.gelu(y)), (S,)

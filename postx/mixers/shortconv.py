@@ -19,7 +19,7 @@ from torch import nn
 
 from postx.cost import Cost
 from postx.cost import short_convolution as _bill
-from postx.mixers import _conv, packed, state_dtype
+from postx.mixers import _conv, by_form, packed, state_dtype
 from postx.shapes import check, check_lengths
 
 
@@ -83,7 +83,7 @@ class Layer(nn.Module):
         self.input, self.out = nn.Linear(D, 3 * D, bias=False), nn.Linear(D, D, bias=False)
         self.weight_DW = nn.Parameter(torch.randn(D, W) / math.sqrt(W))
 
-    def forward(self, x_BTD, S=None, **side):
+    def forward(self, x_BTD, S=None, *, form="auto", **side):
         b, c, x = self.input(x_BTD).chunk(3, -1)
-        y, S = recurrent(b, c, x, weight_DW=self.weight_DW, S=S[0] if S else None, **side)
+        y, S = by_form(__name__, form, x_BTD)(b, c, x, weight_DW=self.weight_DW, S=S[0] if S else None, **side)
         return self.out(y), (S,)

@@ -20,7 +20,7 @@ from torch.nn.functional import pad, silu, softplus
 
 from postx import scans
 from postx.cost import Cost, decay_recurrence
-from postx.mixers import _conv, packed, pick, state_dtype
+from postx.mixers import _conv, by_form, packed, pick, state_dtype
 from postx.shapes import check, check_lengths, check_shared
 
 
@@ -135,20 +135,21 @@ def cost(T, *, B=1, H=4, G=2, K=8, V=6, item=4) -> Cost:
 
 
 class Layer(nn.Module):
-    """The Mamba-2 block: Layer(x_BTD, S=None) -> (y_BTD, S).
+    """The Mamba-2 block: Layer(x_BTD, S=None) -> (y_BTD, S). It is `inner` wide, `expand` D if that is None.
 
         dt = softplus(Linear(x) + bias)      v = x dt, g = -rate dt      out = Linear(RMSNorm((y + skip x) silu(z)))
 
-    One short convolution over x, k and q together; heads of width V (64, or `expand` D where that is less). dt
-    starts log-uniform in [1e-3, 0.1], the rates uniform in [1, 16]. S = (last inputs of the convolution, S_BHKV).
+    One short convolution over x, k and q together; heads of width V (64, or `inner` where that is less). dt
+    starts log-uniform in [1e-3, 0.1], the rates uniform in [1, 16]. norm=False leaves the RMS norm out (Falcon-H1).
+    S = (last inputs of the convolution, S_BHKV).
     """
 
-    def __init__(self, D, *, K=128, V=None, G=1, expand=2, width=4):
+    def __init__(self, D, *, K=128, V=None, G=1, expand=2, width=4, inner=None, norm=True):
         super().__init__()
-        inner = expand * D
+        inner = inner or expand * D
         V = min(64, inner) if V is None else V
         if inner % V:
-            raise ValueError(f"V: expected a divisor of expand * D = {inner}, got {V}")
+            raise ValueError(f"V: expected a divisor of the inner width {inner}, got {V}")
         self.H, self.G, self.K = inner // V, G, K
         check_shared("G", G, self.H)
         self.widths = inner, G * K, G * K
@@ -160,9 +161,10 @@ class Layer(nn.Module):
         self.dt_bias_H = nn.Parameter(first + torch.log(-torch.expm1(-first)))  # softplus of this is `first`
         self.log_rate_H = nn.Parameter(torch.empty(self.H).uniform_(1, 16).log())
         self.skip_H = nn.Parameter(torch.ones(self.H))
-        self.norm, self.out = nn.RMSNorm(inner, eps=1e-5), nn.Linear(inner, D, bias=False)
+        self.norm = nn.RMSNorm(inner, eps=1e-5) if norm else nn.Identity()
+        self.out = nn.Linear(inner, D, bias=False)
 
-    def forward(self, x_BTD, S=None, **side):
+    def forward(self, x_BTD, S=None, *, form="auto", **side):
         check({"D": self.inward.in_features}, x_BTD=x_BTD)
         gate, mixed, dt = self.inward(x_BTD).split([self.widths[0], sum(self.widths), self.H], -1)
         S_conv, S = S or (None, None)
@@ -171,6 +173,6 @@ class Layer(nn.Module):
         x = x.unflatten(-1, (self.H, -1))
         k, q = (part.unflatten(-1, (self.G, -1)) for part in (k, q))
         dt = softplus(dt + self.dt_bias_H)
-        y, S = recurrent(q, k, x * dt[..., None], -torch.exp(self.log_rate_H) * dt, S=S, **side)
+        y, S = by_form(__name__, form, x_BTD)(q, k, x * dt[..., None], -torch.exp(self.log_rate_H) * dt, S=S, **side)
         y = (y + self.skip_H[:, None] * x).flatten(2)
         return self.out(self.norm(y * silu(gate))), (S_conv, S)
