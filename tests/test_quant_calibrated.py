@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from postx.quant import awq, gptq, output_error, pack, second_moment, uniform
+from postx.quant import awq, gptq, output_error, second_moment, uniform
 
 
 def gauss(*shape, seed=0):
@@ -26,7 +26,7 @@ def greedy(W, H, bits, grid, size, damp=0.01):
             q = uniform.quantize(ahead, bits, grid=grid, scale_dtype=torch.float64)
             s, z = q.parts["scale"], None
             if "zero" in q.parts:
-                z = pack.unpack(q.parts["zero"], bits, 1).double()
+                z = uniform.unpack_zero(q.parts["zero"], bits, s).double()
             origin = uniform.origin(s, z, bits, grid)
         half = origin - origin.floor()
         code = (torch.round(W[:, i : i + 1] / s + half) + origin - half).clamp(0, 2**bits - 1)

@@ -105,6 +105,7 @@ def test_bits_are_counted():
     W = gauss(16, 256)
     assert uniform.quantize(W, 4, grid="symmetric", group=128).bits_per_weight == 4 + 16 / 128
     assert uniform.quantize(W, 3, group=32).bits_per_weight == 3 + (16 + 3) / 32
+    assert uniform.quantize(W, 3).bits_per_weight == 3 + (16 + 3) / 256
     assert uniform.quantize(W, 4, grid="symmetric", group="tensor").bits_per_weight == 4 + 16 / W.numel()
     assert lloyd.quantize(W, 2, group="tensor", code="fit").bits_per_weight == 2 + (16 + 4 * 16) / W.numel()
     assert nf4.quantize(W, double=False).bits_per_weight == 4.5

@@ -89,8 +89,7 @@ def quantize(
             w[:, b:] -= errors @ U[a:b, b:]
     parts = {"scale": torch.cat([scale for scale, _ in chosen], 1)}
     if grid == "asymmetric":
-        zeros = torch.cat([zero[:, :, 0] for _, zero in chosen], 1)
-        parts["zero"] = pack(zeros.to(torch.uint8), bits)
+        parts["zero"] = uniform.pack_zero(torch.cat([zero for _, zero in chosen], 1), bits)
     if act_order and size < I:
         parts["order"] = order.int()  # the groups follow it
     elif act_order:

@@ -60,7 +60,7 @@ def quantize(
     codes = join(groups, W_OI.shape).to(torch.uint8)
     parts = {"codes": pack(codes, bits), "scale": scale.squeeze(-1)}
     if zero is not None:
-        parts["zero"] = pack(zero.squeeze(-1).to(torch.uint8), bits)
+        parts["zero"] = pack_zero(zero, bits)
     return Quantized("uniform", tuple(W_OI.shape), parts, {"bits": bits, "group": group, "grid": grid})
 
 
@@ -84,8 +84,18 @@ def dequantize(q: Quantized) -> torch.Tensor:
     codes = split(unpack(q.parts["codes"], bits, q.shape[1]).float(), q.how["group"])
     scale, zero = q.parts["scale"].float()[..., None], None
     if "zero" in q.parts:
-        zero = unpack(q.parts["zero"], bits, scale.shape[1]).float()[..., None]
+        zero = unpack_zero(q.parts["zero"], bits, scale)
     return join(_values(codes, scale, zero, bits, grid), q.shape)
+
+
+def pack_zero(zero, bits):
+    """Zero points [rows, groups, 1] in `bits` bits each, one after another."""
+    return pack(zero.to(torch.uint8).view(1, -1), bits)
+
+
+def unpack_zero(packed, bits, scale):
+    """Zero points of the shape of `scale`."""
+    return unpack(packed, bits, scale.numel()).float().view(scale.shape)
 
 
 def scales(w, real, bits, grid, clip, dtype):
