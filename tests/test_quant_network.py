@@ -54,7 +54,7 @@ def test_more_bits_are_nearer_and_the_model_is_not_touched(method, kw):
     want = lm(IDS)[0]
     far = []
     for bits in (3, 8):
-        small, report = network.quantize(lm, method, bits, IDS, **kw)
+        small, report = network.quantized(lm, method, bits, IDS, **kw)
         far.append(float((small(IDS)[0] - want).square().mean()))
         assert bits < report.bits_per_weight < bits + 1.5
         assert len(report.rows) == len(network.linears(lm))
@@ -65,7 +65,7 @@ def test_more_bits_are_nearer_and_the_model_is_not_touched(method, kw):
 
 def test_feedback_needs_the_inputs():
     lm = model()
-    fed = network.quantize(lm, "gptq", 3, IDS)[1].rows
-    near = network.quantize(lm, "uniform", 3, IDS)[1].rows
+    fed = network.quantized(lm, "gptq", 3, IDS)[1].rows
+    near = network.quantized(lm, "uniform", 3, IDS)[1].rows
     assert sum(r.output_error for r in fed) < 0.8 * sum(r.output_error for r in near)
     assert sum(r.weight_error for r in fed) > sum(r.weight_error for r in near)

@@ -1,6 +1,6 @@
 """A whole language model in fewer bits, and the rotation that leaves it what it was.
 
-`quantize(lm, ...)` replaces every linear layer of the blocks by what a quantizer gives back. Embedding, head, norms,
+`quantized(lm, ...)` replaces every linear layer of the blocks by what a quantizer gives back. Embedding, head, norms,
 convolutions and the few numbers of a mixer (decays, time steps) stay as they are: `Report.kept` says how many weights.
 `turn(lm, R)` is QuaRot's observation (Ashkboos et al. 2024, sec. 4.1): an RMS norm without its own scale commutes with
 a rotation, so embed R, R' before every layer that reads the stream, R after every layer that writes to it, change
@@ -68,7 +68,7 @@ def inputs(lm, ids_BT, names) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def quantize(lm, method: str, bits: int | None, ids_BT, *, feed=True, **kw) -> tuple[nn.Module, Report]:
+def quantized(lm, method: str, bits: int | None, ids_BT, *, feed=True, **kw) -> tuple[nn.Module, Report]:
     """A copy of the model with its linear layers quantized, and the report. `lm` itself is not touched.
 
     method names a quantizer, kw go to it. Calibrated ones (and `rotate` over one) get the layer's inputs, taken from
