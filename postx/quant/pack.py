@@ -1,0 +1,116 @@
+"""Codes in as many bits as they have: eight codes of b bits fill b bytes, five trits fill one.
+
+Row by row, so that a product with a vector can start at any row. The last byte group of a row is padded with code 0.
+Eight codes of b bits are one little-endian word of 8 b bits: code j stands at bits j b to (j + 1) b. Five trits are
+the base-3 digits of a byte, first trit least: 3^5 = 243 of its 256 values are used, 1.6 bits a trit.
+"""
+
+import numba
+import numpy as np
+import torch
+
+from postx.scans.runtime import jit
+
+WORD, TRITS = 8, 5
+POWERS = 3 ** torch.arange(TRITS)
+
+
+@jit
+def _pack(codes, bits, out):
+    rows, width = codes.shape
+    for row in numba.prange(rows):
+        for word in range(out.shape[1] // bits):
+            value = np.uint64(0)
+            for j in range(min(WORD, width - word * WORD)):
+                value |= np.uint64(codes[row, word * WORD + j]) << np.uint64(j * bits)
+            for byte in range(bits):
+                out[row, word * bits + byte] = np.uint8((value >> np.uint64(8 * byte)) & np.uint64(255))
+
+
+@jit
+def _unpack(packed, bits, codes):
+    rows, width = codes.shape
+    mask = np.uint64((1 << bits) - 1)
+    for row in numba.prange(rows):
+        for word in range(packed.shape[1] // bits):
+            value = np.uint64(0)
+            for byte in range(bits):
+                value |= np.uint64(packed[row, word * bits + byte]) << np.uint64(8 * byte)
+            for j in range(min(WORD, width - word * WORD)):
+                codes[row, word * WORD + j] = np.uint8((value >> np.uint64(j * bits)) & mask)
+
+
+def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes 0 .. 2^bits - 1 as bytes: [rows, width] uint8 to [rows, ceil(width / 8) bits] uint8.
+
+    bits 1 to 8. Numba on a CPU, torch elsewhere, the same bytes. Raises ValueError for codes out of range.
+    """
+    _check(codes, "codes", bits)
+    if codes.numel() and int(codes.max()) >> bits:
+        raise ValueError(f"codes: {int(codes.max())} does not fit in {bits} bits")
+    rows, width = codes.shape
+    words = -(-width // WORD)
+    if codes.device.type == "cpu":
+        out = torch.empty(rows, words * bits, dtype=torch.uint8)
+        _pack(codes.contiguous().numpy(), bits, out.numpy())
+        return out
+    return _pack_torch(codes, bits, words)
+
+
+def _pack_torch(codes, bits, words):
+    full = torch.nn.functional.pad(codes, (0, words * WORD - codes.shape[1])).long()
+    shifts = bits * torch.arange(WORD, device=codes.device)
+    # Eight codes of eight bits reach the sign bit; addition of disjoint bits is the same as "or", also there.
+    value = (full.unflatten(1, (words, WORD)) << shifts).sum(-1)
+    byte = 8 * torch.arange(bits, device=codes.device)
+    return ((value[..., None] >> byte) & 255).to(torch.uint8).flatten(1)
+
+
+def unpack(packed: torch.Tensor, bits: int, width: int) -> torch.Tensor:
+    """The codes again: [rows, ceil(width / 8) bits] uint8 to [rows, width] uint8. Errors: as `pack`."""
+    _check(packed, "packed", bits)
+    rows, words = packed.shape[0], -(-width // WORD)
+    if packed.shape[1] != words * bits:
+        raise ValueError(
+            f"packed: {width} codes of {bits} bits take {words * bits} bytes a row, got {packed.shape[1]}"
+        )
+    if packed.device.type == "cpu":
+        codes = torch.empty(rows, width, dtype=torch.uint8)
+        _unpack(packed.contiguous().numpy(), bits, codes.numpy())
+        return codes
+    return _unpack_torch(packed, bits, width)
+
+
+def _unpack_torch(packed, bits, width):
+    byte = 8 * torch.arange(bits, device=packed.device)
+    value = (packed.long().unflatten(1, (-1, bits)) << byte).sum(-1)
+    shifts = bits * torch.arange(WORD, device=packed.device)
+    codes = (value[..., None] >> shifts) & ((1 << bits) - 1)
+    return codes.to(torch.uint8).flatten(1)[:, :width]
+
+
+def pack_trits(trits: torch.Tensor) -> torch.Tensor:
+    """Trits -1, 0, 1 as bytes, five a byte: [rows, width] to [rows, ceil(width / 5)] uint8, 1.6 bits a trit."""
+    if trits.dim() != 2:
+        raise ValueError(f"trits: expected 2 axes [rows, width], got shape {tuple(trits.shape)}")
+    if not bool(((trits == -1) | (trits == 0) | (trits == 1)).all()):
+        raise ValueError("trits: expected -1, 0 and 1 only")
+    full = torch.nn.functional.pad(trits.long() + 1, (0, -trits.shape[1] % TRITS))
+    return (full.unflatten(1, (-1, TRITS)) * POWERS.to(trits.device)).sum(-1).to(torch.uint8)
+
+
+def unpack_trits(packed: torch.Tensor, width: int) -> torch.Tensor:
+    """The trits again, int8. Raises ValueError where the bytes of a row are not those of `width` trits."""
+    if packed.dim() != 2 or packed.dtype != torch.uint8 or packed.shape[1] != -(-width // TRITS):
+        raise ValueError(
+            f"packed: expected uint8 [rows, {-(-width // TRITS)}], got {packed.dtype} {tuple(packed.shape)}"
+        )
+    digits = packed.long()[..., None] // POWERS.to(packed.device) % 3
+    return (digits - 1).to(torch.int8).flatten(1)[:, :width]
+
+
+def _check(x, name, bits):
+    if bits not in range(1, 9):
+        raise ValueError(f"bits: expected 1 to 8, got {bits!r}")
+    if x.dtype != torch.uint8 or x.dim() != 2:
+        raise ValueError(f"{name}: expected uint8 with 2 axes, got {x.dtype} {tuple(x.shape)}")

@@ -1,0 +1,71 @@
+"""BitNet b1.58: every weight is -1, 0 or 1 times one number, and the network is trained that way.
+
+    Q = clip(round(W / s), -1, 1) s        s = mean |W|, one for the tensor
+    x ~ round(127 x / max|x|)              each token's inputs in 8 bits
+
+log2 3 = 1.58 bits a weight; five trits a byte store 1.6. A product with such weights needs additions only, and one
+multiplication an output for the scale. In training the full-precision W is kept, the rounded one is used, and the
+gradient passes the rounding as if it were not there (straight through). Source: Ma et al. (2024), "The era of 1-bit
+LLMs", sec. 2; Wang et al. (2023), BitNet. Nobody claims that a network trained in full can be rounded this way.
+"""
+
+import torch
+from torch import nn
+
+from postx.quant import Quantized, check_weight, not_zero, store
+from postx.quant.pack import pack_trits, unpack_trits
+
+
+def through(x: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
+    """The value of `rounded` with the gradient of x."""
+    return x + (rounded - x).detach()
+
+
+def absmean(W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(trits as floats, s) of a weight: W is about s times the trits."""
+    s = W.abs().mean()
+    return torch.round(W / not_zero(s, W.dtype)).clamp(-1, 1), s
+
+
+def absmax(x: torch.Tensor) -> torch.Tensor:
+    """x rounded to 8 bits token by token: 127 steps up to the largest absolute value of its last axis."""
+    step = not_zero(x.abs().amax(-1, keepdim=True) / 127, x.dtype)
+    return torch.round(x / step).clamp(-128, 127) * step
+
+
+class Linear(nn.Linear):
+    """A linear layer that multiplies by trits: x [..., I] -> [..., O]; the weights it trains are W_OI in full."""
+
+    def forward(self, x):
+        trits, s = absmean(self.weight)
+        return nn.functional.linear(through(x, absmax(x)), through(self.weight, trits * s), self.bias)
+
+
+def quantize(W_OI, *, scale_dtype=torch.float16) -> Quantized:
+    """Trits, five a byte, and one scale for the tensor. Errors: ValueError."""
+    W_OI = check_weight(W_OI, 1)
+    trits, s = absmean(W_OI)
+    return Quantized(
+        "ternary", tuple(W_OI.shape), {"codes": pack_trits(trits), "scale": store(s.view(1), scale_dtype)}
+    )
+
+
+def dequantize(q: Quantized) -> torch.Tensor:
+    """W_OI in float32: trits times their scale."""
+    return unpack_trits(q.parts["codes"], q.shape[1]).float() * q.parts["scale"].float()
+
+
+def operations(q: Quantized, tokens: int = 1) -> dict[str, int]:
+    """What a product of `tokens` vectors with these trits takes, beside that of a full weight of the same shape.
+
+    Zeros cost nothing; a row of n trits that are not zero takes n - 1 additions. One multiplication an output for the
+    scales. The full weight takes I multiplications and I - 1 additions an output.
+    """
+    O, I = q.shape
+    full = int((unpack_trits(q.parts["codes"], I) != 0).sum(1).sub(1).clamp(min=0).sum())
+    return {
+        "additions": tokens * full,
+        "multiplications": tokens * O,
+        "full additions": tokens * O * (I - 1),
+        "full multiplications": tokens * O * I,
+    }
