@@ -58,8 +58,9 @@ def by_form(path: str, form: str, x_BTD):
     """The function of the imported mixer module `path` that its Layer should train with on x's device.
 
     form="auto": `recurrent` on a CPU, whose numba kernels have their own backward, on a GPU where Triton has one
-    kernel for it, and for a single token; elsewhere `chunked`, or `parallel` where a loop over chunks is slower. Attention and the long
-    convolutions never step: chunked and parallel. A form by name is taken as it is, where the mixer has it.
+    kernel for it, and for a single token; elsewhere `chunked`, or `parallel` where a loop over chunks is slower.
+    Attention and the long convolutions never step: chunked and parallel. A form by name is taken as it is, where
+    the mixer has it.
     Raises ValueError that lists the forms there are.
     """
     mixer, name = sys.modules[path], path.rpartition(".")[2]
