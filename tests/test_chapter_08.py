@@ -9,6 +9,8 @@ from page import Page
 
 from experiments import results
 from postx import tasks
+from postx.lm import LM
+from postx.train import Config, measure, train
 
 PAGE = Page("08_recall_lab", np=np, math=math, torch=torch, tasks=tasks)
 solution, page_function = PAGE.solution, PAGE.function
@@ -155,3 +157,19 @@ def test_explore():
     scope = solution("ex-recall-explore")
     assert scope["best"] == 0.1
     assert scope["total"][0.1] > scope["total"][0.001] > scope["total"][1.0] + 0.2
+
+
+def test_small_first_weights_learn_nothing_in_the_same_time():
+    """The page says that its live models learn so fast because their first weights are large."""
+    sizes = {"keys": 32, "values": 16, "fillers": 8}
+
+    def rows(B, seed):
+        return tasks.recall(B, 32, pairs=8, power=1.0, seed=seed, **sizes)
+
+    torch.manual_seed(0)
+    lm = LM("N", 32, tasks.vocabulary(**sizes), options={"N": {"H": 1, "conv": 4}}, mlp="-", tied=False)
+    config = Config(steps=250, B=32, lr=1e-2, warmup=30, weight_decay=0.0, quiet=True)
+    train(lm, lambda step: rows(32, (0, step)), config)
+    assert (
+        measure(lm, [rows(256, (10**6, 1))])["accuracy"] < 0.4
+    )  # the page's cell holds the other: above 0.8
