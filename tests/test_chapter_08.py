@@ -160,16 +160,18 @@ def test_explore():
 
 
 def test_small_first_weights_learn_nothing_in_the_same_time():
-    """The page says that its live models learn so fast because their first weights are large."""
+    """The page's cell holds the other half: with a deviation of 0.2 the same model is above 80%."""
     sizes = {"keys": 32, "values": 16, "fillers": 8}
 
     def rows(B, seed):
         return tasks.recall(B, 32, pairs=8, power=1.0, seed=seed, **sizes)
 
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # too small to share out
     torch.manual_seed(0)
     lm = LM("N", 32, tasks.vocabulary(**sizes), options={"N": {"H": 1, "conv": 4}}, mlp="-", tied=False)
     config = Config(steps=250, B=32, lr=1e-2, warmup=30, weight_decay=0.0, quiet=True)
     train(lm, lambda step: rows(32, (0, step)), config)
-    assert (
-        measure(lm, [rows(256, (10**6, 1))])["accuracy"] < 0.4
-    )  # the page's cell holds the other: above 0.8
+    found = measure(lm, [rows(256, (10**6, 1))])["accuracy"]
+    torch.set_num_threads(before)
+    assert found < 0.4
