@@ -20,14 +20,14 @@ MODELS = {
     "Hyena": ("HH", {"H": {"W": T}}),
     "Mamba": ("MM", {}),
     "Mamba-2": ("SS", {"S": {"K": 32}}),
-    "attention": ("AA", {"A": {"H": 2}}),
-    "Gated DeltaNet": ("GG", {"G": {"H": 2, "G": 2, "conv": 4}}),
+    "attention": ("AA", {"A": {"H": 1}}),
+    "Gated DeltaNet": ("GG", {"G": {"H": 1, "G": 1, "conv": 4}}),
     "RG-LRU": ("RR", {}),
 }
 SCANS = "MSG"  # by the Triton kernels on a GPU, token by token
 
 
-def study(name, *, steps=3000, B=64, seeds=SEEDS, rates=RATES, width=D, form="recurrent"):
+def study(name, *, steps=2000, B=64, seeds=SEEDS, rates=RATES, width=D, form="recurrent"):
     """The learning rate with one seed, then the other seeds at the best."""
     pattern, options = MODELS[name]
     run = {
@@ -74,7 +74,7 @@ def table(path=results.RESULTS / "copying.jsonl"):
 
 
 def main():
-    args = sweep.arguments(__doc__, steps=3000, form="recurrent")
+    args = sweep.arguments(__doc__, steps=2000, form="recurrent")
     options = {"steps": args.steps, "form": args.form}
     if args.small:
         options |= {"steps": 20, "B": 4, "seeds": (0,), "rates": (3.2e-3,), "width": 16}

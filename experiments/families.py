@@ -29,7 +29,7 @@ FAMILIES = {
     "attention": "A", "linear": "N", "retnet": "T", "gla": "W", "deltanet": "D", "gated_deltanet": "G",
     "mamba": "M", "ssd": "S", "rwkv6": "6", "rwkv7": "7", "hyena": "H", "rglru": "R", "hybrid": None,
 }  # fmt: skip
-RATES = 1e-3, 2e-3, 4e-3
+RATES = 1e-3, 2e-3, 4e-3  # the kernels of some came late: they were trained at the middle one alone
 
 
 def pattern(name, depth=DEPTH):

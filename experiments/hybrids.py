@@ -7,8 +7,8 @@ Three families: SSD and Gated DeltaNet with causal attention, RG-LRU with local 
 as Griffin pairs them). All patterns have an MLP after every mixer, whose width makes the parameters equal to 5%.
 Recall: multi-query associative recall; training mixes 16 to 128 pairs in 512 tokens, and the most are too many for
 these states; each number is asked on its own afterwards. Text: bytes, bits per byte on unseen topics and modules.
-Eight attention layers are the same model for both families with causal attention. Two learning rates at the first
-seed, the better one (on recall: all numbers together; on text: validation) at the others.
+Eight attention layers are the same model for both families with causal attention. One
+learning rate for all, two seeds.
 """
 
 import torch
@@ -22,7 +22,7 @@ from postx.train import measure
 DEPTH, D, T, TARGET = 8, 128, 512, 1_600_000
 CONTEXT = 32_768  # tokens for which the bytes of keys and values are stated
 TABLE = {
-    "A": {"H": 4}, "L": {"H": 4, "window": 128},
+    "A": {"H": 2}, "L": {"H": 2, "window": 128},
     "S": {"K": 16, "V": 64},  # 4 heads: 4,096 floats a layer
     "G": {"H": 4, "G": 4, "K": 32, "V": 32, "conv": 4},  # the same number; the convolution is the published layer's
     "R": {},  # D floats a layer
@@ -31,7 +31,7 @@ FAMILIES = {"ssd": ("S", "A"), "gated_deltanet": ("G", "A"), "rglru": ("R", "L")
 PLACES = [(0, "spread"), (1, "first"), (1, "middle"), (1, "last"), (2, "spread"), (4, "spread"), (8, "spread")]
 ALPHABETS = {"keys": 128, "values": 128, "fillers": 32}
 PAIRS = (16, 32, 64, 128)
-RATES, SEEDS = (1e-3, 3e-3), (0, 1)
+RATES, SEEDS = (2e-3,), (0, 1)
 STORED = 512  # recall batches drawn for a run; later steps see them again
 
 
@@ -73,7 +73,7 @@ def runs(small=False):
 
 
 def study(run, rates=RATES, seeds=SEEDS):
-    """The rates at the first seed, then the better rate at the other seeds."""
+    """The rates at the first seed (the better one counts), then the better rate at the other seeds."""
     metric = "accuracy" if run["task"]["name"] == "recall" else "score"
     found = yield [run | {"lr": lr} for lr in rates]
     chosen = best(found, metric)["run"]

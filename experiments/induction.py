@@ -19,20 +19,20 @@ from postx import tasks
 SYMBOLS, T, LONGEST, BLOCK, SEEDS, RATES, D = 16, 256, 65_536, 2_048, (0, 1, 2), (1e-3, 3.2e-3), 64
 LENGTHS = tuple(2**k for k in range(6, 17))
 MODELS = {
-    "attention, no positions": ("AA", {"A": {"H": 2, "rope": None}}),
-    "attention, rotary": ("AA", {"A": {"H": 2}}),
-    "attention, ALiBi": ("AA", {"A": {"H": 2, "alibi": True}}),
-    "attention, window 64": ("LL", {"L": {"H": 2, "window": 64}}),
+    "attention, no positions": ("AA", {"A": {"H": 1, "rope": None}}),
+    "attention, rotary": ("AA", {"A": {"H": 1}}),
+    "attention, ALiBi": ("AA", {"A": {"H": 1, "alibi": True}}),
+    "attention, window 64": ("LL", {"L": {"H": 1, "window": 64}}),
     "Mamba": ("MM", {}),
     "Mamba-2": ("SS", {"S": {"K": 32}}),
-    "Gated DeltaNet": ("GG", {"G": {"H": 2, "G": 2, "conv": 4}}),
+    "Gated DeltaNet": ("GG", {"G": {"H": 1, "G": 1, "conv": 4}}),
     "RG-LRU": ("RR", {}),
     "Hyena": ("HH", {"H": {"W": T}}),
 }
 SCANS = "MSG"  # by the Triton kernels on a GPU, token by token
 
 
-def study(name, *, steps=5000, B=128, longest=LONGEST, seeds=SEEDS, rates=RATES, width=D, form="recurrent"):
+def study(name, *, steps=3000, B=128, longest=LONGEST, seeds=SEEDS, rates=RATES, width=D, form="recurrent"):
     """Both learning rates at the first seed, then the other seeds at the better one."""
     pattern, options = MODELS[name]
     run = {
@@ -93,7 +93,7 @@ def table(path=results.RESULTS / "induction.jsonl"):
 
 
 def main():
-    args = sweep.arguments(__doc__, steps=5000, form="recurrent", longest=LONGEST)
+    args = sweep.arguments(__doc__, steps=3000, form="recurrent", longest=LONGEST)
     options = {"steps": args.steps, "form": args.form, "longest": args.longest}
     if args.small:
         options |= {"steps": 20, "B": 8, "longest": 512, "seeds": (0,), "rates": (3.2e-3,), "width": 16}

@@ -50,14 +50,15 @@ def forms(mixer) -> list[str]:
 
 
 ALL_AT_ONCE = ("hyena", "rwkv4", "s4d", "shortconv")  # few large operations beat a loop over chunks on a GPU
+FUSED = ("deltanet", "gated_deltanet", "gla", "linear", "mamba", "retnet", "rwkv6", "rwkv7", "ssd")  # one kernel
 NEVER_STEPPED = ("attention", "hyena", "mla")  # their `recurrent` does the same work one token at a time
 
 
 def by_form(path: str, form: str, x_BTD):
     """The function of the imported mixer module `path` that its Layer should train with on x's device.
 
-    form="auto": on a CPU `recurrent`, whose numba kernels have their own backward; elsewhere `chunked`, or
-    `parallel` where a loop over chunks would be slower; for a single token `recurrent`. Attention and the long
+    form="auto": `recurrent` on a CPU, whose numba kernels have their own backward, on a GPU where Triton has one
+    kernel for it, and for a single token; elsewhere `chunked`, or `parallel` where a loop over chunks is slower. Attention and the long
     convolutions never step: chunked and parallel. A form by name is taken as it is, where the mixer has it.
     Raises ValueError that lists the forms there are.
     """
@@ -67,6 +68,8 @@ def by_form(path: str, form: str, x_BTD):
             raise ValueError(f"form: {name} has {', '.join(map(repr, forms(mixer)))} and 'auto', not {form!r}")
         return getattr(mixer, form)
     if name not in NEVER_STEPPED and (x_BTD.device.type == "cpu" or x_BTD.shape[1] == 1):
+        return mixer.recurrent
+    if name in FUSED and x_BTD.is_cuda and importlib.import_module("postx.scans").has_triton():
         return mixer.recurrent
     return mixer.parallel if name in ALL_AT_ONCE else mixer.chunked
 
