@@ -1,0 +1,191 @@
+"""Chapter 9: the strips of its figure, the equations that no other file holds, and its exercise solutions."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from page import Page
+from torch.nn import functional as F
+
+from experiments.hybrids_cpu import TABLE
+from postx import configs, cost, models, stripes, tasks
+from postx.lm import LM, count
+from postx.mixers import rglru
+from postx.nn import MLP, MoE
+
+PAGE = Page(
+    "09_hybrids", torch=torch, F=F, np=np, math=math, MoE=MoE, MLP=MLP, LM=LM, tasks=tasks, cost=cost
+)
+solution, page_function = PAGE.solution, PAGE.function
+COSTS = {  # as the page sets them
+    "S": cost.decay_recurrence(1, H=4, K=2, V=16),
+    "R": rglru.cost(1, D=32),
+}
+
+
+@pytest.mark.equation("eq-hybrid-memory")
+@pytest.mark.parametrize(("pattern", "window"), [("SSAS", None), ("RLRL", 8), ("AAAA", None), ("SLAG", 5)])
+@pytest.mark.parametrize("T", [8, 20])
+def test_memory_is_caches_and_states(pattern, window, T, residual):
+    table = {"A": {"H": 4, "G": 2}, "L": {"H": 4, "G": 1, "window": window}, "S": {"K": 4}, "G": {"H": 2, "K": 4}}
+
+    def floats(letters, T):
+        options = {c: table[c] for c in set(letters) & set(table)}
+        return LM(letters, 16, 32, options=options).state_floats(T)
+
+    seen = {"A": T, "L": min(T, window or T)}
+    cached = sum(2 * table[c]["G"] * 4 * seen[c] for c in pattern if c in seen)
+    state = sum(floats(c, 1) for c in pattern if c not in seen)
+    assert floats(pattern, T) == cached + state
+    residual(0.0)
+
+
+@pytest.mark.parametrize("pattern", ["SSAS", "RLRL", "AAAA"])
+def test_the_memory_function_of_the_page(pattern):
+    memory = page_function("memory", recurrent=COSTS)
+    with torch.device("meta"):
+        lm = LM(pattern, 32, 64, mlp="F", options={c: TABLE[c] for c in set(pattern)})
+    taps = {"S": 3 * (64 + 2 * 2), "R": 3 * 32, "A": 3 * 96, "L": 3 * 96}  # left out there
+    for T in (12, 40):
+        assert lm.state_floats(T) == sum(memory(pattern, T)) + sum(taps[c] for c in pattern)
+
+
+@pytest.mark.equation("eq-hybrid-work")
+@pytest.mark.parametrize("n", [1, 100, 4096])
+def test_work_is_weights_and_memory(n, residual):
+    flops = page_function("flops_a_token", recurrent=COSTS)
+    for pattern in ("SSAS", "RRLR", "AAAA"):
+        want = 2 * 1_600_000
+        for c in pattern:
+            window = {"window": 12} if c == "L" else {}
+            attention = cost.softmax_attention(1, H=2, K=16, past=n - 1, **window).flops
+            want += attention if c in "AL" else COSTS[c].flops
+        assert flops(pattern, n, 1_600_000) == want
+    residual(0.0)
+
+
+@pytest.mark.equation("eq-shared-block")
+@pytest.mark.parametrize("places", [1, 2, 5])
+def test_a_shared_block_is_counted_once(places, residual):
+    D, few = 32, {"S": {"K": 4}}
+    lm = LM("SSZ" * places, D, 64, options=few)
+    rest = count(LM("SS" * places, D, 64, options=few)).total
+    block = sum(p.numel() for p in lm.shared.parameters())
+    assert count(lm).total == rest + block + places * D * D
+    residual(0.0)
+
+
+@pytest.mark.equation("eq-rglru-scale")
+@pytest.mark.parametrize("a", [0.3, 0.9, 0.97])
+def test_the_root_keeps_the_variance(a, residual):
+    variance = 1.0  # of the first token, which is taken as it is
+    for _ in range(50):
+        variance = a * a * variance + (1 - a * a)
+    noise = np.random.default_rng(0).normal(size=(20000, 300))
+    level = noise[:, 0]
+    for x in noise.T[1:]:
+        level = a * level + math.sqrt(1 - a * a) * x
+    assert abs(level.var() - 1) < 0.03
+    worst = abs(variance - 1)
+    assert worst < 1e-12
+    residual(worst)
+
+
+@pytest.mark.equation("eq-moe-active")
+@pytest.mark.parametrize(("E", "k", "shared"), [(4, 1, 0), (8, 2, 24), (3, 3, 0)])
+def test_active_parameters_leave_the_unchosen_out(E, k, shared, residual):
+    with torch.device("meta"):
+        lm = LM("AAA", 16, 32, mlp="EFE", options={"A": {"H": 2}, "E": {"F": 24, "E": E, "k": k, "shared": shared}})
+    total, active = count(lm)
+    assert active == total - 2 * (E - k) * 3 * 16 * 24
+    residual(0.0)
+
+
+def test_experts_need_the_balance_loss():
+    routed = page_function("routed")
+    alone, even = routed(0.0), routed(1.0)
+    assert (alone < 0.02).sum() >= 4
+    assert even.min() > 0.06
+    assert even.max() < 0.2
+
+
+def test_the_strips_are_what_was_published():
+    field = {strip.name: strip for strip in stripes.FIELD}
+    assert len(field) == len(stripes.FIELD) == 18
+    shares = {name: (strip.count("attention"), len(strip.mixers)) for name, strip in field.items()}
+    assert shares["StripedHyena-7B"] == (16, 32)
+    assert shares["Evo 2 7B"] == (5, 32)
+    assert shares["NVIDIA study 8B"] == (4, 28)
+    assert len(stripes.STUDY) == 56
+    assert stripes.STUDY.count("F") == 28
+    assert shares["Nemotron-H-8B"] == (4, 28)
+    assert len(field["Nemotron-H-8B"].pattern) == 52
+    assert shares["MiniMax-01"] == (10, 80)
+    assert shares["Qwen3-Next-80B"] == (12, 48)
+    assert shares["Kimi Linear 48B"] == (7, 27)
+    assert shares["Kimi K3"] == (24, 93)
+    assert shares["LFM2-1.2B"] == (6, 16)
+    assert field["RecurrentGemma-2B"].share() == "8 local of 26"
+    assert [strip.date for strip in stripes.FIELD] == sorted(strip.date for strip in stripes.FIELD)
+    assert sum(not strip.seen for strip in stripes.FIELD) == 5
+
+
+def test_experts_are_marked_where_they_are():
+    field = {strip.name: strip for strip in stripes.FIELD}
+    assert field["Jamba"].expert_layers() == list(range(1, 32, 2))
+    assert [i for i, letter in enumerate(models.MODELS["Jamba"].mlp) if letter == "E"] == list(range(1, 32, 2))
+    assert len(field["Nemotron-3-Nano-30B-A3B"].expert_layers()) == 23
+    assert field["Kimi Linear 48B"].expert_layers() == list(range(1, 27))
+    assert field["Zamba-7B"].expert_layers() == []
+
+
+def test_the_figure_has_a_row_for_each_model():
+    texts = [text.get_text() for text in stripes.draw().axes[0].texts]
+    for strip in stripes.FIELD:
+        assert strip.share() in texts
+        assert strip.date in texts
+        assert strip.name in stripes.alt()
+
+
+def test_the_small_recall_of_the_page_is_learned_by_the_hybrid_only():
+    table, few = {"keys": 12, "values": 12, "fillers": 2}, {"S": {"K": 2, "V": 16}, "A": {"H": 1}}
+    trained = page_function("trained", table=table, few=few)
+    text, answers = tasks.recall(64, 24, pairs=6, **table, seed=(9, 9))
+    right = (trained("SAS", 150)(text)[0].argmax(-1) == answers)[answers >= 0].float().mean()
+    assert right > 0.9
+
+
+def test_predict():
+    scope = solution("ex-hybrid-predict")
+    assert scope["crossing"] == 3072
+    options = models.MODELS["Nemotron-H-8B"]
+    assert options.pattern.count("A") == 4
+    assert options.pattern.count("S") == 24
+
+
+def test_derive():
+    scope = solution("ex-hybrid-derive")
+    assert scope["users"](scope["crossing"]) == pytest.approx(1)
+    assert scope["ratios"] == sorted(scope["ratios"])
+    assert 7.9 < scope["ratios"][-1] < 8
+
+
+def test_code_spread():
+    scope = solution("ex-hybrid-spread")
+    assert scope["same"] == {"Jamba": True, "Granite": True}
+    assert set(scope["ends"].values()) <= {"A", "K"}
+    assert scope["longest"]("SSASSSAS") == 3
+
+
+def test_code_share():
+    scope = solution("ex-hybrid-share")
+    assert scope["moved"] == [False, False, True, True, True, True]
+    assert scope["unshared"] - count(scope["lm"]).total == scope["shared"]
+
+
+def test_explore():
+    fits = solution("ex-hybrid-explore")["fits"]
+    assert fits == {(32, 8192): 26, (32, 262144): 0, (4, 8192): 198, (4, 262144): 6, (0, 8192): 3261, (0, 262144): 3261}
+    assert replace(configs.JAMBA, attention_layers=4) == configs.JAMBA
