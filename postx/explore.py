@@ -25,6 +25,7 @@ from html import escape
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 
 from postx import _html, _svg, style
 from postx._sliders import Choice, Int, Log, Slider
@@ -87,7 +88,10 @@ class Picture:
         self._alt, self.caption = alt, caption
         # The layout is made once, here: margins that followed the text would make the frames jump.
         fig.draw_without_rendering()
-        fig.set_layout_engine("none")
+        if fig.get_layout_engine() is None:  # savefig would put that of the style in the place of none
+            fig.set_layout_engine(PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True))
+        else:
+            fig.set_layout_engine("none")
         self._stage = _svg.Stage(fig)
         self._page = self._build_page() if _static() and type(self) is Picture else None
 

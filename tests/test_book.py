@@ -140,7 +140,7 @@ def test_every_requirement_is_pinned_for_every_platform():
 @pytest.mark.parametrize(
     "page", sorted(p.stem for p in (ROOT / "chapters").iterdir() if p.suffix in (".md", ".ipynb"))
 )
-def test_page_is_light(page):
+def test_page_is_light_and_shows_no_warning(page):
     path = CHAPTERS / f"{page}.html"
     if not path.exists():
         pytest.skip("no built book: run `make book`")
@@ -151,6 +151,8 @@ def test_page_is_light(page):
     ]
     weight = sum(len(gzip.compress(p.read_bytes(), 6)) for p in files)
     assert weight < PAGE_LIMIT, f"{page} weighs {weight // 1000} kB gzipped with its {len(files) - 1} images"
+    warned = re.findall(r'<div class="output stderr.*?</div>', html, re.DOTALL)
+    assert not warned, f"{page} shows what a cell wrote to stderr: {warned[0][:300]}"
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine")

@@ -289,6 +289,19 @@ def test_the_widget_says_when_update_fails():
     assert picture.values == {"power": 2}
 
 
+@pytest.mark.filterwarnings("error")
+def test_axes_that_were_placed_by_hand_stay_there():
+    """savefig sets the style's layout engine where there was none, which would warn and may move the axes."""
+    with matplotlib.rc_context({"figure.constrained_layout.use": True}):
+        fig = Figure(layout="none")
+        ax = fig.add_axes((0, 0, 1, 1))
+        ax.plot([1, 2])
+        picture = show(fig, alt="a rising line across the whole of the figure")
+        first, second = (picture._repr_mimebundle_()[0]["image/png"] for _ in range(2))
+    assert first == second
+    assert ax.get_position().bounds == (0, 0, 1, 1)
+
+
 def test_no_figure_is_left_with_pyplot():
     import matplotlib.pyplot as plt
 
