@@ -24,6 +24,9 @@ FAMILY = {
     "neutral": "#7f858c",
 }
 
+# For series that are no family (rules of discretization, granularities): teal, gold, slate, brick.
+SERIES = ("#0a8f8f", "#b58200", "#6c6cd9", "#a04b4b")
+
 INK_FIXED = "#010101"
 PAPER_FIXED = "#fefefe"
 

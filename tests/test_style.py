@@ -58,6 +58,20 @@ def test_families_are_told_apart(eye, apart):
     assert min(near.values()) >= apart, min(near, key=near.get)
 
 
+@pytest.mark.parametrize("page", ["#ffffff", "#121212", DARK_PAGE])
+@pytest.mark.parametrize("color", style.SERIES)
+def test_series_read_on_both_pages(color, page):
+    assert contrast(color, page) >= 3
+
+
+@pytest.mark.parametrize(("eye", "apart", "from_families"), [("normal", 30, 20), ("deutan", 20, 0), ("protan", 20, 0)])
+def test_series_are_told_apart_and_are_no_family(eye, apart, from_families):
+    seen = [lab(EYES[eye] @ linear(color)) for color in style.SERIES]
+    families = [lab(EYES[eye] @ linear(color)) for color in style.FAMILY.values()]
+    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) >= apart
+    assert min(np.linalg.norm(a - b) for a in seen for b in families) >= from_families
+
+
 def test_use_sets_the_style():
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
