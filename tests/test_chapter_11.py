@@ -10,9 +10,21 @@ from page import Page
 from scipy import integrate, stats
 
 from experiments import quant_tables
+from experiments import ternary as ternary_runs
 from experiments.quant_tables import MODELS
 from postx import checkpoints
-from postx.quant import gptq, lattice, output_error, rotate, second_moment, ternary, turbo, uniform
+from postx.quant import (
+    gptq,
+    lattice,
+    microscaling,
+    nf4,
+    output_error,
+    rotate,
+    second_moment,
+    ternary,
+    turbo,
+    uniform,
+)
 
 PAGE = Page("11_sub_four_bit", torch=torch, np=np, math=math, uniform=uniform, lattice=lattice)
 solution, page_function = PAGE.solution, PAGE.function
@@ -302,6 +314,11 @@ def test_the_recorded_runs_show_what_the_page_says():
         ]
         assert all(b < 0.85 * a for a, b in itertools.pairwise(fall))
         assert max(r["lost"] for (m, bits, _), r in runs.items() if bits == 4 and m == model) < 0.02
+    gptq_, turned = runs["attention", 2, "gptq"], runs["attention", 2, "turn, gptq"]
+    assert 0 < gptq_["lost"] - turned["lost"] < 2 * math.hypot(gptq_["lost_error"], turned["lost_error"])
+    groups, row = runs["attention", 3, "nearest, groups of 64"], runs["attention", 3, "nearest"]
+    assert groups["lost"] > row["lost"]
+    assert groups["apart"] < row["apart"]
     nearest = [runs[model, 2, "nearest"]["lost"] for model in MODELS]
     assert max(nearest) < 1.2 * min(nearest)
     cache = {(r["model"], r["bits"], r["method"], r["parts"]): r for r in quant_tables.table(RUNS, "cache")}
@@ -313,6 +330,41 @@ def test_the_recorded_runs_show_what_the_page_says():
     kinds = {(r["model"], r["kind"]): r["apart"] / r["weights"] for r in quant_tables.table(RUNS, "kinds")}
     assert kinds["ssd", "SSD step"] > 2 * kinds["ssd", "SSD out"] > 8 * kinds["ssd", "MLP out"]
     assert kinds["attention", "attention out"] > 2 * kinds["attention", "attention k"]
+
+
+def test_what_a_rotation_adds_over_all_layers():
+    """The layer of the page's first picture is one of eight that profit; the median layer does not."""
+    runs = {(r["model"], r["bits"], r["method"]): r for r in quant_tables.table(RUNS, "table")}
+    fed, turned = (runs["attention", 2, method]["layers"] for method in ("gptq", "turn, gptq"))
+    gain = {name: turned[name][1] / fed[name][1] for name in fed}
+    assert len(gain) == 56
+    assert np.median(list(gain.values())) == pytest.approx(1, abs=0.02)
+    assert np.median([g for name, g in gain.items() if name.endswith("mix.0.out")]) < 0.75
+
+
+def test_the_ternary_runs_do_not_settle_the_gap():
+    """The chosen runs of both kinds stand at the larger rate, and improve to their last step."""
+    chosen = ternary_runs.table(RUNS.parent / "ternary.jsonl")
+    assert {r["run"]["lr"] for r in chosen.values()} == {4e-3}
+    for r in chosen.values():
+        curve = [point["validation_bits"] for point in r["curve"]]
+        assert curve[-1] == min(curve)
+    gap = chosen["ternary-192"]["metrics"]["test_bits"] - chosen["full-192"]["metrics"]["test_bits"]
+    assert gap == pytest.approx(0.037, abs=0.001)
+
+
+@pytest.mark.parametrize("form", ["mxfp4", "nvfp4"])
+def test_four_bit_floats_on_a_gaussian_by_the_exchange_rate(form):
+    W = gauss(256, 1024).float()
+
+    def worth(q):
+        return float((W - q.dequantize()).square().mean()) * 4**q.bits_per_weight
+
+    floats = worth(microscaling.quantize(W, form=form))
+    groups = worth(uniform.quantize(W, 4, group=128, grid="midrise", clip="search"))
+    assert floats == pytest.approx({"mxfp4": 4.8, "nvfp4": 4.65}[form], abs=0.1)
+    assert groups == pytest.approx(3.03, abs=0.06)
+    assert worth(nf4.quantize(W)) == pytest.approx(2.58, abs=0.05)
 
 
 def test_a_planted_model_says_the_same():
