@@ -9,6 +9,7 @@ import torch
 from page import Page
 
 from experiments import diffusion_orders
+from postx import checkpoints
 from postx.diffusion import masked, oracle, plaid, sedd
 from postx.diffusion.denoiser import Denoiser
 from postx.lm import LM
@@ -282,6 +283,13 @@ def test_explore():
     scope = solution("ex-diffusion-order")
     assert scope["costs"]["1 and 3"] == pytest.approx(0.456, abs=0.001)
     assert scope["costs"]["1 and 2"] == pytest.approx(0.867, abs=0.001)
+
+
+def test_the_two_models_that_are_compared_were_not_tuned_alike():
+    runs = {name: checkpoints.record(name) for name in ("attention", "masked")}
+    seen = {name: r.get("step", r["run"]["steps"]) * r["run"]["B"] * r["run"]["T"] for name, r in runs.items()}
+    assert seen["masked"] / seen["attention"] == pytest.approx(18, abs=0.7)
+    assert runs["masked"]["curve"][-1]["step"] == runs["masked"]["run"]["steps"]
 
 
 def test_what_the_script_records():
