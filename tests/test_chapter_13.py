@@ -287,7 +287,8 @@ def test_explore():
 
 def test_the_two_models_that_are_compared_were_not_tuned_alike():
     runs = {name: checkpoints.record(name) for name in ("attention", "masked")}
-    seen = {name: r.get("step", r["run"]["steps"]) * r["run"]["B"] * r["run"]["T"] for name, r in runs.items()}
+    steps = {name: r.get("step", r["run"]["steps"]) for name, r in runs.items()}
+    seen = {name: steps[name] * r["run"]["B"] * r["run"]["T"] for name, r in runs.items()}
     assert seen["masked"] / seen["attention"] == pytest.approx(18, abs=0.7)
     assert runs["masked"]["curve"][-1]["step"] == runs["masked"]["run"]["steps"]
 
