@@ -43,6 +43,31 @@ def test_a_clip_at_three_deviations_has_a_floor():
     assert split(3, 30)[1] ** 0.5 == pytest.approx(0.02017, abs=1e-5)
 
 
+@pytest.mark.parametrize(("bits", "clips"), [(2, True), (4, True), (8, False)])
+def test_a_short_gaussian_row_is_not_an_endless_one(bits, clips):
+    """In 8 bits a row of 192 clips nothing at its best; the range of an endless Gaussian is too wide from 6 on."""
+    W = gauss(2000, 192).float()
+
+    def error(clip):
+        return float((W - uniform.round_trip(W, bits, grid="midrise", clip=clip)).square().mean())
+
+    assert (error("search") < 0.95 * error("max")) is clips
+    assert (error("gaussian") < error("max")) is clips
+
+
+def test_at_six_bits_the_range_of_an_endless_row_loses_to_the_largest_weight():
+    W = gauss(2000, 192).float()
+    most, gaussian = (float((W - uniform.round_trip(W, 6, grid="midrise", clip=clip)).square().mean())
+                      for clip in ("max", "gaussian"))  # fmt: skip
+    assert most < 0.8 * gaussian
+    assert 2.7 < float(W.abs().amax(1).mean()) < 3.0 < 32 * uniform.gaussian_step(6)[0]
+
+
+def test_where_the_best_outermost_levels_stand():
+    ends = {bits: uniform.gaussian_step(bits)[0] * (2**bits - 1) / 2 for bits in (2, 3, 4, 8)}
+    assert ends == pytest.approx({2: 1.49, 3: 2.05, 4: 2.51, 8: 3.92}, abs=0.006)
+
+
 @pytest.mark.equation("eq-scale-mixture")
 def test_rows_of_many_widths_have_heavy_tails_together(residual):
     sigma = torch.linspace(0.2, 3, 64, dtype=torch.float64)
@@ -236,6 +261,7 @@ def test_code_entropy():
     assert rate == pytest.approx(2, abs=0.01)
     assert error == pytest.approx(0.096, abs=0.001)
     assert error < lloyd.gaussian_codebook(2)[1]
+    assert scope["exchange"] == pytest.approx([1.55, 1.33, 1.03], abs=0.005)  # falls to 1: no step is best
 
 
 @pytest.mark.parametrize("count", [1, 8, 1001])
