@@ -139,6 +139,19 @@ def test_which_equation_the_closed_form_solves(drive, leak, residual):
     residual(worst)
 
 
+@pytest.mark.parametrize("leak", [0.0, 0.3, 1.0])
+def test_the_lemma_bounds_the_closed_form_for_the_equation_that_the_proof_takes(leak):
+    """|x - form| <= |x(0) - A| e^(-wt) where the leak, too, pulls towards A; an open gate comes near to it."""
+    sigmoid, closed = PAGE.functions("sigmoid", "closed")
+    t, near = np.linspace(0, 8, 81), []
+    for drive in (-30.0, -2.0, 0.0, 3.0, 30.0):
+        x = 1 + (-0.5 - 1) * np.exp(-(leak + sigmoid(drive)) * t)
+        off = np.abs(x - closed(t, -0.5, drive, leak))
+        assert (off <= 1.5 * np.exp(-leak * t) + 1e-12).all()
+        near.append(off[0] / 1.5)
+    assert max(near) > 0.999  # at the start no smaller bound holds
+
+
 @pytest.mark.equation("eq-cfc-limits")
 @pytest.mark.parametrize(("drive", "leak", "A"), [(-2.0, 0.3, 1.0), (0.0, 0.0, -0.7), (3.0, 1.0, 2.0)])
 def test_the_closed_form_at_both_ends_of_time(drive, leak, A, residual):
