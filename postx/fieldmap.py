@@ -155,7 +155,8 @@ def draw():
         for lane, layout, tall in zip(LANES, layouts, heights, strict=True):
             dots.update(_lane(ax, lane, layout, y, tall))
             y += tall + GAP
-        ax.text(9, height - 4, f"All lanes compared: ch. {COMPARED}      ★ core path", size=SIZE, va="bottom")
+        ax.text(9, height - 4, f"All lanes compared: ch. {COMPARED}", size=SIZE, va="bottom")
+        ax.text(WIDTH - 9, height - 4, "★ core path", size=SIZE, ha="right", va="bottom")  # not one line of text
         for older, newer in DESCENT:
             _arrow(ax, dots[older], dots[newer])
     return fig

@@ -257,3 +257,32 @@ def test_code_read_back():
 
 def test_explore():
     assert list(solution("ex-ssm-explore")["counts"].values()) == [6, 10, 18, 32, 58, 110]
+
+
+def test_what_a_card_of_64_numbers_holds_and_what_it_does_not():
+    """The hook's signal against a spline through 64 samples, and white noise, as the page says."""
+    from scipy.interpolate import CubicSpline
+
+    place = (np.arange(8192) + 0.5) / 8192
+    scope = {"np": np, "torch": torch, "place": place}
+    (source,) = [c.source for c in CELLS if c.cell_type == "code" and "signal = torch.tensor(" in c.source]
+    exec(source[source.index("signal = ") : source.index("solve = ")], scope)
+    signal = scope["signal"].numpy()
+    spots = np.round(np.linspace(0, 8191, 64)).astype(int)
+    spline = CubicSpline(place[spots], signal[spots])(place)
+    assert np.linalg.norm(spline - signal) / np.linalg.norm(signal) == pytest.approx(0.0006, rel=0.1)
+    legendre = page_function("legendre")(64, place).numpy()
+    noise = np.random.default_rng(0).normal(size=8192)
+    left = noise - legendre @ np.linalg.lstsq(legendre, noise, rcond=None)[0]  # the best that any 64 notes can do
+    assert np.linalg.norm(left) / np.linalg.norm(noise) == pytest.approx(0.996, abs=0.002)
+
+
+def test_the_kernel_made_by_hand_has_an_echo():
+    A, delta = s4d.lin(1, 16), torch.full((1,), 0.1, dtype=torch.float64)
+    (source,) = [c.source for c in CELLS if "read = partial(s4d.kernel, 24" in c.source]
+    scope = {"s4d": s4d, "torch": torch, "partial": partial}
+    exec(source, scope)
+    K = s4d.kernel(100, delta_D=delta, A_DN=A, C_DN=scope["C"])[0]
+    echoes = {6: 1.0, 26: math.exp(-1), 46: math.exp(-2), 66: math.exp(-3), 86: math.exp(-4)}
+    expected = torch.tensor([echoes.get(j, 0.0) for j in range(100)], dtype=torch.float64)
+    assert (K - expected).abs().max() < 1e-9

@@ -205,3 +205,23 @@ def test_the_recorded_run_says_what_it_is_and_what_the_page_says():
     assert min(longer["Delta"] + longer["Delta, B, C"] + longer["Mamba block"]) > 0.65
     assert min(final["Delta"] + final["Delta, B, C"] + final["Mamba block"]) > 0.9
     assert min(final["S4D, plain"]) > 0.99
+
+
+def test_what_the_page_says_of_the_grid_of_rates():
+    path = Path(__file__).resolve().parent.parent / "experiments" / "results" / "selective_copying.json"
+    rows = json.loads(path.read_text(encoding="utf8"))["rows"]
+    first = {(row["layer"], row["rate"]): row["accuracy"] for row in rows if row["seed"] == 0}
+    rates = sorted({rate for _, rate in first})
+    assert [round(first["S4D", rate]["64"], 3) for rate in rates] == [0.425, 0.677, 0.729]
+    best = max(rates, key=lambda rate: first["Delta", rate]["64"])
+    assert best == rates[-1]  # the edge of the grid
+    tie = first["Delta, B, C", 0.01], first["Delta, B, C", 0.03]
+    assert [a["64"] for a in tie] == [1, 1]
+    assert round(tie[1]["256"], 3) == 0.993
+    plain = [row["accuracy"]["256"] for row in rows if row["layer"] == "S4D, plain" and row["rate"] == 0.01]
+    assert [round(x, 2) for x in (min(plain), max(plain))] == [0.17, 0.24]
+
+
+def test_the_age_of_the_last_digit():
+    """After 200 ums at a step of softplus(-1.25), in the slowest of the eight numbers."""
+    assert math.log10(math.exp(-200 * math.log1p(math.exp(-1.25)))) == pytest.approx(-22, abs=0.5)

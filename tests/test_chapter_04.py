@@ -1,6 +1,7 @@
 """Chapter 4: the code that stands on its page, the equations that no other file holds, and its exercise solutions."""
 
 
+import numpy as np
 import pytest
 import torch
 from page import Page
@@ -11,6 +12,8 @@ from postx.mixers import ssd
 
 PAGE = Page("04_ssd_duality", torch=torch, ssd=ssd)
 CELLS, solution, page_functions = PAGE.cells, PAGE.solution, PAGE.functions
+ALL_Q, ALL_K = np.random.default_rng(11).normal(size=(2, 48, 8))
+PAGE_FIGURE = {"np": np, "LONG": 48, "all_q": ALL_Q, "all_k": ALL_K, "fading": 1.0}
 
 
 def one_head(T, N=8, P=6, fade=1.0, seed=0):
@@ -106,9 +109,27 @@ def test_the_numbers_of_mamba_2():
     bill = 2 * Q * N + 2 * Q * P + 4 * N * P
     assert bill == 131072
     assert round(bill / (2 * (N + P))) == 341
-    assert bill / (2 * P) == 1024  # against causal softmax attention
-    assert (2 * Q * 16 + 2 * Q * P + 4 * 16 * P) / (2 * P) == 352
-    assert (2 * 64 * 128 / 8 + 2 * 64 * 64 + 4 * 128 * 64) / (2 * 64) == 336
+    assert bill / (4 * P) == 512  # against softmax attention, its square whole as well
+    assert (2 * Q * 16 + 2 * Q * P + 4 * 16 * P) / (4 * P) == 176
+    # causal halves on both sides, and four times the heads of attention at equal parameters
+    assert (Q * (N + P) + 4 * N * P) / (2 * P) == 640 == 2560 / 4
+    assert 4 * (64 * 128 / 16 + 64 * 64 + 4 * 128 * 64) / (2 * 64) == 1168
+
+
+def test_differences_in_short_chunks_of_float32_are_below_the_rounding_that_follows():
+    (masked_first,) = page_functions("masked_first")
+    g = one_head(256)[1][3]
+    exact = ssd.segment_sums(g).exp()
+    error = worst(masked_first(g.float()).double(), exact)
+    assert 5e-6 < error < 2e-5
+    assert 100 * error < worst(exact.bfloat16().double(), exact) < 4e-3
+
+
+def test_what_of_softmax_fits_a_small_state():
+    (two_layers,) = page_functions("two_layers", **PAGE_FIGURE)
+    for N, share in ((4, 0.91), (1, 0.83)):
+        energy = np.linalg.svd(two_layers(N)[1][24:, :24], compute_uv=False) ** 2
+        assert round(energy[:N].sum() / energy.sum(), 2) == share
 
 
 @pytest.mark.equation("eq-ssd-best-chunk")
