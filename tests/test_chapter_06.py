@@ -53,9 +53,18 @@ def test_the_recorded_run_says_what_the_page_says():
     record = json.loads((RESULTS / "rnn_training_gpu.json").read_text())
     ms = {(row["layer"], row["tokens_in_a_text"]): row["ms"] for row in record["rows"]}
     assert round(ms["LSTM", 16384] / ms["LSTM", 128]) == 92
-    behind = [ms["LSTM", 16384] / ms[name, 16384] for name in ("attention", "RWKV-4", "RetNet")]
-    assert 9.5 < min(behind) < max(behind) < 50
+    longer = {name: ms[name, 16384] / ms[name, 128] for name in ("attention", "RetNet", "RWKV-4")}
+    assert (round(longer["attention"], 1), round(longer["RetNet"])) == (2.4, 4)
+    assert longer["RWKV-4"] < 1.6, "nearly level"
     assert max(ms["LSTM", 2**p] for p in range(7, 11)) < 1.5 * ms["LSTM", 128]
+    step = {T: 1e3 * ms["LSTM", T] / T for T in (1024, 2048, 4096, 8192, 16384)}
+    assert [round(step[T]) for T in (1024, 2048)] == [8, 8]
+    assert all(33 < step[T] < 36 for T in (4096, 8192, 16384))
+    steady = 8 * ms["LSTM", 2048]  # the long text, had the pace not jumped
+    assert round(steady) == 137
+    assert round(steady / ms["LSTM", 128]) == 22
+    assert [round(steady / ms[name, 16384]) for name in ("RetNet", "attention")] == [5, 12]
+    assert ms["LSTM", 16384] / steady == pytest.approx(4, abs=0.2)
     assert [round(ms[name, 16384]) for name in ("attention", "RetNet", "RWKV-4")] == [11, 29, 58]
     assert all(abs(n / (8 * record["width"] ** 2) - 1) < 0.002 for n in record["weights"].values())
     pairs = 2 * cost.softmax_attention(16384, H=8, K=128).flops / 16384  # two layers, a token
@@ -126,7 +135,6 @@ def test_the_phone_numbers_in_the_text():
     assert longest(configs.LLAMA3_8B, 8, 16)["grouped"] == 60_804
     assert longest(configs.LLAMA3_8B, 16, 16)["window"] == 0
     assert longest(configs.LLAMA3_8B, 3, 4)["grouped"] > 0 == longest(configs.LLAMA3_8B, 4, 4)["grouped"]
-    assert longest(small, 8, 4)["grouped"] / longest(small, 16, 4)["grouped"] == pytest.approx(1.8, abs=0.05)
 
 
 @pytest.mark.equation("eq-delta-rule")
@@ -165,6 +173,8 @@ def test_the_eigenvalues_of_a_token(beta, residual):
     matrix = torch.eye(7, dtype=torch.float64) - beta * torch.outer(k, k)
     error = max((matrix @ k - (1 - beta) * k).abs().max(), (matrix @ x - x).abs().max())
     assert error < 1e-12
+    assert deltanet.cost(1, H=1, K=64, V=32).flops == 6 * 64 * 32 + 2 * 32
+    assert cost.decay_recurrence(1, K=64, V=32, decay=False).flops == 4 * 64 * 32
     residual(error)
 
 
@@ -176,6 +186,7 @@ def test_the_doors_of_the_first_slider():
         S = by_delta(keys, says, torch.tensor([1.0, beta], dtype=torch.float64))
         assert torch.allclose(S.T @ keys[1], torch.tensor([c * (1 - beta), beta], dtype=torch.float64))
         assert (S.T @ keys[0])[0].item() == pytest.approx(1 - beta * c * c)
+        assert (S.T @ keys[0])[1].item() == pytest.approx(beta * c)
 
 
 def test_rewrites_as_the_answer_says():
@@ -185,8 +196,17 @@ def test_rewrites_as_the_answer_says():
     last_values = PAGE.function("last_values", **scope)
     assert last_values("orthogonal", 8, 64, "delta rule") < 1e-12
     assert last_values("orthogonal", 8, 64, "adding") == pytest.approx(63**0.5, rel=0.05)
-    assert last_values("orthogonal", 2, 64, "fading") == pytest.approx(3.3, abs=0.05)
-    assert last_values("orthogonal", 32, 64, "fading") == pytest.approx(0.47, abs=0.01)
+    assert last_values("orthogonal", 8, 64, "fading") == pytest.approx(expected_fading(8), rel=0.2)  # one draw
+    assert expected_fading(2) == pytest.approx(2.7, abs=0.05)
+    assert expected_fading(32) == pytest.approx(0.48, abs=0.01)
+
+
+def expected_fading(n, rewrites=64):
+    "Root mean square error of the last values, over draws of the values: n orthogonal keys, each faded its own age."
+    gamma, squares = retnet.log_gamma(1).exp().item(), 0.0
+    for age in range(n):
+        squares += (1 - gamma**age) ** 2 + sum(gamma ** (2 * (age + n * r)) for r in range(1, rewrites))
+    return (squares / n) ** 0.5
 
 
 @pytest.mark.equation("eq-gated-delta")
@@ -244,8 +264,16 @@ def test_a_positive_factor_never_turns_back(a, residual):
     residual(error)
 
 
+def test_a_rotation_turns_the_steps_of_retnet():
+    layer = retnet.Layer(16, H=2).double()
+    with torch.no_grad():
+        y, _ = layer(torch.ones(1, 400, 16, dtype=torch.float64))
+    steps = y[0].diff(dim=0)
+    assert ((steps[1:] * steps[:-1]) < 0).any(0).all(), "so the page says: RetNet without its rotation"
+
+
 def test_the_models_that_only_fade_have_positive_factors():
-    assert (retnet.log_gamma(8).exp() > 0).all()
+    assert (retnet.log_gamma(8).exp() > 0).all()  # without the rotation of its queries and keys
     (_, _), w = rwkv4.example(1)
     assert (w["g_D"].exp() > 0).all()
     assert 0.9**980 < 2e-45 < 0.9**970

@@ -129,6 +129,10 @@ def test_where_the_curves_cross():
     assert min(T for T in range(2, 500) if fft(T) < direct(T)) in range(120, 128)
     causal_attention = {T: cost.softmax_attention(T, H=1, K=64).flops / 64 for T in range(2, 200)}
     assert min(T for T, flops in causal_attention.items() if T > 8 and fft(T) < flops) == 53
+    by_order = [min(T for T, f in causal_attention.items() if T > 8 and L * fft(T) < f) for L in (1, 2)]
+    assert by_order == [53, 125]
+    gain = {T: cost.softmax_attention(T, H=1, K=64).flops / 64 / fft(T) for T in (8192, 65536)}
+    assert gain[65536] / gain[8192] == pytest.approx(6.6, abs=0.05)
     assert all(fft(T) > (14 * 4 + 2) * T for T in range(64, 2**20, 4099))
     assert all(fft(T) < (14 * 32 + 2) * T for T in range(64, 2**20, 4099))
 
@@ -178,6 +182,30 @@ def test_the_layers_of_evo_2_are_all_there():
     assert kinds == {"SE": 9, "MR": 9, "LI": 9, "attention": 5, "": 0}
     assert len(scope["evo2"]) == len(scope["striped"]) == 32
     assert scope["striped"].count("attention") == 16
+
+
+def test_what_the_released_hyena_keeps_is_half_of_two_filters():
+    one, two = (hyena.cost(4096, L=L, D=8, W=4096).state_floats for L in (1, 2))
+    assert two == 2 * one == 2 * 4095 * 8
+    (v, x), w = hyena.example(30, B=1, L=2, D=2, W=30)  # the authors' order 2: the first filter is one tap
+    first = torch.zeros_like(w["response_LDW"][0])
+    first[:, 0] = 1
+    w = {"response_LDW": torch.stack([first, w["response_LDW"][1]]), "skip_LD": 0 * w["skip_LD"]}
+    y, _ = hyena.parallel(v, x, **w)
+    matrix = page_function("toeplitz")
+    for d in range(2):
+        q, k, h = x[0, :, 1, d].numpy(), x[0, :, 0, d].numpy(), w["response_LDW"][1, d].numpy()
+        entries = q[:, None] * matrix(h, 30) * k
+        assert np.abs(entries @ v[0, :, d].numpy() - y[0, :, d].numpy()).max() < 1e-10
+
+
+def test_the_projections_of_an_evo_layer_keep_six_numbers_a_channel():
+    (source,) = [c.source for c in PAGE.cells if c.cell_type == "code" and "short = 3 * (3 - 1)" in c.source]
+    scope = {"evo2": ["SE"] * 9 + ["MR"] * 9 + ["LI"] * 9 + ["attention"] * 5}
+    exec(source, scope)
+    kept = sum(scope["kept"][kind] for kind in ("SE", "MR", "LI"))
+    assert kept / 2**20 == pytest.approx(11.7, abs=0.1)
+    assert scope["kept"]["attention"] == 80 * 2**30
 
 
 def test_a_text_has_its_answers_behind_its_marks():
