@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PatchCollection
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 
@@ -15,12 +16,13 @@ from postx.style import FAMILY, RC
 # Letters of postx.blocks by what they keep: a growing cache, a window, a state, the last inputs.
 KINDS = {
     "attention": ("AKZ", FAMILY["attention"]),
-    "local attention": ("L", FAMILY["diffusion"]),
+    "local attention": ("L", FAMILY["attention"]),
     "state space": ("MS", FAMILY["ssm"]),
     "linear attention": ("GN", FAMILY["linear"]),
-    "linear RNN": ("R", FAMILY["liquid"]),
+    "linear RNN": ("R", FAMILY["ssm"]),
     "convolution": ("CH", FAMILY["conv"]),
 }
+HOLLOW = "local attention", "linear RNN"  # the second kind of a family is drawn as an outline
 
 
 @dataclass(frozen=True)
@@ -120,10 +122,16 @@ def draw(field=FIELD):
             _row(ax, strip, y, cells, dots)
         for kind, patches in cells.items():
             if patches:
-                ax.add_collection(PatchCollection(patches, facecolor=KINDS[kind][1], linewidth=0))
+                ax.add_collection(PatchCollection(patches, **_look(kind)))
         ax.add_collection(PatchCollection(dots, facecolor="black", linewidth=0))
         _legend(ax, TOP + ROW * len(field) + 12)
     return fig
+
+
+def _look(kind):
+    color = KINDS[kind][1]
+    face = to_rgba(color, 0.25) if kind in HOLLOW else color
+    return {"facecolor": face, "edgecolor": color, "linewidth": 0.8 if kind in HOLLOW else 0}
 
 
 def _row(ax, strip, y, cells, dots):
@@ -147,7 +155,7 @@ def _row(ax, strip, y, cells, dots):
 def _legend(ax, y):
     spots = {kind: (3 + 134 * (i % 3), y + 16 * (i // 3)) for i, kind in enumerate(KINDS)}
     for kind, (x, top) in spots.items():
-        ax.add_patch(Rectangle((x, top - 5), 10, 10, facecolor=KINDS[kind][1], linewidth=0))
+        ax.add_patch(Rectangle((x, top - 5), 10, 10, **_look(kind)))
         ax.text(x + 15, top, kind, size=SIZE - 0.5, va="center")
     ax.add_patch(Circle((8, y + 33), 1.6, facecolor="black", linewidth=0))
     ax.text(18, y + 33, "a mixture of experts follows; a cell cut in two runs both mixers side by side",

@@ -68,7 +68,7 @@ def test_work_is_weights_and_memory(n, residual):
 
 
 def recorded():
-    """{(family, attention layers, where): (recall of 32 pairs by seed, bits on validation, bits on test)}."""
+    """{(family, attention layers, where): recall of 32 pairs by seed}."""
     runs = results.read(results.RESULTS / "hybrids.jsonl")
     found = {}
     for pattern, points in hybrids.patterns().items():
@@ -76,34 +76,57 @@ def recorded():
         asked = [r for r in mine if r["run"]["task"]["name"] == "recall"]
         first = max((r for r in asked if r["run"]["seed"] == 0), key=lambda r: r["metrics"]["accuracy"])
         right = [r["metrics"]["by_pairs"]["32"] for r in asked if r["run"]["lr"] == first["run"]["lr"]]
-        (text,) = [r["metrics"] for r in mine if r["run"]["task"]["name"] == "text"]
-        found |= {point: (right, text["validation_bits"], text["test_bits"]) for point in points}
+        found |= dict.fromkeys(points, right)
     return found
 
 
 def test_recorded_hybrids_say_what_the_page_says():
     found = recorded()
-    assert all(len(right) == 2 for right, _, _ in found.values())
+    assert all(len(right) == 2 for right in found.values())
     for family in ("ssd", "gated_deltanet"):
         for point in ((family, 1, "first"), (family, 2, "spread"), (family, 4, "spread"), (family, 8, "spread")):
-            assert min(found[point][0]) > 0.99
-        alone = max(found[family, 0, "spread"][0])
+            assert min(found[point]) > 0.99
+        alone = max(found[family, 0, "spread"])
         assert alone < 0.7
         for where in ("middle", "last"):
-            assert max(found[family, 1, where][0]) < alone + 0.05
-    assert min(found["gated_deltanet", 0, "spread"][0]) > max(found["ssd", 0, "spread"][0]) + 0.4
+            assert max(found[family, 1, where]) < alone + 0.05
+    assert min(found["gated_deltanet", 0, "spread"]) > max(found["ssd", 0, "spread"]) + 0.4
     for n, where in hybrids.PLACES:
-        assert max(found["rglru", n, where][0]) < 0.3
-    for split in (1, 2):
-        assert found["ssd", 4, "spread"][split] < found["ssd", 0, "spread"][split] - 0.02
-        mixed = [found[p][split] for p in found if p[0] in ("ssd", "gated_deltanet") and 0 < p[1] < 8]
-        assert max(mixed) < found["ssd", 8, "spread"][split] - 0.005
+        assert max(found["rglru", n, where]) < 0.3
+
+
+def test_the_recorded_rates_are_edges():
+    """The page says so: of two rates the lower one won in 18 of 20 patterns, and chapter 8's Mamba-2 took a third."""
+    runs = [r for r in results.read(results.RESULTS / "hybrids.jsonl") if r["run"]["task"]["name"] == "recall"]
+    chosen = {}
+    for r in runs:
+        if r["run"]["seed"] == 0:
+            chosen.setdefault(r["run"]["pattern"], []).append((r["metrics"]["accuracy"], -r["run"]["lr"]))
+    assert len(chosen) == 20
+    assert {len(tried) for tried in chosen.values()} == {2}
+    lower = [-max(tried)[1] == hybrids.RATES["recall"][0] for tried in chosen.values()]
+    assert sum(lower) == 18
+    task8 = {(r["name"], r["D"]): r["lr"] for r in results.table(results.RESULTS / "recall.jsonl")}
+    assert task8["Mamba-2", 32] == 0.032 > max(hybrids.RATES["recall"])
+    text = hybrids.SIZES["text"]
+    assert text["steps"] * text["B"] * text["T"] == pytest.approx(5.2e6, rel=0.01)
+
+
+def test_a_larger_state_does_not_mend_the_hook():
+    table = {"keys": 12, "values": 12, "fillers": 2}
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the page
+    trained = page_function("trained", table=table, few={"S": {"K": 16, "V": 16}})
+    asked, answers = tasks.recall(256, 24, pairs=6, **table, seed=(9, 9))
+    right = (trained("SSS")(asked)[0].argmax(-1) == answers)[answers >= 0].float().mean()
+    torch.set_num_threads(before)
+    assert right < 0.6
 
 
 def test_one_window_explains_eight():
     window_recall, found = page_function("window_recall", WINDOW=32), recorded()
     for point in (("rglru", 1, "first"), ("rglru", 8, "spread")):
-        assert abs(np.mean(found[point][0]) - window_recall(32)) < 0.04
+        assert abs(np.mean(found[point]) - window_recall(32)) < 0.04
 
 
 @pytest.mark.equation("eq-shared-block")
@@ -219,5 +242,5 @@ def test_code_share():
 
 def test_explore():
     fits = solution("ex-hybrid-explore")["fits"]
-    assert fits == {(32, 8192): 26, (32, 262144): 0, (4, 8192): 198, (4, 262144): 6, (0, 8192): 3261, (0, 262144): 3261}
+    assert fits == {(32, 8192): 26, (32, 262144): 0, (4, 8192): 187, (4, 262144): 6, (0, 8192): 1630, (0, 262144): 1630}
     assert replace(configs.JAMBA, attention_layers=4) == configs.JAMBA

@@ -10,7 +10,7 @@ import pytest
 import torch
 from page import Page
 
-from experiments import scorecard
+from experiments import results, scorecard
 from postx import checkpoints, configs, lm, models, stripes
 from postx.configs import H100, LLAMA3_8B
 
@@ -80,9 +80,14 @@ def test_the_floor_of_a_token_is_the_roofline_of_the_blocks(T, batch, residual):
     residual(abs(off))
 
 
+def counted(name):
+    """All weights of a published model, as the page counts them."""
+    return lm.count(models.build(name)).total
+
+
 def test_what_the_page_says_about_memory():
     growth, longest, token_floor = planner()
-    llama, hybrid = (models.MODELS[n].total for n in ("Llama-3-8B", "Nemotron-H-8B"))
+    llama, hybrid = (counted(n) for n in ("Llama-3-8B", "Nemotron-H-8B"))
     plan = {"llama": (llama, *growth("Llama-3-8B")), "hybrid": (hybrid, *growth("Nemotron-H-8B"))}
     fit = {(n, m, b): longest(*plan[n], m * 1e9, b) for n in plan for m in (24, 80) for b in (16, 4)}
     assert fit["llama", 24, 4] / fit["llama", 24, 16] == pytest.approx(2.5, abs=0.05)
@@ -90,9 +95,8 @@ def test_what_the_page_says_about_memory():
     assert fit["llama", 80, 4] / fit["llama", 80, 16] == pytest.approx(1.2, abs=0.05)
     equal = (llama * 2 / 16 - plan["llama"][1]) / plan["llama"][2]
     assert equal == pytest.approx(7658, abs=5)
-    small = (
-        longest(models.MODELS[n].total, *growth(n), 4e9, 4) for n in ("RecurrentGemma-2B", "Mamba-2-2.7b")
-    )
+    small = (longest(counted(n), *growth(n), 4e9, 4) for n in ("RecurrentGemma-2B", "Mamba-2-2.7b"))
+    assert longest(counted("Zamba-7B"), *growth("Zamba-7B"), 4e9, 4) == 590
     assert list(small) == [math.inf, math.inf]
     assert all(longest(*x, 4e9, 4) == -1 for x in plan.values())
     assert token_floor(*plan["llama"], 30_000, 16, 16)[1]
@@ -159,6 +163,41 @@ def test_the_recorded_scorecard_says_what_the_page_says():
     assert bits["attention", 1024] > 2 * bits["attention", 512]
     assert abs(bits["ssd", longest] / bits["ssd", 512] - 1) < 0.02
     assert bits["hybrid", longest] < bits["attention", 1024] / 2
+    assert bits["ssd", 512] - bits["attention", 512] == pytest.approx(0.11, abs=0.005)
+
+
+def test_the_two_full_rows_of_the_four_axes():
+    """SSD is ahead of attention in all four columns at 2,048, and in two of them at 512."""
+    _, rows = scorecard.table()
+    found = {row["name"]: row["mean"] for row in results.table(results.RESULTS / "induction.jsonl")}
+    asked = {"attention": "attention, rotary", "ssd": "Mamba-2"}
+
+    def cells(name, T):
+        timed = rows["time", name, T]
+        loss, recall = rows["loss", name, T]["bits"], found[asked[name]][str(T)]
+        return timed["token_ms_16"][1], timed["state_bytes"], loss, -recall
+
+    def ahead(T):
+        return [a < b for a, b in zip(cells("ssd", T), cells("attention", T), strict=True)]
+
+    assert ahead(512) == [True, True, False, False]
+    assert ahead(2048) == [True] * 4
+    assert found["attention, rotary"]["512"] == found["Mamba-2"]["512"] == 1
+    free, rotary = (found[f"attention, {kind}"]["4096"] for kind in ("no positions", "rotary"))
+    assert [round(free, 2), round(rotary, 2)] == [0.83, 0.21]
+    by_rate = [
+        r["metrics"]["4096"]
+        for r in results.read(results.RESULTS / "induction.jsonl")
+        if r["run"]["name"] == "Mamba-2" and r["run"]["seed"] == 0
+    ]
+    assert sorted(round(x, 2) for x in by_rate) == [0.5, 0.61, 0.94]
+
+
+def test_the_cache_is_counted_at_the_length_that_was_asked():
+    state = PAGE.function("state")
+    lab = {(row["name"], row["D"]): row for row in results.table(results.RESULTS / "recall.jsonl")}
+    assert [state(lab["attention + conv", D]) for D in (16, 32)] == [8480, 16960]
+    assert state(lab["Mamba-2", 16]) == lab["Mamba-2", 16]["state_floats"]
 
 
 def test_predict():
