@@ -18,8 +18,10 @@ $(STAMP): requirements.txt pyproject.toml
 	$(PY) -m pip install --disable-pip-version-check --quiet -r requirements.txt
 	touch $@
 
-# A warning is a failure; -n also warns of every reference that leads nowhere.
+# Chapters are executed side by side where the cache lacks them; then the book is drawn. A warning is a failure; -n
+# also warns of every reference that leads nowhere.
 book: $(STAMP)
+	$(PY) -m _ext.pages -n $(JOBS)
 	$(BIN)/jupyter-book build . -W --keep-going -n
 
 # nbval executes every chapter and leaves the pages that it found right for the book; the browser tests and the

@@ -16,19 +16,20 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
-from _ext import evidence, evidence_page, mixers_page
+from _ext import cells, evidence, evidence_page, mixers_page
 
 log = logging.getLogger(__name__)
 
-# A change in any of these means that the notebooks must be executed and the pages drawn again.
-CODE = ("postx", "_ext", "_static", "experiments", "requirements.txt", "pyproject.toml")
+# A change in any of these means that the notebooks must be executed again; in any of CODE, that pages be drawn again.
+RUN = ("postx", "experiments", "evidence/claims.toml", "requirements.txt", "pyproject.toml")
+CODE = (*RUN, "_ext", "_static")
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts/woff-v2", "input/tex/extensions")  # 2.2 of the wheel's 24 MB
 
 
-def code_digest(root: Path) -> str:
+def code_digest(root: Path, names: tuple[str, ...] = CODE) -> str:
     """Hash of the content of everything that a page is computed from, its own text apart."""
     digest = hashlib.sha256(sys.version.encode())
-    for name in CODE:
+    for name in names:
         top = root / name
         for path in [top] if top.is_file() else sorted(top.rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
@@ -39,7 +40,7 @@ def code_digest(root: Path) -> str:
 
 def cache_folder(root: Path) -> Path:
     """Where the book looks for executed notebooks: a folder for today's code."""
-    return root / "_build" / ".jupyter_cache" / code_digest(root)
+    return root / "_build" / ".jupyter_cache" / code_digest(root, RUN)
 
 
 def key_cache(app: Sphinx, config) -> None:
@@ -49,10 +50,10 @@ def key_cache(app: Sphinx, config) -> None:
     the package, because it looks at the notebook's cells only.
     """
     today = cache_folder(Path(app.srcdir))
-    config.postx_code = today.name
+    config.postx_code = code_digest(Path(app.srcdir))
     config.nb_execution_cache_path = str(today)
     for old in today.parent.glob("*"):
-        if old.name != config.postx_code:
+        if old.name != today.name:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
@@ -124,6 +125,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("html-page-context", open_graph)
     app.connect("html-page-context", mend_roles)
     app.connect("build-finished", forget_failed_build)
+    cells.setup(app)
     evidence_page.setup(app)
     mixers_page.setup(app)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
