@@ -8,7 +8,6 @@ import hashlib
 import os
 import shutil
 import sys
-from html import escape
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
-from _ext import cells, evidence, evidence_page, mixers_page
+from _ext import cells, evidence, evidence_page, head, mixers_page, typography
 
 log = logging.getLogger(__name__)
 
@@ -81,26 +80,11 @@ def check_equations(app: Sphinx, env) -> None:
         log.warning("only %s sees equation %r on this page", who, label[0], location=label[1])
 
 
-def open_graph(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
-    """Title and first paragraph for whoever shares a link to the page."""
-    if doctree is None:
-        return
-    first = next((p for p in doctree.findall(nodes.paragraph) if len(p.astext()) > 40), None)
-    tags = {
-        "og:type": "article",
-        "og:site_name": app.config.html_title,
-        "og:title": next((t.astext() for t in doctree.findall(nodes.title)), pagename),
-        "og:description": " ".join(first.astext().split())[:200] if first else app.config.html_title,
-    }
-    meta = "\n".join(f'<meta property="{k}" content="{escape(v, quote=True)}" />' for k, v in tags.items())
-    context["metatags"] = context.get("metatags", "") + meta
-
-
 def drop_empty_heads(app: Sphinx, doctree) -> None:
     """Markdown cannot write a table without a header; empty header cells announce columns without a name."""
-    for head in list(doctree.findall(nodes.thead)):
-        if not head.astext().strip():
-            head.parent.remove(head)
+    for row in list(doctree.findall(nodes.thead)):
+        if not row.astext().strip():
+            row.parent.remove(row)
 
 
 def mend_roles(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
@@ -122,10 +106,8 @@ def setup(app: Sphinx) -> dict:
     app.connect("builder-inited", copy_mathjax)
     app.connect("env-check-consistency", check_equations)
     app.connect("doctree-read", drop_empty_heads)
-    app.connect("html-page-context", open_graph)
     app.connect("html-page-context", mend_roles)
     app.connect("build-finished", forget_failed_build)
-    cells.setup(app)
-    evidence_page.setup(app)
-    mixers_page.setup(app)
+    for part in (cells, evidence_page, head, mixers_page, typography):
+        part.setup(app)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
