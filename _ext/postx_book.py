@@ -6,6 +6,7 @@ a wheel, and the cache of executed notebooks is keyed by the code that the noteb
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 from importlib.metadata import distribution
@@ -51,6 +52,10 @@ def key_cache(app: Sphinx, config) -> None:
     today = cache_folder(Path(app.srcdir))
     config.postx_code = code_digest(Path(app.srcdir))
     config.nb_execution_cache_path = str(today)
+    if only := os.environ.get("POSTX_PAGE"):  # `make page`: the other pages show their committed outputs
+        config.nb_execution_excludepatterns = [
+            f"chapters/{path.name}" for path in (Path(app.srcdir) / "chapters").glob("*.ipynb") if path.stem != only
+        ]
     for old in today.parent.glob("*"):
         if old.name != today.name:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
@@ -87,10 +92,11 @@ def drop_empty_heads(app: Sphinx, doctree) -> None:
             row.parent.remove(row)
 
 
-def mend_roles(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
-    """docutils gives a reference the role doc-biblioentry, which is deprecated and not allowed in its list."""
+def mend_body(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """What docutils and sphinx-exercise get wrong: a role not allowed in its list; a link that begins with a space."""
     if "body" in context:
-        context["body"] = context["body"].replace(' role="doc-biblioentry"', ' role="listitem"')
+        body = context["body"].replace(' role="doc-biblioentry"', ' role="listitem"')
+        context["body"] = re.sub(r"Solution to(<a [^>]*>) +", r"Solution to \1", body)
 
 
 def forget_failed_build(app: Sphinx, exception) -> None:
@@ -106,7 +112,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("builder-inited", copy_mathjax)
     app.connect("env-check-consistency", check_equations)
     app.connect("doctree-read", drop_empty_heads)
-    app.connect("html-page-context", mend_roles)
+    app.connect("html-page-context", mend_body)
     app.connect("build-finished", forget_failed_build)
     for part in (cells, evidence_page, head, mixers_page, typography):
         part.setup(app)

@@ -106,7 +106,8 @@ ICONLESS = """async () => { await document.fonts.ready;
         || !/Font ?Awesome/.test(fontFamily); })
     .map(e => `no icon: ${e.outerHTML}`) }"""
 
-# Words in figures against the page; numbers printed on a heat map have a fixed ink and are not meant.
+# Words in figures against the page; a word that is made transparent is meant to step back, but not to vanish. Numbers
+# printed on a heat map have a fixed ink and are not meant.
 PALE = """() => {
     const rgb = text => text.match(/[\\d.]+/g).map(Number);
     const light = c => [0.2126, 0.7152, 0.0722].reduce((sum, share, i) => { const v = c[i] / 255;
@@ -123,10 +124,11 @@ PALE = """() => {
       const seen = [r, g, b].map((v, i) => v * solid + paper[i] * (1 - solid));
       const [low, high] = [light(seen), light(paper)].sort((a, b) => a - b);
       const ratio = (high + 0.05) / (low + 0.05);
-      if (ratio < 4.5) found.set(`${ratio.toFixed(2)}:1 ${[r, g, b]} ${solid}`, e.textContent);
+      if (ratio < (solid < 1 ? 2 : 4.5)) found.set(`${ratio.toFixed(2)}:1 ${[r, g, b]} ${solid}`, e.textContent);
     }
     return [...found].map(([how, what]) => `${how} ${what}`); }"""
 
+LEAST = 7.5  # pixels on a phone of 390
 SMALL = """size => [...document.querySelectorAll('figure.px-fig svg')].map((svg, i) => {
     const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
     const sizes = [...svg.querySelectorAll('text')].filter(e => e.textContent.trim() && !e.querySelector('tspan'))
@@ -138,7 +140,7 @@ SMALL = """size => [...document.querySelectorAll('figure.px-fig svg')].map((svg,
 def phone_faults(page) -> list[str]:
     """What is cut without a cue, or covered by its number, or shrunk beyond reading."""
     tiny = [f"{at} is at {size:.2f} of its size" for size, at in page.evaluate(SHRUNK) if size < SMALLEST]
-    return page.evaluate(CUT) + page.evaluate(COVERED) + tiny
+    return page.evaluate(CUT) + page.evaluate(COVERED) + tiny + page.evaluate(SMALL, LEAST)
 
 
 def page_faults(page, on_search: bool) -> list[str]:
