@@ -3,6 +3,7 @@
 The theme's own head is trimmed in templates/layout.html.
 """
 
+import re
 from html import escape
 from urllib.parse import urljoin
 
@@ -34,7 +35,8 @@ def describe(app: Sphinx, pagename: str, templatename: str, context: dict, doctr
     meta = [f'<meta property="{k}" content="{escape(v, quote=True)}" />' for k, v in tags.items()]
     meta += [f'<meta name="description" content="{escape(words, quote=True)}" />']
     meta += ['<meta name="twitter:card" content="summary_large_image" />']
-    context["metatags"] = context.get("metatags", "") + "\n".join(meta)
+    own = re.sub(r'<meta name="viewport"[^>]*>', "", context.get("metatags", ""))  # Sphinx writes it a second time
+    context["metatags"] = own + "\n".join(meta)
 
 
 def defer(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:

@@ -14,6 +14,7 @@ addEventListener("DOMContentLoaded", () => {
     part.querySelectorAll(".cell, pre, figure, nav, .headerlink, .eqno, script, style").forEach((e) => e.remove());
     part.querySelectorAll("span.math").forEach((math) => math.replaceWith(short(math)));
     part.querySelectorAll("div.math").forEach((math) => math.replaceWith(" … "));
+    part.querySelectorAll("br, p, td, th, dt, li, h1, h2, h3").forEach((e) => e.after(" "));
     return part.textContent.replace(/\s+/g, " ");
   };
 });

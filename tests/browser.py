@@ -94,6 +94,13 @@ SHRUNK = """() => [...document.querySelectorAll('mjx-container[display=true]')]
 TOOLS = """() => [...document.querySelectorAll('.cell_input pre')].filter(e => !e.closest('.px-checks'))
     .flatMap(e => e.textContent.split('\\n')).filter(line => /^(assert\\b|# NBVAL)/.test(line))"""
 
+# A line of prose has at most some 80 letters; a keyboard does not stop at every copy button.
+TIRING = """() => [...document.querySelectorAll('.bd-article p')]
+    .filter(e => e.clientWidth > 44.5 * parseFloat(getComputedStyle(document.documentElement).fontSize))
+    .map(e => `${e.clientWidth} px wide: ${e.textContent.slice(0, 50)}`)
+    .concat([...document.querySelectorAll('button.copybtn')].filter(e => e.tabIndex >= 0).map(e => e.outerHTML)
+      .slice(0, 1))"""
+
 HEAVY = ("fontawesome.js", "searchtools.js", "language_data.js", "searchindex.js", "search.js")
 SCRIPTS = "() => [...document.scripts].map(s => s.src.split('?')[0].split('/').pop())"
 
@@ -146,4 +153,4 @@ def phone_faults(page) -> list[str]:
 def page_faults(page, on_search: bool) -> list[str]:
     """What no page should load or show."""
     loaded = set(page.evaluate(SCRIPTS)) & set(HEAVY[:1] if on_search else HEAVY)
-    return [f"loads {name}" for name in sorted(loaded)] + page.evaluate(ICONLESS) + page.evaluate(TOOLS)
+    return [f"loads {name}" for name in sorted(loaded)] + sum(map(page.evaluate, (ICONLESS, TOOLS, TIRING)), [])

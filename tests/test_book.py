@@ -208,6 +208,18 @@ def test_page_is_light_and_shows_no_warning(page):
     assert not warned, f"{page} shows what a cell wrote to stderr: {warned[0][:300]}"
 
 
+def test_a_shared_link_has_words_and_a_picture():
+    path = CHAPTERS / "01_attention_cost.html"
+    if not path.exists():
+        pytest.skip("no built book: run `make book`")
+    head = path.read_text(encoding="utf8").partition("</head>")[0]
+    tags = dict(re.findall(r'<meta (?:property|name)="([^"]+)" content="([^"]*)"', head))
+    assert len(tags["description"]) > 40
+    assert tags["og:description"] == tags["description"]
+    assert (CHAPTERS / tags["og:image"]).resolve().is_file()
+    assert head.count('name="viewport"') == 1
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine")
 def test_make_refuses_an_old_python_by_name(tmp_path):
     old = tmp_path / "python-old"
