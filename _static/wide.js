@@ -2,7 +2,8 @@
 // box, and its edge fades (.px-more) for as long as there is more behind it.
 (() => {
   const FLOOR = 0.72;
-  const BOXES = "mjx-container[display=true], .bd-article pre, .pst-scrollable-table-container";
+  const FORMULAS = "mjx-container[display=true]";
+  const OTHERS = ".bd-article pre, .pst-scrollable-table-container";
   const whole = new WeakMap(); // the size that MathJax gave a formula
   const fitted = new WeakMap(); // the width of the box for which a formula was last fitted
 
@@ -30,16 +31,16 @@
 
   const look = (boxes) => {
     boxes = boxes.filter((box) => box.clientWidth > 0); // not while it is folded away
-    fit(boxes.filter((box) => box.localName === "mjx-container" && fitted.get(box) !== box.clientWidth));
+    fit(boxes.filter((box) => box.matches(FORMULAS) && fitted.get(box) !== box.clientWidth));
     boxes.forEach(cue);
   };
 
+  // Looks at a box at once, and again when it is unfolded or the window turns.
+  const sizes = new ResizeObserver((entries) => look(entries.map((entry) => entry.target)));
+  document.querySelectorAll(OTHERS).forEach((box) => sizes.observe(box));
   addEventListener("load", async () => {
     await window.MathJax?.startup?.promise;
-    const boxes = [...document.querySelectorAll(BOXES)];
-    look(boxes);
-    const sizes = new ResizeObserver((entries) => look(entries.map((entry) => entry.target)));
-    boxes.forEach((box) => sizes.observe(box));
+    document.querySelectorAll(FORMULAS).forEach((box) => sizes.observe(box));
   });
-  document.addEventListener("scroll", (event) => event.target.matches?.(BOXES) && cue(event.target), true);
+  document.addEventListener("scroll", ({ target }) => target.matches?.(`${FORMULAS}, ${OTHERS}`) && cue(target), true);
 })();

@@ -64,9 +64,10 @@ def watch(context, base: str):
 
 
 def typeset(page) -> None:
-    """Wait until MathJax has finished with the page, if the page has it."""
+    """Wait until MathJax has finished with the page, if the page has it, and wide.js with what MathJax made."""
     page.wait_for_load_state("load")
-    page.evaluate("() => window.MathJax?.startup?.promise ?? null")
+    page.evaluate("() => window.MathJax?.startup?.promise.then(() => null)")
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))")
 
 
 # ---- What a reader would stumble over, each as a list of words for the message of a test ---------------------
