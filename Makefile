@@ -1,4 +1,4 @@
-# make book · make test · make lab · make notebooks · make ledger · make bench · make clean
+# make book · make page PAGE=NAME · make test · make lab · make notebooks · make ledger · make bench · make clean
 # Every target sets up .venv by itself. Without make (Windows): see the plain commands in the README.
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ PY     := $(BIN)/python
 # Two processes for the tests; more only share the memory bandwidth that the kernels live on.
 JOBS   ?= 2
 
-.PHONY: book test lab notebooks ledger bench clean
+.PHONY: book page test lab notebooks ledger bench clean
 .DELETE_ON_ERROR:
 
 $(STAMP): requirements.txt pyproject.toml
@@ -18,9 +18,17 @@ $(STAMP): requirements.txt pyproject.toml
 	$(PY) -m pip install --disable-pip-version-check --quiet -r requirements.txt
 	touch $@
 
-# A warning is a failure; -n also warns of every reference that leads nowhere.
+# Chapters are executed side by side where the cache lacks them; then the book is drawn. A warning is a failure; -n
+# also warns of every reference that leads nowhere.
 book: $(STAMP)
+	$(PY) -m _ext.pages -n $(JOBS)
 	$(BIN)/jupyter-book build . -W --keep-going -n
+
+# One chapter, to look at while it is written: make page PAGE=05_linear_attention; the others keep their committed outputs.
+page: $(STAMP)
+	@test -n "$(PAGE)" || { echo "say which: make page PAGE=05_linear_attention"; exit 2; }
+	$(PY) -m _ext.pages $(PAGE)
+	POSTX_PAGE=$(PAGE) $(BIN)/jupyter-book build . --path-output _build/page -n -q
 
 # nbval executes every chapter and leaves the pages that it found right for the book; the browser tests and the
 # weights of the pages look at the built book. Files are dealt out in order, so that a long one is not the last.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from docutils import nodes
 from pybtex.database import parse_file
+from pybtex.richtext import Text
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util import logging
@@ -105,11 +106,11 @@ class Drawing(SphinxDirective):
 
 
 class Evidence(Drawing):
-    """``{postx-evidence}``: equations, claims, coverage and agreement, each a section."""
+    """``{postx-evidence}``: claims, equations, coverage and agreement, each a section."""
 
     def draw(self):
         self.env.note_reread()  # its sources are many small files: read them at every build
-        parts = [self.draw_equations(), self.draw_claims(), *self.draw_coverage()]
+        parts = [self.draw_claims(), self.draw_equations(), *self.draw_coverage()]
         rows = evidence.agreement(self.root)
         return parts if rows is None else [*parts, self.draw_agreement(rows)]
 
@@ -138,7 +139,24 @@ class Evidence(Drawing):
         count = {s: sum(c["status"] == s for c in claims) for s in evidence.STATUSES}
         lead = f"{len(claims)} claims: " + ", ".join(f"{n} {s}" for s, n in count.items() if n) + "."
         headers = ["Claim, and who makes it", "Status, and where", "Correction or proof, and source"]
-        return self.section("Claims", nodes.paragraph(text=lead), self.table(headers, rows, "claims"))
+        table = self.table(headers, rows, "claims")
+        for row, claim in zip(table[0][-1], claims, strict=True):
+            row["classes"].append(f"px-row-{nodes.make_id(claim['status'])}")
+        return self.section("Claims", nodes.paragraph(text=lead), self.tally(count), table)
+
+    @staticmethod
+    def tally(count: dict[str, int]) -> nodes.raw:
+        """A bar of the counts whose parts are buttons: each leaves the claims of its status (in _static/book.css)."""
+        total = sum(count.values())
+        parts = [(total, "all", "all", " checked")]
+        parts += [(n, nodes.make_id(s), s, "") for s, n in count.items() if n]
+        buttons = "".join(
+            f'<label class="px-{kind}" style="flex-grow:{n}"><input type="radio" name="px-status" value="{kind}"{on}> '
+            f"<strong>{n}</strong> {words}</label>"
+            for n, kind, words, on in parts
+        )
+        html = f'<fieldset class="px-tally"><legend>Show the claims that are</legend>{buttons}</fieldset>'
+        return nodes.raw("", html, format="html")
 
     def source(self, source: str) -> list[nodes.Node]:
         """Bib keys become "Author (year)" with the work's own link; anything else is text."""
@@ -148,8 +166,8 @@ class Evidence(Drawing):
         parts = []
         for key in keys:
             entry = self.works[key]
-            names = [" ".join(p.last_names) for p in entry.persons.get("author", [])] or [
-                entry.fields.get("title", key)
+            names = [" ".join(map(str, p.rich_last_names)) for p in entry.persons.get("author", [])] or [
+                str(Text.from_latex(entry.fields.get("title", key)))
             ]
             short = (
                 names[0]
@@ -207,7 +225,9 @@ class Tests(Drawing):
             raise evidence.EvidenceError(
                 f"{', '.join(missing)} not in evidence/ledger.json: run `make ledger`"
             )
-        return [self.equations({e: ledger[e] for e in here})]
+        table = self.equations({e: ledger[e] for e in here})
+        table["classes"].append("px-own-tests")  # _ext/cells.py folds it
+        return [table]
 
 
 def resolve_links(app: Sphinx, doctree, docname: str) -> None:

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 from jupyter_cache import get_cache
-from jupyter_cache.base import CacheBundleIn
 from nbval.plugin import IPyNbCell
 
 import _ext.share  # noqa: F401  (the kernels inherit it)
-from _ext.notebooks import normalize
+from _ext import pages
 from _ext.postx_book import cache_folder
 
 FIGURE = '<figure class="px-fig"'
@@ -63,11 +62,7 @@ class Pages:
         code = [cell for cell in nb.cells if cell.cell_type == "code"]
         for number, cell in enumerate(code):
             cell.outputs = cells[number]
-        seconds = time.time() - self.started[file]
-        bundle = CacheBundleIn(normalize(nb), str(file.path), data={"execution_seconds": seconds})
-        get_cache(str(cache_folder(self.root))).cache_notebook_bundle(
-            bundle, check_validity=False, overwrite=True
-        )
+        pages.keep(self.root, file.path, nb, time.time() - self.started[file])
 
 
 def pytest_configure(config):

@@ -6,8 +6,8 @@
     python -m _ext.notebooks --test    run nbval over them: outputs compared where they are comparable
 
 Normal form is what two runs write alike: no widget state, no timestamps, one kernel specification, adjacent
-streams merged. A cell that begins with ``# NBVAL_IGNORE_OUTPUT`` measures time, so no two runs agree on it;
-its committed output is kept as long as its source stays the same.
+streams merged. A cell with the tag ``nbval-ignore-output`` measures time, so no two runs agree on it; its
+committed output is kept as long as its source stays the same.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 CELL_TIMEOUT = 600  # seconds, for slow and busy machines; the same as execute.timeout in _config.yml
-TIMING = "# NBVAL_IGNORE_OUTPUT"
+TIMING = "nbval-ignore-output"  # a tag of the cell; nbval knows it
 WIDGETS = ("application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json")
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 STRICT_ON = "Linux x86-64 with Python 3.11"
@@ -94,7 +94,7 @@ def execute(path: Path, fresh: bool = False) -> str:
         nb, timeout=CELL_TIMEOUT, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
     ).execute()
     for cell in nb.cells:
-        timing = cell.cell_type == "code" and cell.source.startswith(TIMING)
+        timing = cell.cell_type == "code" and TIMING in cell.metadata.get("tags", [])
         if timing and not fresh and cell.source.rstrip() in recorded:
             cell.outputs = recorded[cell.source.rstrip()]
     return text_of(normalize(nb))
@@ -113,6 +113,8 @@ def faults(path: Path) -> list[str]:
         found.append("a cell ends in an error")
     if any("text/html" in o.get("data", {}) for c in code for o in c.outputs):
         found.append("a cell has HTML, which GitHub and JupyterLab may strip and nbval cannot tell from a figure's")
+    if any(line.strip().startswith("# NBVAL") for c in code for line in c.source.splitlines()):
+        found.append("a comment speaks to nbval, and stands on the page: use the tag, such as " + TIMING)
     if text_of(normalize(nb)) != text:
         found.append("it is not in normal form")
     return [f"{path.name}: {fault}: run `make notebooks`" for fault in found]

@@ -6,9 +6,9 @@ a wheel, and the cache of executed notebooks is keyed by the code that the noteb
 
 import hashlib
 import os
+import re
 import shutil
 import sys
-from html import escape
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -16,19 +16,20 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
-from _ext import evidence, evidence_page, mixers_page
+from _ext import cells, evidence, evidence_page, head, mixers_page, typography
 
 log = logging.getLogger(__name__)
 
-# A change in any of these means that the notebooks must be executed and the pages drawn again.
-CODE = ("postx", "_ext", "_static", "experiments", "requirements.txt", "pyproject.toml")
+# A change in any of these means that the notebooks must be executed again; in any of CODE, that pages be drawn again.
+RUN = ("postx", "experiments", "evidence/claims.toml", "requirements.txt", "pyproject.toml")
+CODE = (*RUN, "_ext", "_static")
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts/woff-v2", "input/tex/extensions")  # 2.2 of the wheel's 24 MB
 
 
-def code_digest(root: Path) -> str:
+def code_digest(root: Path, names: tuple[str, ...] = CODE) -> str:
     """Hash of the content of everything that a page is computed from, its own text apart."""
     digest = hashlib.sha256(sys.version.encode())
-    for name in CODE:
+    for name in names:
         top = root / name
         for path in [top] if top.is_file() else sorted(top.rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
@@ -39,7 +40,7 @@ def code_digest(root: Path) -> str:
 
 def cache_folder(root: Path) -> Path:
     """Where the book looks for executed notebooks: a folder for today's code."""
-    return root / "_build" / ".jupyter_cache" / code_digest(root)
+    return root / "_build" / ".jupyter_cache" / code_digest(root, RUN)
 
 
 def key_cache(app: Sphinx, config) -> None:
@@ -49,10 +50,14 @@ def key_cache(app: Sphinx, config) -> None:
     the package, because it looks at the notebook's cells only.
     """
     today = cache_folder(Path(app.srcdir))
-    config.postx_code = today.name
+    config.postx_code = code_digest(Path(app.srcdir))
     config.nb_execution_cache_path = str(today)
+    if only := os.environ.get("POSTX_PAGE"):  # `make page`: the other pages show their committed outputs
+        config.nb_execution_excludepatterns = [
+            f"chapters/{path.name}" for path in (Path(app.srcdir) / "chapters").glob("*.ipynb") if path.stem != only
+        ]
     for old in today.parent.glob("*"):
-        if old.name != config.postx_code:
+        if old.name != today.name:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
@@ -80,32 +85,18 @@ def check_equations(app: Sphinx, env) -> None:
         log.warning("only %s sees equation %r on this page", who, label[0], location=label[1])
 
 
-def open_graph(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
-    """Title and first paragraph for whoever shares a link to the page."""
-    if doctree is None:
-        return
-    first = next((p for p in doctree.findall(nodes.paragraph) if len(p.astext()) > 40), None)
-    tags = {
-        "og:type": "article",
-        "og:site_name": app.config.html_title,
-        "og:title": next((t.astext() for t in doctree.findall(nodes.title)), pagename),
-        "og:description": " ".join(first.astext().split())[:200] if first else app.config.html_title,
-    }
-    meta = "\n".join(f'<meta property="{k}" content="{escape(v, quote=True)}" />' for k, v in tags.items())
-    context["metatags"] = context.get("metatags", "") + meta
-
-
 def drop_empty_heads(app: Sphinx, doctree) -> None:
     """Markdown cannot write a table without a header; empty header cells announce columns without a name."""
-    for head in list(doctree.findall(nodes.thead)):
-        if not head.astext().strip():
-            head.parent.remove(head)
+    for row in list(doctree.findall(nodes.thead)):
+        if not row.astext().strip():
+            row.parent.remove(row)
 
 
-def mend_roles(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
-    """docutils gives a reference the role doc-biblioentry, which is deprecated and not allowed in its list."""
+def mend_body(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """What docutils and sphinx-exercise get wrong: a role not allowed in its list; a link that begins with a space."""
     if "body" in context:
-        context["body"] = context["body"].replace(' role="doc-biblioentry"', ' role="listitem"')
+        body = context["body"].replace(' role="doc-biblioentry"', ' role="listitem"')
+        context["body"] = re.sub(r"Solution to(<a [^>]*>) +", r"Solution to \1", body)
 
 
 def forget_failed_build(app: Sphinx, exception) -> None:
@@ -121,9 +112,8 @@ def setup(app: Sphinx) -> dict:
     app.connect("builder-inited", copy_mathjax)
     app.connect("env-check-consistency", check_equations)
     app.connect("doctree-read", drop_empty_heads)
-    app.connect("html-page-context", open_graph)
-    app.connect("html-page-context", mend_roles)
+    app.connect("html-page-context", mend_body)
     app.connect("build-finished", forget_failed_build)
-    evidence_page.setup(app)
-    mixers_page.setup(app)
+    for part in (cells, evidence_page, head, mixers_page, typography):
+        part.setup(app)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,11 +1,16 @@
-// From disk a page may not fetch its neighbours, so the search shows titles there and leaves out the excerpts.
-if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+// Small mends of the theme.
 
-// A formula wider than the window scrolls in its own box; without a tab stop the keyboard could not scroll it.
-const reachable = () =>
-  document.querySelectorAll("mjx-container[display=true]").forEach((box) => {
-    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
-    else box.removeAttribute("tabindex");
+addEventListener("DOMContentLoaded", () => {
+  // A keyboard reader passes sliders and links, not a copy button at every cell; the mouse still finds them.
+  document.querySelectorAll("button.copybtn").forEach((button) => (button.tabIndex = -1));
+});
+
+// Answers and checks are printed open, code that was folded stays folded.
+const unfolded = [];
+addEventListener("beforeprint", () => {
+  document.querySelectorAll("details:not([open]):not(.hide)").forEach((box) => {
+    box.open = true;
+    unfolded.push(box);
   });
-addEventListener("load", () => window.MathJax?.startup?.promise.then(reachable));
-addEventListener("resize", reachable);
+});
+addEventListener("afterprint", () => unfolded.splice(0).forEach((box) => (box.open = false)));

@@ -24,6 +24,8 @@ def figure(frames, *, alts, caption=None, sliders=None, readouts=()):
         parts.append(f"<figcaption>{escape(caption)}</figcaption>")
     if sliders:
         parts.append(f'<script type="application/json">{_data(frames, alts, sliders, readouts)}</script>')
+        # Alive as soon as it is parsed; what the page loads further on may take seconds.
+        parts.append("<script>window.postx?.(document.currentScript.parentElement)</script>")
     return "".join([*parts, "</figure>"])
 
 

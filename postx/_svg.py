@@ -23,6 +23,8 @@ from matplotlib.figure import SubFigure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from postx.style import SHADES
+
 SLOT = "px-slot-"
 XLINK = "{http://www.w3.org/1999/xlink}"
 RC = {"svg.fonttype": "none", "svg.hashsalt": "postx", "image.composite_image": False}
@@ -230,7 +232,7 @@ def _write(element, names, slots=None):
             key = "href"
             value = "#" + names[value[1:]] if value.startswith("#") else "".join(value.split())
         elif key == "style":
-            value = _style(value)
+            value = _style(value, any(_tag(e) in ("text", "tspan") for e in (element, *element)))
         elif key == "d":
             value = _path(value)
         elif key in ("x", "y", "width", "height") or value.startswith(("translate(", "rotate(")):
@@ -247,7 +249,7 @@ def _write(element, names, slots=None):
     return f"<{head}>{text}{inside}</{tag}>" if text or inside else f"<{head}/>"
 
 
-def _style(value):
+def _style(value, is_text):
     rules = [rule.partition(":")[::2] for rule in value.split(";") if rule.strip()]
     kept = []
     for key, setting in ((key.strip(), setting.strip()) for key, setting in rules):
@@ -256,6 +258,8 @@ def _style(value):
                 kept.append("font-family:monospace")
             continue
         setting = {"#000000": "currentColor", "#ffffff": "var(--px-paper,#fff)"}.get(setting, setting)
+        if is_text and setting in SHADES:
+            setting = f"var({SHADES[setting]},{setting})"
         kept.append(f"{key}:{setting}")
     return ";".join(kept)
 

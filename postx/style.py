@@ -1,7 +1,8 @@
 """One look for every figure of the book: one small matplotlib style, one color per architecture family.
 
 Exact black and exact white become the ink and the paper of the page, so that a figure reads in light and in
-dark mode. Write `INK_FIXED` or `PAPER_FIXED` where a color must stay (a number printed on a heatmap).
+dark mode; words in the color of a family take its shade there. Write `INK_FIXED` or `PAPER_FIXED` where a color
+must stay (a number printed on a heatmap).
 """
 
 import math
@@ -26,6 +27,11 @@ FAMILY = {
 
 # For series that are no family (rules of discretization, granularities): teal, gold, slate, brick.
 SERIES = ("#0a8f8f", "#b58200", "#6c6cd9", "#a04b4b")
+
+# What reads as a line (3:1) is too pale as a word (4.5:1): a page writes words in a shade of the color, one for light
+# and one for dark mode, which _static/postx.css holds under these names.
+SHADES = {color: f"--px-{name}" for name, color in FAMILY.items()}
+SHADES |= dict(zip(SERIES, ("--px-teal", "--px-gold", "--px-slate", "--px-brick"), strict=True))
 
 INK_FIXED = "#010101"
 PAPER_FIXED = "#fefefe"

@@ -23,16 +23,25 @@ PAGE_LIMIT = 700_000  # bytes of one page and its own images, gzipped, beyond th
 
 TINY = [
     "import os\nprint('two')\nprint(1 + 1)",
-    "# NBVAL_IGNORE_OUTPUT\nimport time\nprint(time.time_ns())",
+    "import time\nprint(time.time_ns())",
     "6 * 7",
 ]
+
+
+def notebook(sources):
+    """A notebook of these code cells; the one that measures time is tagged as such."""
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    for cell in cells:
+        if "time_ns" in cell.source:
+            cell.metadata["tags"] = [notebooks.TIMING]
+    return nbformat.v4.new_notebook(cells=cells)
 
 
 @pytest.fixture
 def tiny(tmp_path):
     """An executed notebook of three cells, the second of which measures time."""
     path = tmp_path / "tiny.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in TINY]), path)
+    nbformat.write(notebook(TINY), path)
     path.write_text(notebooks.execute(path))
     return path
 
@@ -87,6 +96,7 @@ def test_normal_form_drops_what_no_two_runs_share(tiny):
             "error",
         ),
         ('"text/plain"', '"text/html"', "has HTML"),
+        ('"import time', '"# NBVAL_IGNORE_OUTPUT\\n", "import time', "use the tag"),
     ],
 )
 def test_a_notebook_out_of_form_is_named(tiny, old, new, fault):
@@ -114,8 +124,7 @@ explore(draw, alt="A number that the slider says.", n=Int(1, 3))
 def test_nbval_goes_red_when_an_output_is_altered_and_else_hands_on_the_page(tmp_path, altered):
     """What `make test` runs: one execution, compared with what is committed; the book finds it in its cache."""
     path = tmp_path / "tiny.ipynb"
-    cells = [nbformat.v4.new_code_cell(source) for source in (*TINY, FIGURE)]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    nbformat.write(notebook([*TINY, FIGURE]), path)
     path.write_text(notebooks.execute(path))
     text = path.read_text()
     (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")  # makes it the root folder
@@ -161,6 +170,17 @@ def test_an_edit_of_the_package_gives_the_cache_a_new_key(tmp_path):
     assert {"postx", "_ext", "_static"} <= set(CODE)
 
 
+def test_a_page_that_only_looks_different_is_drawn_again_but_not_executed_again(tmp_path):
+    (tmp_path / "_static").mkdir()
+    (tmp_path / "postx").mkdir()
+    drawn, executed_in = code_digest(tmp_path), cache_folder(tmp_path)
+    (tmp_path / "_static" / "postx.css").write_text("figure {}")
+    assert code_digest(tmp_path) != drawn
+    assert cache_folder(tmp_path) == executed_in
+    (tmp_path / "postx" / "cost.py").write_text("a = 1\n")
+    assert cache_folder(tmp_path) != executed_in
+
+
 def test_every_requirement_is_pinned_for_every_platform():
     lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
     lines = [line for line in lines if line and line != "-e ."]
@@ -186,6 +206,18 @@ def test_page_is_light_and_shows_no_warning(page):
     assert weight < PAGE_LIMIT, f"{page} weighs {weight // 1000} kB gzipped with its {len(files) - 1} images"
     warned = re.findall(r'<div class="output stderr.*?</div>', html, re.DOTALL)
     assert not warned, f"{page} shows what a cell wrote to stderr: {warned[0][:300]}"
+
+
+def test_a_shared_link_has_words_and_a_picture():
+    path = CHAPTERS / "01_attention_cost.html"
+    if not path.exists():
+        pytest.skip("no built book: run `make book`")
+    head = path.read_text(encoding="utf8").partition("</head>")[0]
+    tags = dict(re.findall(r'<meta (?:property|name)="([^"]+)" content="([^"]*)"', head))
+    assert len(tags["description"]) > 40
+    assert tags["og:description"] == tags["description"]
+    assert (CHAPTERS / tags["og:image"]).resolve().is_file()
+    assert head.count('name="viewport"') == 1
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine")

@@ -5,6 +5,7 @@ says that there must be one.
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import browser  # noqa: E402
 REQUIRED = os.environ.get("POSTX_BROWSER") == "1"
 SIZES = {"phone": {"width": 390, "height": 844}, "desk": {"width": 1440, "height": 900}}
 PAGES = browser.pages() or ["(no built book)"]
+CHAPTER = "chapters/01_attention_cost.html"
 MIN_ALT = 15  # characters: "a plot" says nothing
 
 # The displayed picture of a figure: what a reader sees of it, as text. Hidden frames do not count.
@@ -87,7 +89,10 @@ class TestLight:
         whole(opened(name, "http", "light", "desk"), "light", {})
 
     def test_phone(self, opened, name):
-        whole(opened(name, "file", "light", "phone"), "light", {"rules": {"color-contrast": {"enabled": False}}})
+        page = opened(name, "file", "light", "phone")
+        whole(page, "light", {"rules": {"color-contrast": {"enabled": False}}})
+        faults = browser.phone_faults(page)
+        assert not faults, "\n".join(faults)
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -116,6 +121,8 @@ def whole(page, scheme, axe_options=None):
         source for text, source in page.evaluate(PICTURES) if len(text) < MIN_ALT or len(text.split()) < 3
     ]
     assert not mute, "alt text of a few words is missing:\n" + "\n".join(mute)
+    faults = browser.page_faults(page, "search.html" in page.url) + page.evaluate(browser.PALE)
+    assert not faults, "\n".join(faults)
     if axe_options is not None:
         faults = axe(page, axe_options)
         assert not faults, "\n".join(faults)
@@ -177,6 +184,93 @@ def moves(figure, slider):
         if len(seen) > 1:
             return True
     return False
+
+
+def test_sliders_answer_while_the_page_is_still_loading(contexts, bases):
+    """A script of the theme that does not arrive holds back DOMContentLoaded; no slider may wait for it."""
+    page, held = contexts["light", "phone"].new_page(), []
+    page.add_init_script("addEventListener('DOMContentLoaded', () => { window.pageIsReady = true; })")
+    page.route("**/bootstrap.js*", lambda route: held.append(route))
+    page.goto(bases["http"] + CHAPTER, wait_until="commit")
+    page.wait_for_selector("footer.prev-next-footer", state="attached")  # all of the text is there
+    dead = page.eval_on_selector_all("figure.px-fig input[type=range]", "all => all.filter(e => e.disabled).length")
+    figure = page.query_selector("figure.px-fig:has(input)")
+    sliders = figure.query_selector_all("input")
+    answers = any(moves(figure, slider) for slider in sliders)
+    assert held, "nothing was held back, so this test shows nothing"
+    assert not page.evaluate("window.pageIsReady"), "the page was ready: this test shows nothing"
+    held[0].continue_()
+    page.close()
+    assert dead == 0
+    assert answers
+
+
+def test_a_slider_that_the_browser_put_back_gets_its_picture(opened):
+    """Going back to a page, some browsers restore what stood in it: without an event of the slider, before pageshow."""
+    page = opened(CHAPTER)
+    figure = page.query_selector("figure.px-fig:has(input)")
+    slider = figure.query_selector("input")
+    slider.press("End")
+    shown = figure.evaluate(PICTURE)
+    slider.press("Home")
+    assert figure.evaluate(PICTURE) != shown
+    slider.evaluate("s => { s.value = s.max; dispatchEvent(new Event('pageshow')); }")
+    assert figure.evaluate(PICTURE) == shown
+
+
+@pytest.mark.parametrize("name", ["chapters/references.html", "chapters/evidence.html"])
+def test_no_braces_dollars_or_carets_are_left_of_tex(opened, name):
+    words = opened(name).evaluate("""() => {
+        const main = document.querySelector('article.bd-article').cloneNode(true);
+        main.querySelectorAll('code, pre, .math, script, style').forEach(e => e.remove());
+        return main.textContent; }""")
+    raw = re.findall(r"[^\n.]{0,30}(?:[{}$\\]|\w\^)[^\n.]{0,30}", words)
+    assert not raw, "\n".join(raw)
+
+
+def test_a_button_of_the_bar_leaves_the_claims_of_its_status(opened):
+    page = opened("chapters/evidence.html")
+    left = {}
+    for button in page.query_selector_all(".px-tally label"):
+        button.click()
+        count, status = button.inner_text().split(maxsplit=1)
+        rows = page.eval_on_selector_all(".px-claims tbody tr", "all => all.filter(e => e.checkVisibility()).length")
+        assert rows == int(count), status
+        left[status] = rows
+    assert left.pop("all") == sum(left.values()) > max(left.values())
+
+
+def test_print_cuts_nothing_and_opens_answers(opened):
+    page = opened(CHAPTER)
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    faults = page.evaluate("""() => [
+      ...[...document.querySelectorAll('.bd-article pre')].filter(e => e.scrollWidth > e.clientWidth + 1)
+        .map(e => `cut: ${e.textContent.slice(0, 50)}`),
+      ...[...document.querySelectorAll('.bd-article details:not(.hide)')].filter(e => !e.open)
+        .map(e => `closed: ${e.textContent.slice(0, 50)}`),
+      ...[...document.querySelectorAll('details.hide > summary')].filter(e => e.checkVisibility())
+        .map(e => `a bar: ${e.textContent.slice(0, 50)}`),
+      ...[...document.querySelectorAll('.cell, .cell pre')].filter(e => getComputedStyle(e).breakInside === 'avoid')
+        .map(e => `does not break: ${e.textContent.slice(0, 50)}`)]""")
+    titles = page.eval_on_selector_all("h1", "all => all.filter(e => e.checkVisibility()).map(e => e.textContent)")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    still_open = page.eval_on_selector_all(".bd-article details[open]", "all => all.length")
+    page.emulate_media(media="screen")
+    assert not faults, "\n".join(faults)
+    assert still_open == 0
+    assert len(titles) == 1
+    assert titles[0].startswith("1. ")
+
+
+def test_search_shows_prose(opened):
+    page = opened("search.html?q=softmax")
+    page.wait_for_selector("#search-results p.context", timeout=10_000)
+    page.wait_for_timeout(500)
+    excerpts = page.eval_on_selector_all("#search-results p.context", "all => all.map(e => e.textContent)")
+    assert len(excerpts) >= 5
+    bad = [text for text in excerpts if re.search(r"[\\{}]|\w=\w|\bimport |^\W*Contents", text)]
+    assert not bad, "\n".join(bad)
 
 
 @pytest.mark.parametrize("via", ["http", "file"])

@@ -397,9 +397,24 @@ def test_page_follows_ink_and_paper_and_keeps_what_is_fixed(page):
     assert "<style" not in html
 
 
+def test_words_take_a_shade_of_their_color_and_lines_keep_it(page):
+    def draw(fig):
+        ax = fig.subplots()
+        (line,) = ax.plot(X, X, color=style.FAMILY["linear"])
+        style.label(ax, 0.5, 0.5, "plain", style.FAMILY["linear"])
+        style.label(ax, 0.2, 0.5, "formula $x^2$", style.SERIES[1])
+        return lambda power: line.set_ydata(X**power)
+
+    html, _ = page(draw=draw)
+    assert re.search(r'<text[^>]*fill:var\(--px-linear,#2ca800\)[^>]*>plain<', html)
+    assert re.search(r"fill:var\(--px-gold,#b58200\)", html)
+    assert "stroke:#2ca800" in html
+    assert "stroke:var(--px-linear" not in html
+
+
 def test_user_text_is_escaped(page, monkeypatch):
     html, data = page(alt='</script><b onload="x">"{power}" & more', power=Choice("<i>", "</script>"), draw=words)
-    assert html.count("</script>") == 1
+    assert html.count("</script>") == 2  # the frames, and the call that starts the figure
     assert "<b onload" not in html
     assert "<i>" not in html
     assert data["texts"] == [["<i>", "</script>"]]

@@ -1,4 +1,6 @@
 import itertools
+import re
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -70,6 +72,22 @@ def test_series_are_told_apart_and_are_no_family(eye, apart, from_families):
     families = [lab(EYES[eye] @ linear(color)) for color in style.FAMILY.values()]
     assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) >= apart
     assert min(np.linalg.norm(a - b) for a in seen for b in families) >= from_families
+
+
+CSS = (Path(__file__).parent.parent / "_static" / "postx.css").read_text(encoding="utf8")
+
+
+@pytest.mark.parametrize(
+    ("selector", "pages"),
+    [("figure.px-fig", ["#ffffff"]), ('html[data-theme="dark"] figure.px-fig', ["#121212", DARK_PAGE])],
+)
+def test_words_read_on_their_page(selector, pages):
+    """Every color of a family or series has a shade for words in each mode, of 4.5:1."""
+    block = re.search(rf"^ *{re.escape(selector)} {{\n((?: *--px-[a-z]+: #[0-9a-f]{{6}};\n)+)", CSS, re.M)
+    shades = dict(re.findall(r"(--px-[a-z]+): (#[0-9a-f]{6});", block[1]))
+    assert sorted(shades) == sorted(style.SHADES.values())
+    pale = {name: shade for name, shade in shades.items() if min(contrast(shade, page) for page in pages) < 4.5}
+    assert not pale
 
 
 def test_use_sets_the_style():

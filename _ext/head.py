@@ -1,0 +1,60 @@
+"""The head of every page: what a shared link shows, and scripts that do not hold up the text.
+
+The theme's own head is trimmed in templates/layout.html.
+"""
+
+import re
+from html import escape
+from urllib.parse import urljoin
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.builders.html._assets import _JavaScript
+
+NOW = ("documentation_options.js", "postx.js")  # the figures call postx.js while the page is still being read
+SEARCH = "search.js"
+
+
+def describe(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """Title, first paragraph and a picture for whoever shares a link to the page."""
+    if doctree is None:
+        return
+    first = next((p for p in doctree.findall(nodes.paragraph) if len(p.astext()) > 40), None)
+    words = " ".join(first.astext().split())[:200] if first else app.config.html_title
+    picture = context["pathto"]("_static/page.png", True)
+    if app.config.html_baseurl:  # a crawler wants the whole address; without one it may try the page's own
+        picture = urljoin(app.config.html_baseurl, "_static/page.png")
+    tags = {
+        "og:type": "article",
+        "og:site_name": app.config.html_title,
+        "og:title": next((t.astext() for t in doctree.findall(nodes.title)), pagename),
+        "og:description": words,
+        "og:image": picture,
+        "og:image:alt": "A page of the book: a slider moves, and the bill of attention with it",
+    }
+    meta = [f'<meta property="{k}" content="{escape(v, quote=True)}" />' for k, v in tags.items()]
+    meta += [f'<meta name="description" content="{escape(words, quote=True)}" />']
+    meta += ['<meta name="twitter:card" content="summary_large_image" />']
+    own = re.sub(r'<meta name="viewport"[^>]*>', "", context.get("metatags", ""))  # Sphinx writes it a second time
+    context["metatags"] = own + "\n".join(meta)
+
+
+def defer(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """Scripts run in their order behind the text; on the page of the search at once, as its own are not deferred."""
+    on_search = pagename == "search"
+    kept = []
+    for script in context.get("script_files", []):
+        name = str(script.filename or "").split("?")[0].rpartition("/")[2]
+        if name == SEARCH and not on_search:
+            continue
+        if name and name not in NOW and not on_search and "async" not in script.attributes:
+            # A copy: the same object stands in the list of every page.
+            attributes = {"priority": script.priority, **script.attributes, "defer": "defer"}
+            script = _JavaScript(script.filename, **attributes)
+        kept.append(script)
+    context["script_files"] = kept
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("html-page-context", describe)
+    app.connect("html-page-context", defer, priority=900)  # behind those that add scripts

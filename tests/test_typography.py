@@ -1,0 +1,55 @@
+"""Formulas keep what touches them on their line, and TeX in a list of works is set as formulas."""
+
+from types import SimpleNamespace
+
+import pytest
+from docutils import nodes
+from docutils.utils import new_document
+from pybtex.database import Entry
+
+from _ext import typography
+
+
+def paragraph(*parts):
+    children = [nodes.math(part[1:-1], part[1:-1]) if part.startswith("$") else nodes.Text(part) for part in parts]
+    document = new_document("page")
+    document += nodes.paragraph("", "", *children)
+    typography.hold_together(None, document)
+    return [child.astext() for child in document[0] if child.astext()]
+
+
+@pytest.mark.parametrize(
+    ("parts", "tied"),
+    [
+        (["the state ", "$N$", ", times what"], ["the state ", "N,", " times what"]),
+        (["all (", "$N$", "): yes"], ["all ", "(N):", " yes"]),
+        (["the ", "$n$", "-th row"], ["the ", "n-th", " row"]),
+        (["one ", "$n$", " two"], ["one ", "n", " two"]),
+        (["$n$", "."], ["n."]),
+        (["$n$", "-" + "very" * 4 + " long"], ["n", "-" + "very" * 4 + " long"]),
+    ],
+)
+def test_what_touches_a_formula_stays_with_it(parts, tied):
+    assert paragraph(*parts) == tied
+
+
+@pytest.mark.parametrize("title", ["Needs {$O(n^2)$} Memory", r"{{In $\mathcal{O}(n)$ and $\alpha_{i}$}}", "No maths"])
+def test_tex_of_a_title_becomes_formulas(title):
+    from pybtex.richtext import Text
+
+    entry = Entry("misc", fields={"title": title, "url": "https://a.b/$x$"})
+    domain = SimpleNamespace(
+        bibdata=SimpleNamespace(data=SimpleNamespace(entries={"a": entry})), data={"has_equations": {}}
+    )
+    env = SimpleNamespace(get_domain=lambda name: domain)
+    typography.mark_maths(None, env, [])
+    typography.mark_maths(None, env, [])  # the second build finds the marks of the first
+    assert entry.fields["url"] == "https://a.b/$x$"
+    document = new_document("page")
+    document += nodes.paragraph(text=str(Text.from_latex(entry.fields["title"])))
+    typography.set_maths(SimpleNamespace(env=env), document, "references")
+    want = {"Needs": ["O(n^2)"], "{{In ": [r"\mathcal{O}(n)", r"\alpha_{i}"]}.get(title[:5], [])
+    assert [math.astext() for math in document.findall(nodes.math)] == want
+    words = [text for text in document.findall(nodes.Text) if not isinstance(text.parent, nodes.math)]
+    assert not set("${}") & set("".join(words))
+    assert domain.data["has_equations"] == ({"references": True} if want else {})
