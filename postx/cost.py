@@ -13,12 +13,7 @@ F MLP width, L layers, N state, C chunk.
 from dataclasses import dataclass
 from math import ceil, log2
 
-
-def positive(**sizes):
-    """Refuse a size that is not a whole number of at least 1; the error names it."""
-    for name, value in sizes.items():
-        if isinstance(value, bool) or int(value) != value or value < 1:
-            raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
+from postx.shapes import positive
 
 
 @dataclass(frozen=True)

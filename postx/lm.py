@@ -15,9 +15,8 @@ from torch import nn
 from torch.nn import functional
 
 from postx.blocks import MIXERS, NORMS, Block, Shared, mlps, places
-from postx.mixers import state_dtype
 from postx.nn import MoE
-from postx.shapes import check
+from postx.shapes import check, state_dtype
 
 __all__ = ["LM", "MIXERS", "Count", "count", "generate", "leaves", "places", "sample", "size"]
 

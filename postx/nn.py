@@ -6,9 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from postx.mixers import state_dtype
 from postx.mixers._shift import token_shift
-from postx.shapes import check
+from postx.shapes import check, state_dtype
 
 ACTIVATIONS = {
     "silu": functional.silu,

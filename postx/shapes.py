@@ -1,4 +1,4 @@
-"""The letters of every axis, said once, and one check that quotes them.
+"""The ground floor of arguments: the letters of every axis, said once, sizes, dtypes of states, rows that end.
 
 A tensor of rank two or more carries its axes in its name: `q_BTHK` is [batch, time, head, key]. `check` reads
 the letters back from the name, so the name is the specification.
@@ -97,3 +97,43 @@ def check_lengths(lengths_B: torch.Tensor | None, B: int, T: int) -> None:
         raise ValueError(f"lengths_B: expected integers, got {lengths_B.dtype}")
     if B and (int(lengths_B.min()) < 0 or int(lengths_B.max()) > T):
         raise ValueError(f"lengths_B: expected values from 0 to T={T}, got {lengths_B.tolist()}")
+
+
+def positive(**sizes):
+    """Refuse a size that is not a whole number of at least 1, 1e6 among them; the error names it."""
+    for name, value in sizes.items():
+        if isinstance(value, bool) or int(value) != value or value < 1:
+            raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
+
+
+def whole(**sizes):
+    """As `positive`, for what a loop counts or a shape is made of: an int. 2.0 and True are none."""
+    for name, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
+
+
+def real(x: torch.Tensor, lengths_B: torch.Tensor | None) -> torch.Tensor:
+    """x [B, T, ...] with zeros in place of whatever stands past each row's length, NaN included."""
+    if lengths_B is None:
+        return x
+    keep_BT = torch.arange(x.shape[1], device=x.device) < lengths_B[:, None]
+    return torch.where(keep_BT.view(*keep_BT.shape, *[1] * (x.dim() - 2)), x, 0)
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """States are at least float32: half precision loses a long sum."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def pick(impl: str, there: tuple[str, ...]) -> str:
+    """The implementation that `impl` names; "auto" is the last of those that are there, the fastest.
+
+    Raises ValueError that lists them.
+    """
+    if impl == "auto":
+        return there[-1]
+    if impl not in there:
+        listed = ", ".join(map(repr, there))
+        raise ValueError(f"impl: {impl!r} is not available here; there are 'auto', {listed}")
+    return impl

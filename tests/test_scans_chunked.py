@@ -166,8 +166,10 @@ def test_bad_input_is_named():
 
 # (what is broken, source before, source after)
 MUTANTS = [
-    ("padding forgets", "(x.masked_fill(past, 0) for x in (k, v, g))", "(k.masked_fill(past, 0), v, g)"),
-    ("padding writes", "(x.masked_fill(past, 0) for x in (k, v, g))", "(k, v, g.masked_fill(past, 0))"),
+    ("padding forgets", "(real(x.expand(-1, T, -1, -1), lengths_B) for x in (k, v, g))",
+     "(real(k, lengths_B), v, g.expand(-1, T, -1, -1))"),
+    ("padding writes", "(real(x.expand(-1, T, -1, -1), lengths_B) for x in (k, v, g))",
+     "(k, v, real(g.expand(-1, T, -1, -1), lengths_B))"),
     ("mask lost", ".masked_fill(~ones.tril(-behind), -torch.inf)", ""),
     ("own decay in the segment", ".masked_fill(~ones.tril(-1 - behind), 0)", ".masked_fill(~ones.tril(-behind), 0)"),
     ("read before, per head", "pad(g[..., :-1], (1, 0))", "g"),

@@ -29,8 +29,7 @@ from postx.diffusion import (
     probabilities,
     times,
 )
-from postx.mixers import state_dtype
-from postx.shapes import check
+from postx.shapes import check, state_dtype
 
 RULES = ("low_confidence", "random")
 MOST = 12  # tokens whose 2^T patterns of masks are enumerated

@@ -77,25 +77,6 @@ def by_form(path: str, form: str, x_BTD):
     return mixer.parallel if name in ALL_AT_ONCE else mixer.chunked
 
 
-def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """States are at least float32: half precision loses a long sum."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
-def pick(impl: str, there: tuple[str, ...]) -> str:
-    """The implementation that `impl` names; "auto" is the last of those that are there, the fastest.
-
-    Raises ValueError that lists them.
-    """
-    if impl == "auto":
-        return there[-1]
-    if impl not in there:
-        raise ValueError(
-            f"impl: {impl!r} is not available here; there are 'auto', {', '.join(map(repr, there))}"
-        )
-    return impl
-
-
 def map_state(function, S, *others):
     """Apply `function` to each tensor of a state (a tensor or a tuple), with the others' tensors beside it."""
     if isinstance(S, tuple):

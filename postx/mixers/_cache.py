@@ -8,8 +8,6 @@ dtype of what it stores, also in half precision: it copies inputs and accumulate
 
 import torch
 
-from postx.shapes import check
-
 FIRST_CAPACITY = 16
 
 
@@ -109,15 +107,6 @@ def visible(position_BT: torch.Tensor, position_BM: torch.Tensor, window: int | 
     t, m = position_BT[:, :, None], position_BM[:, None, :]
     seen = (m >= 0) & (m <= t)
     return seen if window is None else seen & (m > t - window)
-
-
-def real(lengths_B: torch.Tensor | None, *tokens: torch.Tensor):
-    """The tensors [B, T, ...] with everything past each row's length replaced by zero."""
-    if lengths_B is None:
-        return tokens
-    check({"B": tokens[0].shape[0]}, lengths_B=lengths_B)
-    keep_BT = torch.arange(tokens[0].shape[1], device=lengths_B.device) < lengths_B[:, None]
-    return tuple(torch.where(keep_BT.view(*keep_BT.shape, *[1] * (x.dim() - 2)), x, 0) for x in tokens)
 
 
 def _pad(x: torch.Tensor, M: int) -> torch.Tensor:

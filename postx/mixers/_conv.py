@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from postx import scans
-from postx.mixers import pick, state_dtype
-from postx.shapes import check, check_lengths
+from postx.shapes import check, check_lengths, pick, real, state_dtype
 
 
 def init(x_BD, W):
@@ -154,11 +153,9 @@ def _parts(reset_BT, sizes):
 def _finish(y, like, seen, part, lengths_B, W):
     """The output in the input's dtype, 0 past each length, and the last W - 1 real inputs of its last sequence."""
     B, T = y.shape[:2]
-    y = y.to(like.dtype)
+    y = real(y, lengths_B).to(like.dtype)
     if lengths_B is None:
         lengths_B = torch.full((B,), T, device=y.device)
-    else:
-        y = y * (torch.arange(T, device=y.device) < lengths_B[:, None])[..., None]
     kept_BW = lengths_B[:, None] + torch.arange(W - 1, device=y.device)
     S = seen.gather(1, kept_BW[..., None].expand(-1, -1, seen.shape[2]))
     if part is not None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from postx.mixers import state_dtype
+from postx.shapes import state_dtype
 
 PAIRINGS = ("half", "interleaved")
 

@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import torch
 
-from postx.mixers import state_dtype
 from postx.mixers._cache import visible
+from postx.shapes import state_dtype
 
 IMPLS = ("torch",)
 

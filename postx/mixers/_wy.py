@@ -13,7 +13,7 @@ so it is at most 0 however small the decays are, and -inf is allowed.
 
 import torch
 
-from postx.mixers import pick, state_dtype
+from postx.shapes import pick, real, state_dtype
 
 
 def in_chunks(q_BTHK, k_BTHK, v_BTHV, beta_BTH, g, S, *, b_BTHK=None, c_BTHK=None, lengths_B, chunk, impl):
@@ -27,10 +27,8 @@ def in_chunks(q_BTHK, k_BTHK, v_BTHV, beta_BTH, g, S, *, b_BTHK=None, c_BTHK=Non
     kind, (T, H) = state_dtype(v_BTHV.dtype), v_BTHV.shape[1:3]
     beta_BTH = v_BTHV.new_ones(1, 1, 1).expand(v_BTHV.shape[:3]) if beta_BTH is None else beta_BTH
     g = None if g is None else g if g.dim() == 4 else g[..., None]
-    if lengths_B is not None:  # a token past the end erases nothing, writes nothing, and nothing fades at it
-        real = (torch.arange(T, device=v_BTHV.device) < lengths_B[:, None])[..., None]
-        beta_BTH, v_BTHV = beta_BTH * real, torch.where(real[..., None], v_BTHV, 0)
-        g = None if g is None else torch.where(real[..., None], g, 0)
+    # A token past the end erases nothing, writes nothing, and nothing fades at it.
+    beta_BTH, v_BTHV, g = (None if x is None else real(x, lengths_B) for x in (beta_BTH, v_BTHV, g))
     heads_first = [
         None if x is None else x.to(kind).repeat_interleave(H // x.shape[2], 2).transpose(1, 2)
         for x in (q_BTHK, k_BTHK, v_BTHV, beta_BTH[..., None], g, b_BTHK, c_BTHK)
@@ -40,7 +38,7 @@ def in_chunks(q_BTHK, k_BTHK, v_BTHV, beta_BTH, g, S, *, b_BTHK=None, c_BTHK=Non
         y, S = _one_chunk(*(None if x is None else x[:, :, t : t + chunk] for x in heads_first), S)
         outputs.append(y)
     y = torch.cat(outputs, 2).transpose(1, 2)
-    return (y if lengths_B is None else torch.where(real[..., None], y, 0)).to(v_BTHV.dtype), S
+    return real(y, lengths_B).to(v_BTHV.dtype), S
 
 
 def _one_chunk(q, k, v, beta, g, b, c, S):

@@ -20,9 +20,9 @@ from torch import nn
 from torch.nn import functional
 
 from postx import cost as costs
-from postx.mixers import _cache, _conv, _tiles, by_form, packed, pick, state_dtype
+from postx.mixers import _cache, _conv, _tiles, by_form, packed
 from postx.mixers._rope import Rope
-from postx.shapes import check, check_shared
+from postx.shapes import check, check_shared, pick, real, state_dtype
 
 __all__ = ["Layer", "Rope", "bidirectional", "chunked", "cost", "example", "init", "parallel", "recurrent", "step"]
 
@@ -89,7 +89,7 @@ def recurrent(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, impl="auto", **
         k, v = seen.k_BMGK[:, first:after], seen.v_BMGV[:, first:after]
         fall = _fall(seen.position_BT[:, t : t + 1], seen.position_BM[:, first:after], **w)
         outputs.append(read(seen.q_BTHK[:, t : t + 1], k, v, mask, w.get("scale"), fall))
-    return _cache.real(lengths_B, torch.cat(outputs, 1))[0], S
+    return real(torch.cat(outputs, 1), lengths_B), S
 
 
 @packed
@@ -104,7 +104,7 @@ def parallel(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, impl="auto", **w
     mask = _cache.visible(seen.position_BT, seen.position_BM, w.get("window"))
     fall = _fall(seen.position_BT, seen.position_BM, **w)
     y = read(seen.q_BTHK, seen.k_BMGK, seen.v_BMGV, mask, w.get("scale"), fall)
-    return _cache.real(lengths_B, y)[0], S
+    return real(y, lengths_B), S
 
 
 @packed
@@ -123,7 +123,7 @@ def chunked(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, chunk=64, impl="a
         return _fused(seen, w.get("window"), w.get("scale")), S
     w = {name: w.get(name) for name in ("window", "scale", "slopes_H")}
     y = _tiles.attend(*seen, chunk=chunk, **w)
-    return _cache.real(lengths_B, y)[0], S
+    return real(y, lengths_B), S
 
 
 def _fused(seen, window, scale):
@@ -251,7 +251,7 @@ def _look(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, *, window=None, scale=None, rope
     if fresh:
         S = init(*(x.new_empty(B, *x.shape[2:]) for x in (q_BTHK, k_BTGK, v_BTGV)), window=window)
     _validate(S, window, sizes)
-    q_BTHK, k_BTGK, v_BTGV = _cache.real(lengths_B, q_BTHK, k_BTGK, v_BTGV)
+    q_BTHK, k_BTGK, v_BTGV = (real(x, lengths_B) for x in (q_BTHK, k_BTGK, v_BTGV))
     position_BT = _cache.positions(S[2], T)
     if rope is not None:
         q_BTHK, k_BTGK = rope.rotate(q_BTHK, position_BT), rope.rotate(k_BTGK, position_BT)

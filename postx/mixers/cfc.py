@@ -23,9 +23,9 @@ import math
 import torch
 from torch import nn
 
-from postx.cost import Cost, positive
-from postx.mixers import by_form, packed, state_dtype
-from postx.shapes import check, check_lengths
+from postx.cost import Cost
+from postx.mixers import by_form, packed
+from postx.shapes import check, check_lengths, positive, real, state_dtype
 
 HEADS = ("left", "right", "rate", "shift")
 
@@ -67,10 +67,7 @@ def recurrent(u_BTF, dt_BT, *, r_DF, heads_HFD, bias_HD, S=None, lengths_B=None)
         h = torch.lerp(left.tanh(), right.tanh(), torch.sigmoid(rate * dt_B1 + shift))
         S = h if lengths_B is None else torch.where((t < lengths_B)[:, None], h, S)
         ys.append(h)
-    y = torch.stack(ys, 1)
-    if lengths_B is not None:
-        y = y.masked_fill((torch.arange(sizes["T"], device=y.device) >= lengths_B[:, None])[..., None], 0)
-    return y.to(u_BTF.dtype), S
+    return real(torch.stack(ys, 1), lengths_B).to(u_BTF.dtype), S
 
 
 def _check(sizes, dt, r_DF, heads_HFD, bias_HD):

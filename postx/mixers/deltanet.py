@@ -22,8 +22,8 @@ from torch import nn
 
 from postx import scans
 from postx.cost import delta_recurrence
-from postx.mixers import _conv, _wy, by_form, packed, state_dtype
-from postx.shapes import check, check_lengths
+from postx.mixers import _conv, _wy, by_form, packed
+from postx.shapes import check, check_lengths, state_dtype
 
 
 def init(q_BHK, k_BHK, v_BHV, beta_BH):

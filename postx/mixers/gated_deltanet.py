@@ -22,8 +22,8 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost, delta_recurrence
-from postx.mixers import _conv, _wy, by_form, packed, state_dtype
-from postx.shapes import check, check_lengths, check_shared
+from postx.mixers import _conv, _wy, by_form, packed
+from postx.shapes import check, check_lengths, check_shared, state_dtype
 
 
 def init(q_BGK, k_BGK, v_BHV, beta_BH, g_BH):

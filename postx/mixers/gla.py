@@ -18,9 +18,9 @@ from torch.nn.functional import logsigmoid, silu
 
 from postx import scans
 from postx.cost import Cost, decay_recurrence
-from postx.mixers import _conv, by_form, packed, pick, state_dtype
+from postx.mixers import _conv, by_form, packed
 from postx.scans.chunked import decay_chunked
-from postx.shapes import check
+from postx.shapes import check, pick, state_dtype
 
 TEMPERATURE = 16  # a gate of 1/2 then keeps 0.958 of the table, not half of it
 

@@ -23,8 +23,8 @@ import torch
 from torch import nn
 
 from postx.cost import Cost, long_convolution
-from postx.mixers import _conv, by_form, packed, pick, s4d, state_dtype
-from postx.shapes import check, check_lengths
+from postx.mixers import _conv, by_form, packed, s4d
+from postx.shapes import check, check_lengths, pick, real, state_dtype
 
 
 def init(v_BD, x_BLD, *, response_LDW, skip_LD):
@@ -101,9 +101,7 @@ def _levels(convolve, v_BTD, x_BTLD, response_LDW, skip_LD, S, lengths_B):
         y, kept = convolve(z, response_LDW[n], None if S is None else S[:, n])
         z = x_BTLD[:, :, n] * (y + skip_LD[n] * z)
         levels.append(kept)
-    if lengths_B is not None:
-        z = z * (torch.arange(sizes["T"], device=z.device) < lengths_B[:, None])[..., None]
-    return z.to(v_BTD.dtype), torch.stack(levels, 1)
+    return real(z, lengths_B).to(v_BTD.dtype), torch.stack(levels, 1)
 
 
 def shift(taps_DN, W):

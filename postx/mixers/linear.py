@@ -17,9 +17,9 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost
-from postx.mixers import _conv, by_form, packed, pick, state_dtype
+from postx.mixers import _conv, by_form, packed
 from postx.scans.chunked import decay_chunked
-from postx.shapes import check, check_lengths, check_shared
+from postx.shapes import check, check_lengths, check_shared, pick, state_dtype
 
 
 def phi(x):

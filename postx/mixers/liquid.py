@@ -33,9 +33,9 @@ import torch
 from torch import nn
 
 from postx import scans
-from postx.cost import Cost, positive
-from postx.mixers import _liquid, by_form, packed, pick, state_dtype
-from postx.shapes import check, check_lengths
+from postx.cost import Cost
+from postx.mixers import _liquid, by_form, packed
+from postx.shapes import check, check_lengths, pick, positive, real, state_dtype
 
 SOLVERS = ("fused", "exact")
 IMPLEMENTATIONS = ("torch", "numba")
@@ -77,8 +77,7 @@ def recurrent(
         S = torch.zeros(sizes["B"], sizes["D"], dtype=kind, device=u_BTD.device)
     check(sizes, h_BD=S)
     u, dt, delta, A, peak, r = _cast(kind, u_BTD, dt_BT[..., None], delta_D, A_D, peak_D, r_DD)
-    if lengths_B is not None:  # past a row's end no time passes
-        dt = dt.masked_fill((torch.arange(sizes["T"], device=u.device) >= lengths_B[:, None])[..., None], 0)
+    dt = real(dt, lengths_B)  # past a row's end no time passes
     if r is None:
         g, b = _exact(u, dt, delta, A, peak) if solver == "exact" else _closed(u, dt, delta, A, peak, unfolds)
         y, S = scans.affine(g, b, S, lengths_B=lengths_B, impl="reference" if chosen == "torch" else "numba")
@@ -90,9 +89,7 @@ def recurrent(
             S = _fused(S, u_BD, dt_B1 / unfolds, delta, A, peak, r, unfolds)
             ys.append(S)
         y = torch.stack(ys, 1)
-    if lengths_B is not None:
-        y = y.masked_fill((torch.arange(sizes["T"], device=y.device) >= lengths_B[:, None])[..., None], 0)
-    return y.to(u_BTD.dtype), S
+    return real(y, lengths_B).to(u_BTD.dtype), S
 
 
 def _fused(h, u, s, delta, A, peak, r, unfolds):

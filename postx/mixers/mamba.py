@@ -23,8 +23,8 @@ from torch.nn.functional import silu, softplus
 
 from postx import scans
 from postx.cost import Cost, ssm_scan
-from postx.mixers import _conv, by_form, packed, pick, state_dtype
-from postx.shapes import check, check_lengths
+from postx.mixers import _conv, by_form, packed
+from postx.shapes import check, check_lengths, pick, real, state_dtype
 
 
 def init(u_BD, delta_BD, write_BN, read_BN, *, A_DN, skip_D):
@@ -52,7 +52,7 @@ def recurrent(
     _check(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, lengths_B)
     u = u_BTD.to(state_dtype(u_BTD.dtype))
     y, S = scans.diagonal(u, delta_BTD, A_DN, write_BTN, read_BTN, S, lengths_B=lengths_B, impl=impl)
-    return _mask(y + skip_D * u, lengths_B).to(u_BTD.dtype), S
+    return real(y + skip_D * u, lengths_B).to(u_BTD.dtype), S
 
 
 @packed
@@ -102,7 +102,7 @@ def _in_chunks(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, S, lengths_B
     B, T, D = u.shape
     S = u.new_zeros(B, D, A_DN.shape[1]) if S is None else S
     check({"B": B, "D": D, "N": A_DN.shape[1]}, S_BDN=S)
-    delta = _mask(delta, lengths_B)  # a step of length 0 keeps all and writes nothing
+    delta = real(delta, lengths_B)  # a step of length 0 keeps all and writes nothing
     outputs = []
     for t in range(0, T, chunk):
         d, x = delta[:, t : t + chunk], (delta * u)[:, t : t + chunk]
@@ -113,7 +113,7 @@ def _in_chunks(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, S, lengths_B
         outputs.append(torch.einsum("btdn,btn->btd", h, read[:, t : t + chunk]))
         S = h[:, -1]
     y = torch.cat(outputs, 1) + skip_D * u
-    return _mask(y, lengths_B).to(u_BTD.dtype), S
+    return real(y, lengths_B).to(u_BTD.dtype), S
 
 
 def _check(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, lengths_B):
@@ -122,14 +122,6 @@ def _check(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, lengths_B):
     )
     check_lengths(lengths_B, sizes["B"], sizes["T"])
     return sizes
-
-
-def _mask(x, lengths_B):
-    """Zero past each row's length."""
-    if lengths_B is None:
-        return x
-    real_BT = torch.arange(x.shape[1], device=x.device) < lengths_B[:, None]
-    return torch.where(real_BT[..., None], x, torch.zeros_like(x))
 
 
 def example(T, *, B=2, D=5, N=4, seed=0):

@@ -25,10 +25,10 @@ import torch
 from torch import nn
 
 from postx.cost import Cost, matmul
-from postx.mixers import _cache, _tiles, by_form, packed, pick, state_dtype
+from postx.mixers import _cache, _tiles, by_form, packed
 from postx.mixers._rope import Rope
 from postx.mixers.attention import read
-from postx.shapes import check
+from postx.shapes import check, pick, real, state_dtype
 
 __all__ = ["Layer", "chunked", "cost", "example", "init", "parallel", "recurrent", "step", "step_absorbed"]
 
@@ -228,7 +228,7 @@ def _look(q_BTHK, c_BTR, r_BTK, S, lengths_B, up_k_HKR, up_v_HVR, rope):
     if S is None:
         S = init(*(x.new_empty(B, *x.shape[2:]) for x in (q_BTHK, c_BTR, r_BTK)))
     _validate(S, B, q_BTHK, c_BTR, r_BTK, up_k_HKR, up_v_HVR)
-    q_BTHK, c_BTR, r_BTK = _cache.real(lengths_B, q_BTHK, c_BTR, r_BTK)
+    q_BTHK, c_BTR, r_BTK = (real(x, lengths_B) for x in (q_BTHK, c_BTR, r_BTK))
     position_BT = _cache.positions(S[2], T)
     q_BTHK, r_BTK = _rotate(q_BTHK, r_BTK, up_k_HKR.shape[1], position_BT, rope)
     slots, position_BM, cached = _cache.join(S, (c_BTR, r_BTK), None)
@@ -238,4 +238,4 @@ def _look(q_BTHK, c_BTR, r_BTK, S, lengths_B, up_k_HKR, up_v_HVR, rope):
 
 
 def _finish(y_BTHV, c_BTR, lengths_B):
-    return _cache.real(lengths_B, y_BTHV.to(c_BTR.dtype))[0]
+    return real(y_BTHV.to(c_BTR.dtype), lengths_B)

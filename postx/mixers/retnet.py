@@ -19,10 +19,10 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost, decay_recurrence
-from postx.mixers import _conv, by_form, packed, pick, state_dtype
+from postx.mixers import _conv, by_form, packed
 from postx.mixers._rope import Rope
 from postx.scans.chunked import decay_chunked
-from postx.shapes import check, check_lengths
+from postx.shapes import check, check_lengths, pick, real, state_dtype
 
 
 def log_gamma(H, dtype=torch.float64):
@@ -66,18 +66,14 @@ def parallel(q_BTHK, k_BTHK, v_BTHV, *, g_H, S=None, lengths_B=None):
     q, k, v, g = _scaled(q_BTHK).to(kind), k_BTHK.to(kind), v_BTHV.to(kind), g_H.to(kind)
     token = torch.arange(T, device=v.device)
     ends = torch.full((B,), T, device=v.device) if lengths_B is None else lengths_B
-    if lengths_B is not None:  # whatever pads a row, NaN included, is not read
-        past = (token >= ends[:, None])[..., None, None]
-        k, v = k.masked_fill(past, 0), v.masked_fill(past, 0)
+    k, v = real(k, lengths_B), real(v, lengths_B)
     scores = torch.einsum("bthk,bmhk->bhtm", q, k) * decay_mask(T, g)
     y = torch.einsum("bhtm,bmhv->bthv", scores, v)
     y = y + torch.einsum("bthk,ht,bhkv->bthv", q, _fade(g, token + 1), S)
 
     left = _fade(g, ends[:, None] - 1 - token)  # [H, B, T]: what is left of each write at its row's end
     S = _fade(g, ends).mT[..., None, None] * S + torch.einsum("bmhk,hbm,bmhv->bhkv", k, left, v)
-    if lengths_B is not None:
-        y = y.masked_fill(past, 0)
-    return y.to(v_BTHV.dtype), S
+    return real(y, lengths_B).to(v_BTHV.dtype), S
 
 
 @packed

@@ -28,9 +28,9 @@ import torch
 from torch import nn
 
 from postx import scans
-from postx.cost import Cost, positive
-from postx.mixers import _conv, by_form, packed, pick, state_dtype
-from postx.shapes import check, check_lengths
+from postx.cost import Cost
+from postx.mixers import _conv, by_form, packed
+from postx.shapes import check, check_lengths, pick, positive, real, state_dtype
 
 FIRST = ("whole", "scaled")
 
@@ -71,7 +71,7 @@ def parallel(x_BTD, r_BTD, i_BTD, *, delta_D, first="whole", max_slope=None, S=N
     g, b, h, started = _prepare(x_BTD, r_BTD, i_BTD, delta_D, first, max_slope, S, lengths_B)
     y, G = _prefix(g, b)
     y = y + G.exp() * h[:, None]
-    return _mask(y.to(x_BTD.dtype), lengths_B), (y[:, -1], started)
+    return real(y.to(x_BTD.dtype), lengths_B), (y[:, -1], started)
 
 
 @packed
@@ -105,7 +105,7 @@ def chunked(
         begins.append(h)
         h = fade_BD * h + y_BD
     y = (y + fade * torch.stack(begins, 1)[:, :, None]).flatten(1, 2)[:, :T]
-    return _mask(y.to(x_BTD.dtype), lengths_B), (h, started)
+    return real(y.to(x_BTD.dtype), lengths_B), (h, started)
 
 
 def _prefix(g, b):
@@ -154,21 +154,13 @@ def _prepare(x_BTD, r_BTD, i_BTD, delta_D, first, max_slope, S, lengths_B):
     g, b = _drive(x_BTD, r_BTD, i_BTD, delta_D, begins_BT, first, max_slope)
     if lengths_B is None:
         return g, b, h, torch.ones_like(started)
-    past_BT1 = (token >= lengths_B[:, None])[..., None]
-    return g.masked_fill(past_BT1, 0), b.masked_fill(past_BT1, 0), h, started | (lengths_B > 0).long()
+    return real(g, lengths_B), real(b, lengths_B), h, started | (lengths_B > 0).long()
 
 
 def _check(sizes, delta_D, first):
     if first not in FIRST:
         raise ValueError(f"first: expected 'whole' or 'scaled', got {first!r}")
     return check(sizes, delta_D=delta_D)
-
-
-def _mask(y, lengths_B):
-    """Zero past each row's length."""
-    if lengths_B is None:
-        return y
-    return y * (torch.arange(y.shape[1], device=y.device) < lengths_B[:, None])[..., None]
 
 
 class _BoundedSqrt(torch.autograd.Function):

@@ -18,9 +18,9 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost
-from postx.mixers import by_form, packed, pick, state_dtype
+from postx.mixers import by_form, packed
 from postx.mixers._shift import token_shift
-from postx.shapes import check, check_lengths
+from postx.shapes import check, check_lengths, pick, real, state_dtype
 
 
 def init(k_BD, v_BD, *, g_D, u_D):
@@ -105,10 +105,8 @@ def _by_doubling(k_BTD, v_BTD, g_D, u_D, S, lengths_B):
     before = tuple(x[:, :-1] for x in sums)
     own = torch.exp(u + k - (u + k).detach())
     num, den, _ = scans.merge(before, (own * v, own, (u + k).detach()))
-    y = (num / den).to(v_BTD.dtype)
+    y = real(num / den, lengths_B).to(v_BTD.dtype)
     ends = torch.full((B,), T, device=v.device) if lengths_B is None else lengths_B.long()
-    if lengths_B is not None:
-        y = y.masked_fill((torch.arange(T, device=v.device) >= ends[:, None])[..., None], 0)
     return y, tuple(x[torch.arange(B, device=v.device), ends] for x in sums)
 
 

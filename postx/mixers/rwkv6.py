@@ -18,10 +18,10 @@ from torch.nn.functional import silu
 
 from postx import scans
 from postx.cost import Cost, decay_recurrence
-from postx.mixers import by_form, packed, pick, state_dtype
+from postx.mixers import by_form, packed
 from postx.mixers._shift import token_shift
 from postx.scans.chunked import decay_chunked
-from postx.shapes import check
+from postx.shapes import check, pick, state_dtype
 
 
 def init(q_BHK, k_BHK, v_BHV, g_BHK, *, u_HK):

@@ -27,8 +27,8 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost
-from postx.mixers import _wy, by_form, packed, state_dtype
-from postx.shapes import check, check_lengths
+from postx.mixers import _wy, by_form, packed
+from postx.shapes import check, check_lengths, state_dtype
 
 FASTEST = -math.exp(-0.5)  # the log-decay's lower end: a key keeps at least exp(-0.6065) = 0.545 of itself a token
 

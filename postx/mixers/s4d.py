@@ -19,9 +19,9 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost, ssm_scan
-from postx.mixers import by_form, packed, pick, state_dtype
+from postx.mixers import by_form, packed
 from postx.mixers._hippo import INITS, hippo_legs, inv, legs, lin, normal_plus_low_rank  # noqa: F401
-from postx.shapes import check, check_lengths
+from postx.shapes import check, check_lengths, pick, real, state_dtype
 
 
 def init(u_BD, *, delta_D, A_DN, C_DN, skip_D):
@@ -48,7 +48,7 @@ def recurrent(u_BTD, *, delta_D, A_DN, C_DN, skip_D, S=None, lengths_B=None, imp
     z = delta_D[:, None] * A_DN
     exact = torch.special.expm1(z) / z  # zero-order hold of B, over the scan's own Euler step delta B
     y, S = scans.diagonal(u_BTD, delta_D, A_DN, exact, 2 * C_DN, S, lengths_B=lengths_B, impl=impl)
-    return _mask(y + (skip_D * u_BTD).to(y.dtype), lengths_B), S
+    return real(y + (skip_D * u_BTD).to(y.dtype), lengths_B), S
 
 
 @packed
@@ -108,7 +108,7 @@ def _convolve(u_BTD, delta_D, A_DN, C_DN, skip_D, S, lengths_B):
     shifted = u.gather(1, source_BT.clamp(min=0)[..., None].expand_as(u)) * (source_BT >= 0)[..., None]
     written = torch.einsum("btd,dnt->bdn", shifted.to(kind), powers_DNT[..., :T].flip(-1))
     left = powers_DNT[..., ends].movedim(-1, 0)
-    return _mask(y.to(u_BTD.dtype), lengths_B), left * S + push_DN * written
+    return real(y.to(u_BTD.dtype), lengths_B), left * S + push_DN * written
 
 
 def _discretize(delta_D, A_DN, kind):
@@ -133,13 +133,6 @@ def _check_weights(sizes, delta_D, A_DN, C_DN, skip_D):
         if not x.is_complex():
             raise ValueError(f"{name}: expected complex numbers [D, N], got {x.dtype}")
     return sizes
-
-
-def _mask(y, lengths_B):
-    """Zero past each row's length."""
-    if lengths_B is None:
-        return y
-    return y * (torch.arange(y.shape[1], device=y.device) < lengths_B[:, None])[..., None]
 
 
 def example(T, *, B=2, D=3, N=4, seed=0):

@@ -19,8 +19,8 @@ from torch import nn
 
 from postx.cost import Cost
 from postx.cost import short_convolution as _bill
-from postx.mixers import _conv, by_form, packed, state_dtype
-from postx.shapes import check, check_lengths
+from postx.mixers import _conv, by_form, packed
+from postx.shapes import check, check_lengths, state_dtype
 
 
 def init(b_BD, c_BD, x_BD, *, weight_DW):

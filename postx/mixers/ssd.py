@@ -20,8 +20,8 @@ from torch.nn.functional import pad, silu, softplus
 
 from postx import scans
 from postx.cost import Cost, decay_recurrence
-from postx.mixers import _conv, by_form, packed, pick, state_dtype
-from postx.shapes import check, check_lengths, check_shared
+from postx.mixers import _conv, by_form, packed
+from postx.shapes import check, check_lengths, check_shared, pick, real, state_dtype
 
 
 def init(q_BGK, k_BGK, v_BHV, g_BH):
@@ -86,9 +86,7 @@ def _in_chunks(q_BTGK, k_BTGK, v_BTHV, g_BTH, S, lengths_B, C):
     S = init(q_BTGK[:, 0], k_BTGK[:, 0], v_BTHV[:, 0], g_BTH[:, 0]) if S is None else S
     check(sizes, S_BHKV=S)
     q, k, v, g = (x.to(kind) for x in (q_BTGK, k_BTGK, v_BTHV, g_BTH))
-    if lengths_B is not None:  # a token past the end writes nothing and lets nothing fade
-        real_BT = torch.arange(T, device=v.device) < lengths_B[:, None]
-        k, g = k * real_BT[..., None, None], torch.where(real_BT[..., None], g, torch.zeros_like(g))
+    k, g = real(k, lengths_B), real(g, lengths_B)  # a token past the end writes nothing and lets nothing fade
     # Whole chunks, and heads by group: x is [b, n chunks, c tokens, g groups, r readers of the group, ...]. The
     # padding has g = 0 and k = 0, so the last state does not notice it.
     q, k, v, g = (
@@ -107,9 +105,7 @@ def _in_chunks(q_BTGK, k_BTGK, v_BTHV, g_BTH, S, lengths_B, C):
         S = seen[:, n, ..., -1, None, None] * S + written[:, n]
     carried = torch.einsum("bncgk,bngrkv->bncgrv", q, torch.stack(before, 1))
     y = (y + carried * seen.movedim(-1, 2)[..., None]).flatten(3, 4).flatten(1, 2)[:, :T]
-    if lengths_B is not None:
-        y = y * real_BT[..., None, None]
-    return y.to(v_BTHV.dtype), S.flatten(1, 2)
+    return real(y, lengths_B).to(v_BTHV.dtype), S.flatten(1, 2)
 
 
 def _check(q_BTGK, k_BTGK, v_BTHV, g_BTH, lengths_B):

@@ -13,11 +13,10 @@ import importlib.util
 
 import torch
 
-from postx.mixers import pick, state_dtype
 from postx.scans import numba_ops, reference
-from postx.scans.arguments import all_axes, decay_arguments, decay_factors, finish, row_lengths, table_sizes
+from postx.scans.arguments import all_axes, decay_arguments, decay_factors, row_lengths, table_sizes
 from postx.scans.runtime import set_threads
-from postx.shapes import check, check_lengths, check_shared
+from postx.shapes import check, check_lengths, check_shared, pick, real, state_dtype
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -79,8 +78,8 @@ def diagonal(u_BTD, delta, A_DN, B, C, S_BDN=None, *, lengths_B=None, impl="auto
     )
     Bn, T, D = u_BTD.shape
     check_lengths(lengths_B, Bn, T)
-    real = state_dtype(u_BTD.dtype)
-    kind = torch.promote_types(real, state_dtype(torch.promote_types(A_DN.dtype, C.dtype)))
+    floats = state_dtype(u_BTD.dtype)
+    kind = torch.promote_types(floats, state_dtype(torch.promote_types(A_DN.dtype, C.dtype)))
     if S_BDN is None:
         S_BDN = torch.zeros(Bn, D, A_DN.shape[1], dtype=kind, device=u_BTD.device)
     check(sizes, S_BDN=S_BDN)
@@ -88,8 +87,8 @@ def diagonal(u_BTD, delta, A_DN, B, C, S_BDN=None, *, lengths_B=None, impl="auto
     if chosen == "triton":  # the kernel reads half precision as it is
         A, S = A_DN.to(kind), S_BDN.to(kind)
         y, S = _gpu_ops().Diagonal.apply(u_BTD, delta_BTD, A, B_BTDN, C_BTDN, S, lengths_B)
-        return finish(y, u_BTD, lengths_B), S
-    args = (u_BTD.to(real), delta_BTD.to(real), *(x.to(kind) for x in (A_DN, B_BTDN, C_BTDN, S_BDN)))
+        return real(y, lengths_B).to(u_BTD.dtype), S
+    args = (u_BTD.to(floats), delta_BTD.to(floats), *(x.to(kind) for x in (A_DN, B_BTDN, C_BTDN, S_BDN)))
     lengths = row_lengths(lengths_B, u_BTD)
     selective = delta.dim() == 3 and B.dim() == C.dim() == 3 and not kind.is_complex
     if chosen == "reference":
@@ -99,7 +98,7 @@ def diagonal(u_BTD, delta, A_DN, B, C, S_BDN=None, *, lengths_B=None, impl="auto
         y, S = numba_ops.Selective.apply(u, delta_BTD, A_DN, B_BTDN[:, :, 0], C_BTDN[:, :, 0], S_BDN, lengths)
     else:
         y, S = numba_ops.Diagonal.apply(*args, lengths)
-    return finish(y, u_BTD, lengths_B), S
+    return real(y, lengths_B).to(u_BTD.dtype), S
 
 
 def decay(
@@ -131,7 +130,7 @@ def decay(
         for i in (0, 1, 3):  # the reference knows nothing of shared heads
             tensors[i] = tensors[i].repeat_interleave(H // tensors[i].shape[2], 2)
         y, S = reference.decay(*tensors, row_lengths(lengths_B, v_BTHV), read == "before")
-    return finish(y, v_BTHV, lengths_B), S
+    return real(y, lengths_B).to(v_BTHV.dtype), S
 
 
 def delta(
@@ -167,14 +166,14 @@ def delta(
     tensors = [q, k, v, decay_factors(g, sizes, v_BTHV, kind), b, c, beta]
     if chosen == "triton":
         y, S = _gpu_ops().Delta.apply(*tensors, S_BHKV.to(kind), lengths_B, read == "before")
-        return finish(y, v_BTHV, lengths_B), S
+        return real(y, lengths_B).to(v_BTHV.dtype), S
     more = S_BHKV.to(kind), row_lengths(lengths_B, v_BTHV), read == "before"
     if chosen == "numba":
         y, S = numba_ops.Delta.apply(*tensors, *more)
     else:
         tensors[4] = k if b is None else b
         y, S = reference.delta(*(x.repeat_interleave(H // x.shape[2], 2) for x in tensors), *more)
-    return finish(y, v_BTHV, lengths_B), S
+    return real(y, lengths_B).to(v_BTHV.dtype), S
 
 
 def logspace(s_BTD, v_BTD, g_D=None, u_D=None, S=None, *, lengths_B=None, impl="auto"):
@@ -203,7 +202,7 @@ def logspace(s_BTD, v_BTD, g_D=None, u_D=None, S=None, *, lengths_B=None, impl="
         y, *S = numba_ops.Logspace.apply(s, v, g, u, num_BD, den_BD, max_BD, lengths, u_D is not None)
     else:
         y, S = reference.logspace(s, v, g, u, S, lengths, u_D is not None)
-    return finish(y, v_BTD, lengths_B), tuple(S)
+    return real(y, lengths_B).to(v_BTD.dtype), tuple(S)
 
 
 def merge(left, right):
@@ -238,7 +237,7 @@ def affine(g_BTD, b_BTD, S_BD=None, *, lengths_B=None, impl="auto"):
     args = g_BTD.to(kind).exp(), b_BTD.to(kind), S_BD.to(kind), row_lengths(lengths_B, b_BTD)
     run = {"reference": reference.affine, "numba": numba_ops.Affine.apply}[choose(impl, b_BTD)]
     y, S = run(*args)
-    return finish(y, b_BTD, lengths_B), S
+    return real(y, lengths_B).to(b_BTD.dtype), S
 
 
 def fir(x_BMD, weight_DW, *, impl="auto"):

@@ -2,8 +2,7 @@
 
 import torch
 
-from postx.mixers import state_dtype
-from postx.shapes import check, check_lengths, check_shared
+from postx.shapes import check, check_lengths, check_shared, state_dtype
 
 
 def all_axes(name, x, patterns, sizes):
@@ -96,15 +95,6 @@ def row_lengths(lengths_B, x):
     if lengths_B is None:
         return torch.full(x.shape[:1], x.shape[1], dtype=torch.int64, device=x.device)
     return lengths_B.to(torch.int64)
-
-
-def finish(y, like, lengths_B):
-    """The output in the input's dtype, zero past each row's length."""
-    y = y.to(like.dtype)
-    if lengths_B is None:
-        return y
-    real = torch.arange(y.shape[1], device=y.device) < lengths_B[:, None]
-    return torch.where(real.view(*real.shape, *[1] * (y.dim() - 2)), y, torch.zeros_like(y))
 
 
 def sum_to(grad, shape):

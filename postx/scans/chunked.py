@@ -11,8 +11,8 @@ import math
 import torch
 from torch.nn.functional import pad
 
-from postx.scans.arguments import decay_arguments, finish
-from postx.shapes import check_shared
+from postx.scans.arguments import decay_arguments
+from postx.shapes import check_shared, real
 
 TOGETHER = 4  # chunks computed at once: few enough for a CPU's cache, enough to hide the cost of a call
 
@@ -39,10 +39,8 @@ def decay_chunked(
     q, k, v, g, S, u = decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B)
     T, heads = v.shape[1], sorted((q.shape[2], v.shape[2]))
     check_shared("q_BTHK", *heads)
-    if lengths_B is not None:  # a token past its row's end writes nothing and forgets nothing
-        past = (torch.arange(T, device=v.device) >= lengths_B[:, None])[..., None, None]
-        k, v, g = (x.masked_fill(past, 0) for x in (k, v, g))
-    g = g.expand(-1, T, -1, -1)
+    # A token past its row's end writes nothing and forgets nothing.
+    k, v, g = (real(x.expand(-1, T, -1, -1), lengths_B) for x in (k, v, g))
     q, k, v, g = (x.transpose(1, 2) for x in (q, k, v, g))
     u = u[None, :, None, None] if read == "before" else None
     spans, outputs = _spans(T, chunk), []
@@ -51,7 +49,7 @@ def decay_chunked(
     for tokens, *pieces in zip(spans, *splits, strict=True):
         y, S = _span(*(x.unflatten(2, tokens).contiguous() for x in pieces), S, u, heads[1])
         outputs.append(y.flatten(2, 3))
-    return finish(torch.cat(outputs, 2).transpose(1, 2), v_BTHV, lengths_B), S
+    return real(torch.cat(outputs, 2).transpose(1, 2), lengths_B).to(v_BTHV.dtype), S
 
 
 def _spans(T, chunk):
