@@ -1,6 +1,5 @@
 """One step of training, as it is or as a captured CUDA graph, and what it keeps on the device."""
 
-import re
 from contextlib import nullcontext
 
 import torch
@@ -9,15 +8,14 @@ from torch.nn import functional
 
 from postx import _resume
 from postx._blame import NotFinite, blame
+from postx.mixers import Still
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
-# Matrices by shape that are no weights: rates, decays, bonuses, mixing coefficients, biases.
-NOT_DECAYED = re.compile(r"(log_|A_imag|skip_|decay_|u_|first_|mix_\d|gates_HV$|.*bias)")
 
 
-def decayed(name: str, parameter: torch.Tensor) -> bool:
-    """Whether weight decay pulls on it: matrices, but for biases and the mixers' own rates, bonuses and decays."""
-    return parameter.ndim >= 2 and NOT_DECAYED.match(name.rpartition(".")[2]) is None
+def decayed(parameter: torch.Tensor) -> bool:
+    """Whether weight decay pulls on it: on matrices, but for what is `Still` (rates, bonuses, decays of the mixers)."""
+    return parameter.ndim >= 2 and not isinstance(parameter, Still)
 
 
 class Loop:
@@ -34,7 +32,7 @@ class Loop:
             torch.tensor(n, dtype=torch.int64, device=self.device) for n in (0, 0, -1)
         )
         groups = [
-            {"params": [p for n, p in self.named.items() if decayed(n, p) == pull], "weight_decay": decay}
+            {"params": [p for p in self.named.values() if decayed(p) == pull], "weight_decay": decay}
             for pull, decay in ((True, config.weight_decay), (False, 0.0))
         ]
         # The fused kernel passes over the step where found is 1, weights, moments and counters alike.

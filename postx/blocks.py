@@ -1,22 +1,13 @@
-"""The places of a residual stack: the table of letters, and what a letter builds.
+"""The places of a residual stack: what a letter or a name in a pattern stands for, and what it builds.
 
-| letter | mixer | | letter | mixer |
-|---|---|---|---|---|
-| A | attention | | D | DeltaNet |
-| L | attention in a window (local) | | G | Gated DeltaNet |
-| K | latent attention (MLA: compressed keys) | | R | RG-LRU |
-| M | Mamba | | N | linear attention (no softmax) |
-| S | SSD (Mamba-2) | | T | RetNet (retention) |
-| I | S4D (time-invariant) | | W | GLA (row-wise decay) |
-| H | Hyena | | 4, 6, 7 | RWKV-4, RWKV-6, RWKV-7 |
-| C | gated short convolution (LFM2) | | Z | Zamba's shared attention and MLP |
-| P | adds a position to the stream | | F, E, V | no mixer: an MLP alone |
-
-MLPs: F dense (SwiGLU unless told otherwise), E experts, V RWKV's channel mix, - none.
+A mixer's letter stands in its own file (`LETTER`); any mixer also goes by its name. MIXERS is the table of all letters.
+Beside them, alone in their place: P adds a position to the stream, Z is Zamba's shared attention and MLP, and F, E, V
+are MLPs without a mixer: F dense (SwiGLU unless told otherwise), E experts, V RWKV's channel mix. - is no MLP.
 """
 
 import math
 import re
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -25,47 +16,53 @@ from postx import mixers
 from postx.mixers import attention
 from postx.nn import MLP, ChannelMix, MoE, RMSNorm
 
-MIXERS = {  # letter: (module in postx.mixers, default options)
-    "A": ("attention", {}),
-    "L": ("attention", {"window": 64}),
-    "K": ("mla", {}),
-    "M": ("mamba", {}),
-    "S": ("ssd", {}),
-    "I": ("s4d", {}),
-    "H": ("hyena", {}),
-    "C": ("shortconv", {}),
-    "N": ("linear", {}),
-    "T": ("retnet", {}),
-    "W": ("gla", {}),
-    "D": ("deltanet", {}),
-    "G": ("gated_deltanet", {}),
-    "R": ("rglru", {}),
-    "4": ("rwkv4", {}),
-    "6": ("rwkv6", {}),
-    "7": ("rwkv7", {}),
-}
 BARE = "PZ"  # they read the stream itself, and no MLP follows
 MLPS = {"F": MLP, "E": MoE, "V": ChannelMix}
-WITHOUT_MLP = "MSPZ"  # by default: a Mamba block has its own gate and expansion
 NORMS = {"rms": RMSNorm, "layer": nn.LayerNorm}
-IN_PLACE = ("attention", "mla")  # their Layers can write into the cache that they are given
+
+
+def letters():
+    """{letter: (mixer, options of its Layer)}, as the files of the mixers say. ValueError where two claim one."""
+    found = {}
+    for name in mixers.names():
+        module = mixers.load(name)
+        own = {module.LETTER: {}} if hasattr(module, "LETTER") else {}
+        for letter, options in (own | getattr(module, "VARIANTS", {})).items():
+            if letter in found or letter in BARE or letter in MLPS or len(letter) != 1:
+                raise ValueError(f"LETTER: {letter!r} of {name} is taken, or no single letter")
+            found[letter] = name, options
+    return found
+
+
+MIXERS = letters()
+
+
+def module(key):
+    """The mixer that a letter or a name stands for; None for P, Z and MLPs."""
+    return None if key in BARE or key in MLPS else mixers.load(MIXERS[key][0] if key in MIXERS else key)
 
 
 def places(pattern):
-    """The places of a pattern, each a string of letters: places("M(AS)F") == ["M", "AS", "F"].
+    """The places of a pattern, each a string of letters, or a tuple of letters and names.
 
-    Raises ValueError for a letter that is not in the table, or brackets that do not match.
+    >>> places("M(AS)F"), places(["gla", ("attention", "S"), "F"])
+    (['M', 'AS', 'F'], [('gla',), ('attention', 'S'), 'F'])
+
+    Raises ValueError for what is no letter and no mixer, or brackets that do not match.
     """
-    found = re.findall(r"\(([^()]+)\)|([^()])", pattern)
-    names = [group or letter for group, letter in found]
-    if "".join(f"({group})" if group else letter for group, letter in found) != pattern or not names:
-        raise ValueError(f"pattern: cannot read {pattern!r}: letters, and groups such as (AS)")
+    if isinstance(pattern, str):
+        found = re.findall(r"\(([^()]+)\)|([^()])", pattern)
+        names = [group or letter for group, letter in found]
+        if "".join(f"({group})" if group else letter for group, letter in found) != pattern or not names:
+            raise ValueError(f"pattern: cannot read {pattern!r}: letters, and groups such as (AS)")
+    else:
+        names = [x if x in BARE or x in MLPS else (x,) if isinstance(x, str) else tuple(x) for x in pattern]
     for name in names:
-        for letter in name:
-            if letter not in MIXERS and not (name == letter and (letter in MLPS or letter in BARE)):
-                table = ", ".join(f"{x} {module}" for x, (module, _) in MIXERS.items())
+        for key in name:
+            if key not in MIXERS and key not in mixers.names() and not (name == key and (key in MLPS or key in BARE)):
+                table = ", ".join(f"{letter} {mixer}" for letter, (mixer, _) in MIXERS.items())
                 raise ValueError(
-                    f"pattern: no letter {letter!r} as in {name!r}; there are {table}; alone P, Z, F, E, V"
+                    f"pattern: no letter {key!r} as in {name!r}; there are {table}; alone P, Z, F, E, V; and names"
                 )
     return names
 
@@ -73,7 +70,7 @@ def places(pattern):
 def mlps(names, mlp):
     """The MLP letter of each place. Raises ValueError for unknown letters, or neither one nor one for each mixer."""
     if mlp is None:
-        return [n if n in MLPS else "-" if set(n) <= set(WITHOUT_MLP) else "F" for n in names]
+        return [n if n in MLPS else "-" if all(_follow(key) == "-" for key in n) else "F" for n in names]
     free = [n for n in names if n not in MLPS and n not in BARE]
     if len(mlp) not in (1, len(free)) or set(mlp) - set(MLPS) - {"-"}:
         raise ValueError(f"mlp: expected 1 or {len(free)} letters out of {', '.join(MLPS)} and -, got {mlp!r}")
@@ -81,53 +78,67 @@ def mlps(names, mlp):
     return [n if n in MLPS else "-" if n in BARE else next(rest) for n in names]
 
 
+def _follow(key):
+    return "-" if key in BARE else getattr(module(key), "FOLLOW", "F")
+
+
+class Context(NamedTuple):
+    """What the places of one pass share; `cross` is what they hand to each other."""
+
+    lengths_B: torch.Tensor | None = None
+    reset_BT: torch.Tensor | None = None
+    form: str = "auto"
+    inplace: bool = False
+    cross: dict | None = None
+
+    def call(self, part, x_BTD, S):
+        """The one contract of what stands in a place: part(x, S, context) -> (y, S, load).
+
+        A part takes the fields that its `TAKES` names beside `SIDE`. MLPs have no state: theirs is ().
+        """
+        if isinstance(part, MoE):
+            y, load = part(x_BTD)
+            return y, (), load
+        if isinstance(part, MLP):
+            return part(x_BTD), (), None
+        names = *mixers.SIDE, *getattr(part, "TAKES", ())
+        return *part(x_BTD, S, **{name: getattr(self, name) for name in names}), None
+
+
 class Block(nn.Module):
     """One place: x = x + the sum of its mixers on norm(x), then x = x + mlp(norm(x)).
 
-    Block(x_BTD, S, cross, side) -> (x_BTD, S, load): S holds the state of each mixer, and of the MLP where it has
-    one; load is that of a mixture of experts, or None. `cross` is what the places of one pass hand to each other.
+    Block(x_BTD, S, context) -> (x_BTD, S, load): S holds the state of each of its parts; load is that of a mixture of
+    experts, or None.
     """
 
     def __init__(self, D, letters, mlp, options, norm, eps):
         super().__init__()
-        self.letters = "" if letters in MLPS else letters
-        self.norm = norm(D, eps) if self.letters and letters not in BARE else None
-        self.mix = nn.ModuleList(mixer(letter, D, options.get(letter, {})) for letter in self.letters)
+        keys = () if letters in MLPS else letters
+        self.norm = norm(D, eps) if keys and letters not in BARE else None
+        self.mix = nn.ModuleList(mixer(key, D, options.get(key, {})) for key in keys)
         self.mlp_norm = norm(D, eps) if mlp != "-" else None
         self.mlp = MLPS[mlp](D, **options.get(mlp, {})) if mlp != "-" else None
 
-    def forward(self, x, S, cross, *, form, inplace, **side):
-        seen, after, load = x if self.norm is None else self.norm(x), [], None
-        S = (None,) * len(self.letters) + (None,) if S is None else (*S, None)
-        for letter, mix, S_i in zip(self.letters, self.mix, S, strict=False):
-            more = {} if letter == "P" else {"form": form}
-            if letter in "7Z":
-                more["cross"] = cross
-            if letter == "Z" or letter in MIXERS and MIXERS[letter][0] in IN_PLACE:
-                more["inplace"] = inplace
-            y, S_i = mix(seen, S_i, **more, **side)
-            x = x + y
-            after.append(S_i)
-        if isinstance(self.mlp, ChannelMix):
-            y, S_i = self.mlp(self.mlp_norm(x), S[len(self.letters)], **side)
-            x = x + y
-            after.append(S_i)
-        elif isinstance(self.mlp, MoE):
-            y, load = self.mlp(self.mlp_norm(x))
-            x = x + y
-        elif self.mlp is not None:
-            x = x + self.mlp(self.mlp_norm(x))
+    def forward(self, x, S, context):
+        after, load = [], None
+        for norm, parts in ((self.norm, self.mix), (self.mlp_norm, [] if self.mlp is None else [self.mlp])):
+            seen = x if norm is None else norm(x)
+            for part in parts:
+                y, S_i, more = context.call(part, seen, S[len(after)] if S else None)
+                x, load = x + y, more or load
+                after.append(S_i)
         return x, tuple(after), load
 
 
-def mixer(letter, D, options):
-    """The layer that a letter stands for, with its default options overridden."""
-    if letter == "P":
+def mixer(key, D, options):
+    """The layer that a letter or a name stands for, with its default options overridden."""
+    if key == "P":
         return Positions(D, **options)
-    if letter == "Z":
+    if key == "Z":
         return Place(D)
-    name, default = MIXERS[letter]
-    return mixers.load(name).Layer(D, **default | options)
+    default = MIXERS[key][1] if key in MIXERS else {}
+    return module(key).Layer(D, **default | options)
 
 
 class Shared(nn.Module):
@@ -155,6 +166,8 @@ class Shared(nn.Module):
 class Place(nn.Module):
     """Where the shared block stands: its weights come in `cross`, only the matrix on its output is the place's own."""
 
+    TAKES = ("inplace", "cross")
+
     def __init__(self, D):
         super().__init__()
         self.out = nn.Linear(D, D, bias=False)
@@ -179,7 +192,7 @@ class Positions(nn.Module):
         if self.table is not None:
             nn.init.normal_(self.table.weight, std=0.02)
 
-    def forward(self, x_BTD, S=None, *, lengths_B=None, reset_BT=None):
+    def forward(self, x_BTD, S=None, *, lengths_B=None, reset_BT=None, form=None):
         B, T = x_BTD.shape[:2]
         token = torch.arange(T, device=x_BTD.device)
         start_B = S[0] if S else torch.zeros(B, dtype=torch.int64, device=x_BTD.device)

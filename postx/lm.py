@@ -1,4 +1,4 @@
-"""Language models from pattern strings: each letter is one place in a residual stack.
+"""Language models from patterns: each letter of a string, or each name of a list, is one place in a residual stack.
 
     x = embed(ids)      at each place: x = x + mixer(norm(x)), x = x + mlp(norm(x))      logits = head(norm(x))
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from postx.blocks import MIXERS, NORMS, Block, Shared, mlps, places
+from postx.blocks import MIXERS, NORMS, Block, Context, Shared, mlps, module, places
 from postx.nn import MoE
 from postx.shapes import check, state_dtype
 
@@ -36,7 +36,7 @@ class LM(nn.Module):
     each; by default F after every mixer but Mamba's, which have their own gate. tied: the head is the embedding.
     norm: "rms" or "layer"; embed_norm: one after the embedding too (RWKV). form: how mixers compute ("auto", or a form
     that all of them have). What crosses places goes through one dictionary of each call: the embedding and the
-    shared block (Z), the first value (7). Built under `torch.device("meta")` it takes no memory.
+    shared block (Z), the first value of RWKV-7. Built under `torch.device("meta")` it takes no memory.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class LM(nn.Module):
         super().__init__()
         names, options = places(pattern), options or {}
         follow = mlps(names, mlp)
-        unknown = set(options) - set("".join(names)) - set(follow)
+        unknown = set(options).difference(*names, follow)
         if unknown:
             raise ValueError(f"options: {', '.join(sorted(unknown))} not in the pattern {pattern!r} or its MLPs")
         if norm not in NORMS:
@@ -54,12 +54,12 @@ class LM(nn.Module):
         self.pattern, self.form = pattern, form
         self.embed = nn.Embedding(Y, D)
         self.embed_norm = NORMS[norm](D, eps) if embed_norm else None
-        self.blocks, first = nn.ModuleList(), True
+        self.blocks, seen = nn.ModuleList(), set()
         for letters, after in zip(names, follow, strict=True):
-            mine = options
-            if "7" in letters and first:  # it gives its value to the later ones, and blends in none
-                mine, first = options | {"7": options.get("7", {}) | {"value_rank": 0}}, False
+            first = {key: getattr(module(key), "FIRST", {}) for key in letters if key not in seen}
+            mine = options | {key: options.get(key, {}) | more for key, more in first.items() if more}
             self.blocks.append(Block(D, letters, after, mine, NORMS[norm], eps))
+            seen.update(letters)
         self.shared = Shared(D, eps=eps, **options.get("Z", {})) if "Z" in names else None
         self.norm = NORMS[norm](D, eps)
         self.head = None if tied else nn.Linear(D, Y, bias=False)
@@ -68,7 +68,7 @@ class LM(nn.Module):
     def _start(self, std):
         """Normal weights of deviation std; what writes to the stream is scaled by (2 L)^-1/2 (GPT-2, sec. 2.3).
 
-        Only plain projections: what a mixer starts in its own way (decays, time steps, filters, taps) stays.
+        Only plain projections: what a mixer starts in its own way (decays, filters, taps, `OWN` projections) stays.
         """
         nn.init.normal_(self.embed.weight, std=std)
         scale = (2 * len(self.blocks)) ** -0.5
@@ -80,7 +80,7 @@ class LM(nn.Module):
         for part in parts:
             part = [part, part.shared] if isinstance(part, MoE) and part.shared is not None else [part]
             for name, child in (pair for p in part for pair in p.named_children()):
-                if isinstance(child, nn.Linear) and name != "delta":
+                if isinstance(child, nn.Linear) and name not in getattr(part[0], "OWN", ()):
                     nn.init.normal_(child.weight, std=std * (scale if name == "out" else 1))
                     if child.bias is not None:
                         nn.init.zeros_(child.bias)
@@ -103,10 +103,10 @@ class LM(nn.Module):
         if self.embed_norm is not None:
             x = self.embed_norm(x)
         cross = {"embedding": x, "shared": self.shared}
-        side = {"lengths_B": lengths_B, "reset_BT": reset_BT, "form": form or self.form, "inplace": inplace}
+        context = Context(lengths_B, reset_BT, form or self.form, inplace, cross)
         after, loads = [], []
         for i, block in enumerate(self.blocks):
-            x, S_i, load = block(x, None if S is None else S[i], cross, **side)
+            x, S_i, load = block(x, None if S is None else S[i], context)
             after.append(S_i)
             if load is not None:
                 loads.append(load)

@@ -66,7 +66,7 @@ class ChannelMix(nn.Module):
         self.mix_D = nn.Parameter(torch.full((D,), 0.5))
         self.up, self.out = nn.Linear(D, F, bias=False), nn.Linear(F, D, bias=False)
 
-    def forward(self, x_BTD, S=None, **side):
+    def forward(self, x_BTD, S=None, *, form=None, **side):
         previous, last_BD = token_shift(x_BTD, S[0] if S else None, **side)
         seen = torch.lerp(x_BTD, previous, self.mix_D)
         return self.out(functional.relu(self.up(seen)).square()), (last_BD,)

@@ -8,19 +8,28 @@ from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 
-from postx.blocks import MLPS, places
+from postx.blocks import MIXERS, MLPS, module, places
 from postx.models import MODELS
 from postx.style import FAMILY, RC
 
-# Letters of postx.blocks by what they keep: a growing cache, a window, a state, the last inputs.
+# What a layer keeps: a growing cache, a window, a state, the last inputs; by the mixers' `FAMILY`.
 KINDS = {
-    "attention": ("AKZ", FAMILY["attention"]),
-    "local attention": ("L", FAMILY["diffusion"]),
-    "state space": ("MS", FAMILY["ssm"]),
-    "linear attention": ("GN", FAMILY["linear"]),
-    "linear RNN": ("R", FAMILY["liquid"]),
-    "convolution": ("CH", FAMILY["conv"]),
+    "attention": FAMILY["attention"],
+    "local attention": FAMILY["diffusion"],
+    "state space": FAMILY["ssm"],
+    "linear attention": FAMILY["linear"],
+    "linear RNN": FAMILY["liquid"],
+    "convolution": FAMILY["conv"],
 }
+FAMILIES = {color: kind for kind, color in KINDS.items()}
+
+
+def kind(letter):
+    """The kind of a letter of `postx.blocks`; Zamba's shared block (Z) is attention."""
+    _, options = MIXERS.get(letter, (None, {}))
+    if "window" in options:
+        return "local attention"
+    return "attention" if letter == "Z" else FAMILIES[FAMILY[module(letter).FAMILY]]
 
 
 @dataclass(frozen=True)
@@ -53,9 +62,9 @@ class Strip:
         start, step = {"": (len(self.mixers), 1), "all": (0, 1), "rest": (1, 1), "half": (1, 2)}[self.experts]
         return list(range(start, len(self.mixers), step))
 
-    def count(self, kind):
+    def count(self, wanted):
         """Layers that hold a mixer of that kind."""
-        return sum(any(letter in KINDS[kind][0] for letter in place) for place in self.mixers)
+        return sum(wanted in map(kind, place) for place in self.mixers)
 
     def share(self):
         """Attention layers and all layers as the figure writes them: "4 of 32", or "8 local of 26"."""
@@ -114,13 +123,13 @@ def draw(field=FIELD):
         ax.text(LEFT, 3, "first layer", size=SIZE - 1, va="top")
         ax.text(RIGHT, 3, "last", size=SIZE - 1, va="top", ha="right")
         ax.text(WIDTH - 3, 3, "attention", size=SIZE - 1, va="top", ha="right")
-        cells, dots = {kind: [] for kind in KINDS}, []
+        cells, dots = {name: [] for name in KINDS}, []
         for row, strip in enumerate(field):
             y = TOP + ROW * row
             _row(ax, strip, y, cells, dots)
-        for kind, patches in cells.items():
+        for name, patches in cells.items():
             if patches:
-                ax.add_collection(PatchCollection(patches, facecolor=KINDS[kind][1], linewidth=0))
+                ax.add_collection(PatchCollection(patches, facecolor=KINDS[name], linewidth=0))
         ax.add_collection(PatchCollection(dots, facecolor="black", linewidth=0))
         _legend(ax, TOP + ROW * len(field) + 12)
     return fig
@@ -137,18 +146,17 @@ def _row(ax, strip, y, cells, dots):
     tall = ROW - 6.5
     for i, place in enumerate(mixers):
         for part, letter in enumerate(place):
-            (kind,) = [name for name, (letters, _) in KINDS.items() if letter in letters]
             low, high = part / len(place) * tall, (part + 1) / len(place) * tall
-            cells[kind].append(Rectangle((LEFT + i * step, y + 1.5 + low), step * 0.86, high - low))
+            cells[kind(letter)].append(Rectangle((LEFT + i * step, y + 1.5 + low), step * 0.86, high - low))
     for i in strip.expert_layers():
         dots.append(Circle((LEFT + (i + 0.43) * step, y + ROW - 2.6), min(1.1, 0.42 * step)))
 
 
 def _legend(ax, y):
-    spots = {kind: (3 + 134 * (i % 3), y + 16 * (i // 3)) for i, kind in enumerate(KINDS)}
-    for kind, (x, top) in spots.items():
-        ax.add_patch(Rectangle((x, top - 5), 10, 10, facecolor=KINDS[kind][1], linewidth=0))
-        ax.text(x + 15, top, kind, size=SIZE - 0.5, va="center")
+    spots = {name: (3 + 134 * (i % 3), y + 16 * (i // 3)) for i, name in enumerate(KINDS)}
+    for name, (x, top) in spots.items():
+        ax.add_patch(Rectangle((x, top - 5), 10, 10, facecolor=KINDS[name], linewidth=0))
+        ax.text(x + 15, top, name, size=SIZE - 0.5, va="center")
     ax.add_patch(Circle((8, y + 33), 1.6, facecolor="black", linewidth=0))
     ax.text(18, y + 33, "a mixture of experts follows; a cell cut in two runs both mixers side by side",
             size=SIZE - 0.5, va="center")  # fmt: skip

@@ -2,14 +2,19 @@
 
 import copy
 import functools
+import importlib
 import io
+import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from postx.blocks import MIXERS
+from postx import mixers
+from postx.blocks import MIXERS, letters
 from postx.lm import LM, count, generate, leaves, places, sample, size
-from postx.mixers import FORMS, forms, load, map_state
+from postx.mixers import FORMS, forms, gla, load, map_state
 from postx.nn import MoE
 
 SMALL = {"S": {"K": 8}, "L": {"window": 5}, "H": {"W": 7, "hidden": 8}, "7": {"value_rank": 3}, "P": {"size": 64}}
@@ -31,8 +36,8 @@ B, T, Y = 2, 9, 32
 def model(case):
     torch.manual_seed(0)
     kw = dict(CASES[case])
-    letters = {x for x in kw["pattern"] if x in SMALL}
-    options = {x: SMALL[x] for x in letters} | kw.pop("options", {})
+    mine = {x for x in kw["pattern"] if x in SMALL}
+    options = {x: SMALL[x] for x in mine} | kw.pop("options", {})
     lm = LM(kw.pop("pattern"), 16, Y, options=options, std=0.2, **kw).double()
     return lm
 
@@ -155,6 +160,29 @@ def test_state_size_is_known_without_computing(case):
     assert lm.state_floats(T, B) == sum(
         x.numel() * (1 + x.is_complex()) for x in leaves(S) if x.is_floating_point() or x.is_complex()
     )
+
+
+def test_a_new_mixer_goes_by_its_name_and_needs_no_chunked_form(tmp_path, monkeypatch):
+    """A file with `recurrent` and `parallel` alone: a model of it trains, resumes, and is measured on any device."""
+    source = Path(gla.__file__).read_text(encoding="utf8")
+    alone = re.sub(r"@packed\ndef chunked.*?(?=^def |^@)", "", source.replace('"W"', '"Q"'), flags=re.M | re.S)
+    (tmp_path / "standin.py").write_text(alone, encoding="utf8")
+    monkeypatch.setattr(mixers, "__path__", [*mixers.__path__, str(tmp_path)])
+    monkeypatch.setitem(sys.modules, "postx.mixers.standin", importlib.import_module("postx.mixers.standin"))
+    assert forms(load("standin")) == ["recurrent", "parallel"]
+    assert letters()["Q"] == ("standin", {})
+    torch.manual_seed(0)
+    lm = LM(["standin", ("attention", "S"), "F"], 16, Y, options={"standin": {"H": 2}}).double()
+    S = lm(ids())[1]
+    assert lm.state_bytes(T, B) == size(S)
+    want = lm(ids())[0]
+    close(torch.cat([lm(ids()[:, :5])[0], lm(ids()[:, 5:], lm(ids()[:, :5])[1])[0]], 1), want)
+    weights = {n: torch.empty_like(x, device="meta") for n, x in lm.named_parameters()}
+    torch.func.functional_call(lm, weights, (ids().to("meta"),))[0].sum().backward()
+    with pytest.raises(ValueError, match="form: standin has 'recurrent', 'parallel' and 'auto', not 'chunked'"):
+        lm(ids(), form="chunked")
+    with pytest.raises(ValueError, match="no letter 'kda'"):
+        LM(["kda"], 16)
 
 
 def test_loss_is_the_mean_over_targets_that_count():

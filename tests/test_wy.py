@@ -86,8 +86,8 @@ BROKEN = [
     ("writes do not fade", "S + (k * to_end).mT @ u", "S + k.mT @ u", "gated_deltanet"),
     ("erased part not read", "@ v - _pairs(q, b, after) @ r", "@ v", "rwkv7"),
     ("erased part kept", "@ v - (b * to_end).mT @ r", "@ v", "rwkv7"),
-    ("padding fades", "g = None if g is None else torch.where(real[..., None], g, 0)", "", "gated_deltanet"),
-    ("padding erases", "beta_BTH, v_BTHV = beta_BTH * real,", "beta_BTH, v_BTHV = beta_BTH,", "deltanet"),
+    ("padding fades", "beta_BTH, v_BTHV, g = (None", "beta_BTH, v_BTHV, _ = (None", "gated_deltanet"),
+    ("padding erases", "beta_BTH, v_BTHV, g = (None", "_, v_BTHV, g = (None", "deltanet"),
 ]  # fmt: skip
 
 

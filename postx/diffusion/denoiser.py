@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from postx.blocks import NORMS, Block
+from postx.blocks import NORMS, Block, Context
 from postx.shapes import check
 
 
@@ -68,7 +68,7 @@ class Denoiser(nn.Module):
             check({"B": sizes["B"]}, t_B=t_B)
             h = h + self.time(t_B.to(h.dtype))[:, None]
         for block in self.blocks:
-            h, _, _ = block(h, None, {}, form="auto", inplace=False, lengths_B=None, reset_BT=None)
+            h, _, _ = block(h, None, Context())
         weight = self.embed.weight[: self.Y] if self.head is None else self.head.weight
         return functional.linear(self.norm(h), weight)
 

@@ -25,6 +25,9 @@ from postx.mixers._rope import Rope
 from postx.shapes import check, check_shared, pick, real, state_dtype
 
 __all__ = ["Layer", "Rope", "bidirectional", "chunked", "cost", "example", "init", "parallel", "recurrent", "step"]
+FAMILY, LETTER = "attention", "A"
+VARIANTS = {"L": {"window": 64}}  # local
+AUTO = {"near": "chunked"}  # its `recurrent` does the same work, one token at a time
 
 
 def init(q_BHK, k_BGK, v_BGV, *, window=None, **_):
@@ -187,6 +190,8 @@ class Layer(nn.Module):
     causal=False: every token sees every other, by `bidirectional`; there is no state then, and S comes back empty.
     Raises ValueError where G does not divide H, or H does not divide D and K is not given.
     """
+
+    TAKES = ("inplace",)
 
     def __init__(
         self, D, H=4, G=None, K=None, V=None, window=None, rope=True, chunk=64,

@@ -24,9 +24,10 @@ import torch
 from torch import nn
 
 from postx.cost import Cost
-from postx.mixers import by_form, packed
+from postx.mixers import Still, by_form, packed
 from postx.shapes import check, check_lengths, positive, real, state_dtype
 
+FAMILY = "liquid"
 HEADS = ("left", "right", "rate", "shift")
 
 
@@ -112,7 +113,7 @@ class Layer(nn.Module):
         self.inward, self.out = nn.Linear(D, F), nn.Linear(width, D)
         self.r_DF = nn.Parameter(torch.empty(width, F).uniform_(-1, 1) * math.sqrt(6 / (D + width + F)))
         self.heads_HFD = nn.Parameter(torch.empty(4, F, width).uniform_(-1, 1) * math.sqrt(6 / (F + width)))
-        self.bias_HD = nn.Parameter(torch.zeros(4, width))
+        self.bias_HD = Still(torch.zeros(4, width))
 
     def forward(self, x_BTD, S=None, *, dt_BT=None, form="auto", **side):
         dt_BT = torch.ones_like(x_BTD[..., 0]) if dt_BT is None else dt_BT

@@ -25,6 +25,9 @@ from postx.cost import delta_recurrence
 from postx.mixers import _conv, _wy, by_form, packed
 from postx.shapes import check, check_lengths, state_dtype
 
+FAMILY, LETTER = "linear", "D"
+AUTO = {"triton": "recurrent"}  # one kernel
+
 
 def init(q_BHK, k_BHK, v_BHV, beta_BH):
     """The empty table, S_BHKV."""

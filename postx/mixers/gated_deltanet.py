@@ -25,6 +25,9 @@ from postx.cost import Cost, delta_recurrence
 from postx.mixers import _conv, _wy, by_form, packed
 from postx.shapes import check, check_lengths, check_shared, state_dtype
 
+FAMILY, LETTER = "linear", "G"
+AUTO = {"triton": "recurrent"}  # one kernel
+
 
 def init(q_BGK, k_BGK, v_BHV, beta_BH, g_BH):
     """The empty table, S_BHKV: one a value head."""

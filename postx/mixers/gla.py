@@ -22,6 +22,8 @@ from postx.mixers import _conv, by_form, packed
 from postx.scans.chunked import decay_chunked
 from postx.shapes import check, pick, state_dtype
 
+FAMILY, LETTER = "linear", "W"
+AUTO = {"triton": "recurrent"}  # one kernel
 TEMPERATURE = 16  # a gate of 1/2 then keeps 0.958 of the table, not half of it
 
 

@@ -23,8 +23,12 @@ import torch
 from torch import nn
 
 from postx.cost import Cost, long_convolution
-from postx.mixers import _conv, by_form, packed, s4d
+from postx.mixers import Still, _conv, by_form, packed, s4d
 from postx.shapes import check, check_lengths, pick, real, state_dtype
+
+FAMILY, LETTER = "conv", "H"
+AUTO = {"near": "parallel", "far": "parallel"}  # few large operations beat any loop
+GROWS = "W"
 
 
 def init(v_BD, x_BLD, *, response_LDW, skip_LD):
@@ -213,7 +217,7 @@ class Layer(nn.Module):
         self.input, self.out = nn.Linear(D, width), nn.Linear(D, D)
         self.weight_DW = nn.Parameter(torch.randn(width, short) / math.sqrt(short))
         self.filters = Filters(order, D, W, hidden=hidden)
-        self.skip_LD = nn.Parameter(torch.randn(order, D))
+        self.skip_LD = Still(torch.randn(order, D))
 
     def forward(self, x_BTD, S=None, *, form="auto", lengths_B=None, reset_BT=None, **side):
         S_short, S_long = S if S else (None, None)

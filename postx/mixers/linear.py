@@ -21,6 +21,9 @@ from postx.mixers import _conv, by_form, packed
 from postx.scans.chunked import decay_chunked
 from postx.shapes import check, check_lengths, check_shared, pick, state_dtype
 
+FAMILY, LETTER = "linear", "N"
+AUTO = {"triton": "recurrent"}  # one kernel
+
 
 def phi(x):
     """elu(x) + 1, as x + 1 above zero and exp(x) below: `elu(x) + 1` itself is 0 in float32 from x = -18 on."""

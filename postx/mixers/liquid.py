@@ -37,6 +37,7 @@ from postx.cost import Cost
 from postx.mixers import _liquid, by_form, packed
 from postx.shapes import check, check_lengths, pick, positive, real, state_dtype
 
+FAMILY = "liquid"
 SOLVERS = ("fused", "exact")
 IMPLEMENTATIONS = ("torch", "numba")
 

@@ -23,8 +23,12 @@ from torch.nn.functional import silu, softplus
 
 from postx import scans
 from postx.cost import Cost, ssm_scan
-from postx.mixers import _conv, by_form, packed
+from postx.mixers import Still, _conv, by_form, packed
 from postx.shapes import check, check_lengths, pick, real, state_dtype
+
+FAMILY, LETTER = "ssm", "M"
+FOLLOW = "-"  # the block has its own gate and expansion
+AUTO = {"triton": "recurrent"}  # one kernel
 
 
 def init(u_BD, delta_BD, write_BN, read_BN, *, A_DN, skip_D):
@@ -152,6 +156,8 @@ class Layer(nn.Module):
     delta's channels, write and read (Jamba). S = (last inputs of the convolution, S_BDN).
     """
 
+    OWN = ("delta",)
+
     def __init__(self, D, *, N=16, expand=2, rank=None, width=4, norms=False):
         super().__init__()
         inner, self.N, self.rank = expand * D, N, rank or math.ceil(D / 16)
@@ -166,7 +172,7 @@ class Layer(nn.Module):
         first = torch.empty(inner).uniform_(math.log(1e-3), math.log(0.1)).exp()
         with torch.no_grad():
             self.delta.bias.copy_(first + torch.log(-torch.expm1(-first)))  # softplus of this is `first`
-        self.log_rate_DN = nn.Parameter(torch.log(-decays(inner, N)))
+        self.log_rate_DN = Still(torch.log(-decays(inner, N)))
         self.skip_D = nn.Parameter(torch.ones(inner))
         self.out = nn.Linear(inner, D, bias=False)
 

@@ -31,7 +31,8 @@ from postx.mixers.attention import read
 from postx.shapes import check, pick, real, state_dtype
 
 __all__ = ["Layer", "chunked", "cost", "example", "init", "parallel", "recurrent", "step", "step_absorbed"]
-
+FAMILY, LETTER = "attention", "K"
+AUTO = {"near": "chunked"}  # its `recurrent` does the same work, one token at a time
 ROPE = Rope(pairing="interleaved")
 
 
@@ -159,6 +160,8 @@ class Layer(nn.Module):
     `Layer(x_BTD, S=None) -> (y_BTD, S)`, computed by `chunked`; one token with `inplace=True` by
     `step_absorbed`. Rq is the queries' latent width. No biases.
     """
+
+    TAKES = ("inplace",)
 
     def __init__(self, D, H=4, R=None, Rq=None, nope=None, rotary=None, V=None, rope=ROPE, chunk=64):
         super().__init__()

@@ -24,6 +24,9 @@ from postx.mixers._rope import Rope
 from postx.scans.chunked import decay_chunked
 from postx.shapes import check, check_lengths, pick, real, state_dtype
 
+FAMILY, LETTER = "linear", "T"
+AUTO = {"triton": "recurrent"}  # one kernel
+
 
 def log_gamma(H, dtype=torch.float64):
     """g_H = log(1 - 2^(-5-h)), h = 0..H-1: half-lives of 22, 44, 88, ... tokens. log1p, for the last heads' sake."""

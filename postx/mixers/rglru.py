@@ -29,9 +29,10 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost
-from postx.mixers import _conv, by_form, packed
+from postx.mixers import Still, _conv, by_form, packed
 from postx.shapes import check, check_lengths, pick, positive, real, state_dtype
 
+FAMILY, LETTER = "liquid", "R"
 FIRST = ("whole", "scaled")
 
 
@@ -214,7 +215,7 @@ class Layer(nn.Module):
         self.bias_D = nn.Parameter(torch.zeros(width))
         block = width // H
         self.gates_HKV = nn.Parameter(torch.randn(H, block, 2 * block) / math.sqrt(block))
-        self.gates_HV = nn.Parameter(torch.zeros(H, 2 * block))
+        self.gates_HV = Still(torch.zeros(H, 2 * block))
         a_D = torch.empty(width).uniform_(0.9, 0.999)
         self.lambda_D = nn.Parameter(torch.log(torch.expm1(-torch.log(a_D) / c)))  # inverse of softplus
         self.out = nn.Linear(width, D)

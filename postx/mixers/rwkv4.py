@@ -18,9 +18,12 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost
-from postx.mixers import by_form, packed
+from postx.mixers import Still, by_form, packed
 from postx.mixers._shift import token_shift
 from postx.shapes import check, check_lengths, pick, real, state_dtype
+
+FAMILY, LETTER = "linear", "4"
+AUTO = {"far": "parallel"}  # few large operations beat a loop over chunks
 
 
 def init(k_BD, v_BD, *, g_D, u_D):
@@ -145,7 +148,7 @@ class Layer(nn.Module):
 
     def __init__(self, D):
         super().__init__()
-        self.mix_3D = nn.Parameter(torch.linspace(0, 1, D).repeat(3, 1))
+        self.mix_3D = Still(torch.linspace(0, 1, D).repeat(3, 1))
         self.decay_D = nn.Parameter(torch.linspace(-5, 3, D))
         self.u_D = nn.Parameter(torch.arange(D) % 3 * 0.5 - 0.5 + torch.tensor(0.3).log())
         self.k, self.v, self.r, self.out = (nn.Linear(D, D, bias=False) for _ in range(4))

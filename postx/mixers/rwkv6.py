@@ -18,10 +18,13 @@ from torch.nn.functional import silu
 
 from postx import scans
 from postx.cost import Cost, decay_recurrence
-from postx.mixers import by_form, packed
+from postx.mixers import Still, by_form, packed
 from postx.mixers._shift import token_shift
 from postx.scans.chunked import decay_chunked
 from postx.shapes import check, pick, state_dtype
+
+FAMILY, LETTER = "linear", "6"
+AUTO = {"triton": "recurrent"}  # one kernel
 
 
 def init(q_BHK, k_BHK, v_BHV, g_BHK, *, u_HK):
@@ -106,7 +109,7 @@ class Layer(nn.Module):
         if D % (2 * H) and (K is None or V is None):
             raise ValueError(f"D: expected a multiple of 2 H = {2 * H} where K or V is not given, got {D}")
         self.H, K, V = H, K or D // (2 * H), V or D // H
-        self.first_D, self.mix_5D = nn.Parameter(torch.full((D,), 0.5)), nn.Parameter(torch.full((5, D), 0.5))
+        self.first_D, self.mix_5D = nn.Parameter(torch.full((D,), 0.5)), Still(torch.full((5, D), 0.5))
         self.mix_down = nn.Linear(D, 5 * rank, bias=False)
         self.mix_up_5RD = nn.Parameter(torch.empty(5, rank, D))
         nn.init.uniform_(self.mix_up_5RD, -0.01, 0.01)
@@ -115,8 +118,8 @@ class Layer(nn.Module):
         self.decay = nn.Sequential(
             nn.Linear(D, rank, bias=False), nn.Tanh(), nn.Linear(rank, H * K, bias=False)
         )
-        self.decay_HK = nn.Parameter(torch.linspace(-6, 1, K).repeat(H, 1))
-        self.u_HK = nn.Parameter(torch.linspace(0, 1, K).repeat(H, 1))
+        self.decay_HK = Still(torch.linspace(-6, 1, K).repeat(H, 1))
+        self.u_HK = Still(torch.linspace(0, 1, K).repeat(H, 1))
         self.norm, self.out = nn.GroupNorm(H, H * V, eps=64e-5), nn.Linear(H * V, D, bias=False)
 
     def forward(self, x_BTD, S=None, *, form="auto", **side):

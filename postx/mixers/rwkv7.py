@@ -27,9 +27,12 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost
-from postx.mixers import _wy, by_form, packed
+from postx.mixers import Still, _wy, by_form, packed
 from postx.shapes import check, check_lengths, state_dtype
 
+FAMILY, LETTER = "linear", "7"
+AUTO = {"triton": "recurrent"}  # one kernel
+FIRST = {"value_rank": 0}  # it gives its value to the later ones, and blends in none
 FASTEST = -math.exp(-0.5)  # the log-decay's lower end: a key keeps at least exp(-0.6065) = 0.545 of itself a token
 
 
@@ -118,12 +121,14 @@ class Layer(nn.Module):
     without. ranks: those of decay, a and gate, where they differ.
     """
 
+    TAKES = ("cross",)
+
     def __init__(self, D, *, H=None, rank=32, ranks=None, value_rank=0):
         super().__init__()
         self.H = H = H or max(1, D // 64)
         if D % H:
             raise ValueError(f"D: expected a multiple of H={H}, got {D}")
-        self.mix_6D = nn.Parameter(torch.full((6, D), 0.5))
+        self.mix_6D = Still(torch.full((6, D), 0.5))
         self.r, self.k, self.v, self.out = (nn.Linear(D, D, bias=False) for _ in range(4))
         down = [nn.Linear(D, n, bias=False) for n in ranks or (rank,) * 3]
         up = [nn.Linear(x.out_features, D, bias=i < 2) for i, x in enumerate(down)]
@@ -134,7 +139,7 @@ class Layer(nn.Module):
             self.value = nn.Sequential(nn.Linear(D, value_rank, bias=False), nn.Linear(value_rank, D))
         nn.init.uniform_(self.decay[-1].bias, -6, 1)
         self.removal_D, self.scale_D = nn.Parameter(torch.full((D,), 0.85)), nn.Parameter(torch.ones(D))
-        self.u_HK = nn.Parameter(torch.full((H, D // H), 0.1))
+        self.u_HK = Still(torch.full((H, D // H), 0.1))
         self.norm = nn.GroupNorm(H, D, eps=64e-5)
 
     def forward(self, x_BTD, S=None, *, form="auto", cross=None, **side):

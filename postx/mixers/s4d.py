@@ -19,9 +19,12 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost, ssm_scan
-from postx.mixers import by_form, packed
+from postx.mixers import Still, by_form, packed
 from postx.mixers._hippo import INITS, hippo_legs, inv, legs, lin, normal_plus_low_rank  # noqa: F401
 from postx.shapes import check, check_lengths, pick, real, state_dtype
+
+FAMILY, LETTER = "ssm", "I"
+AUTO = {"far": "parallel"}  # few large operations beat a loop over chunks
 
 
 def init(u_BD, *, delta_D, A_DN, C_DN, skip_D):
@@ -168,8 +171,8 @@ class Layer(nn.Module):
         if init not in INITS:
             raise ValueError(f"init: expected one of {', '.join(map(repr, INITS))}, got {init!r}")
         self.log_delta_D = nn.Parameter(torch.empty(D).uniform_(math.log(1e-3), math.log(0.1)))
-        self.log_A_real_DN = nn.Parameter(torch.full((D, N), math.log(0.5)))
-        self.A_imag_DN = nn.Parameter(INITS[init](D, N).imag.to(torch.get_default_dtype()))
+        self.log_A_real_DN = Still(torch.full((D, N), math.log(0.5)))
+        self.A_imag_DN = Still(INITS[init](D, N).imag.to(torch.get_default_dtype()))
         self.C_DN2 = nn.Parameter(
             torch.randn(D, N, 2) * math.sqrt(0.5)
         )  # real and imaginary part: optimizers want reals

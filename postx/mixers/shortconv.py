@@ -22,6 +22,9 @@ from postx.cost import short_convolution as _bill
 from postx.mixers import _conv, by_form, packed
 from postx.shapes import check, check_lengths, state_dtype
 
+FAMILY, LETTER = "conv", "C"
+AUTO = {"far": "parallel"}  # a few shifted products
+
 
 def init(b_BD, c_BD, x_BD, *, weight_DW):
     """No past: zeros S_BWD [B, W-1, D], at least float32."""

@@ -23,6 +23,10 @@ from postx.cost import Cost, decay_recurrence
 from postx.mixers import _conv, by_form, packed
 from postx.shapes import check, check_lengths, check_shared, pick, real, state_dtype
 
+FAMILY, LETTER = "ssm", "S"
+FOLLOW = "-"  # the block has its own gate and expansion
+AUTO = {"triton": "recurrent"}  # one kernel
+
 
 def init(q_BGK, k_BGK, v_BHV, g_BH):
     """The empty table of each head, S_BHKV, at least float32."""
