@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from postx.blocks import MIXERS, NORMS, Block, Context, Shared, mlps, module, places
 from postx.nn import MoE
-from postx.shapes import check, state_dtype
+from postx.shapes import check, state_dtype, trusted
 
 __all__ = ["LM", "MIXERS", "Count", "count", "generate", "leaves", "places", "sample", "size"]
 
@@ -176,7 +176,8 @@ def generate(lm, prompt_BT, n, *, temperature=1.0, top_k=None, generator=None, S
         ids_B1 = sample(logits[:, -1], temperature, top_k, generator)[:, None]
         chosen.append(ids_B1)
         if i < n - 1:
-            logits, S = lm(ids_B1, S, inplace=True)
+            with trusted():  # the model's own state: what fits the prompt fits a token
+                logits, S = lm(ids_B1, S, inplace=True)
     return torch.cat(chosen, 1), S
 
 

@@ -5,6 +5,7 @@ A check raises AssertionError, and returns the error that it measured.
 
 import inspect
 
+import pytest
 import torch
 
 from postx import mixers
@@ -89,6 +90,37 @@ def step_is_pure(mixer):
     first, second = (mixer.step(S, *token, **w) for _ in range(2))
     close(second, first, 0.0)
     close(S, before, 0.0)
+
+
+def bad_states_are_refused(mixer):
+    """A state with any axis collapsed to 1, or one too long, is no state of these tokens: by step and by every form."""
+    z, w = mixer.example(3)
+    S, token = warm_state(mixer), tuple(x[:, 0] for x in z)
+    good = leaves(S)
+    for i, x in enumerate(good):
+        for axis, n in enumerate(x.shape):
+            for wrong in (x.narrow(axis, 0, 1), torch.cat([x, x.narrow(axis, 0, 1)], axis)):
+                if wrong.shape[axis] != n:
+                    bad = [*good[:i], wrong, *good[i + 1 :]]
+                    bad = tuple(bad) if isinstance(S, tuple) else bad[0]
+                    for form in ("step", *mixers.forms(mixer)):
+                        with pytest.raises(ValueError, match="expected axes"):
+                            mixer.step(bad, *token, **w) if form == "step" else getattr(mixer, form)(*z, S=bad, **w)
+
+
+def operator_equals_recurrent(mixer, T=23):
+    """All tokens together as S -> A S + b are `recurrent`; blocks compose to the whole, in either order of brackets."""
+    z, w = mixer.example(T)
+    S, whole = warm_state(mixer), mixer.operator(*z, **w)
+    want = mixer.recurrent(*z, S=S, **w)[1]
+    close(whole(S), want)
+    first, second, third = (
+        mixer.operator(*(x[:, a:b] for x in z), **w) for a, b in ((0, 7), (7, 8), (8, T))
+    )
+    close(first.then(second).then(third)(S), want)
+    close(first.then(second.then(third))(S), want)
+    assert isinstance(whole, tuple)
+    assert len(whole) == 2
 
 
 def inplace_equals_pure(mixer):

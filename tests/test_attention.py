@@ -284,9 +284,9 @@ def test_layer_generates_what_it_computes_at_once():
     [
         (lambda q, k, v: attention.parallel(q, k, v[:, :-1]), r"v_BTGV: expected axes \[B, T, G, V\] with T=6"),
         (lambda q, k, v: attention.parallel(q[..., :-1], k, v), r"k_BTGK: .* with K=7 .*\(2, 6, 2, 8\)"),
-        (lambda q, k, v: attention.parallel(q[:, :, :3], k, v), "G: 2 heads do not divide the 3 heads"),
+        (lambda q, k, v: attention.parallel(q[:, :, :3], k, v), "k_BTGK: 2 heads do not divide the 3 heads"),
         (lambda q, k, v: attention.chunked(q, k, v, window=0), "window: expected None or an integer >= 1"),
-        (lambda q, k, v: attention.chunked(q, k, v, chunk=0), "chunk: expected an integer >= 1"),
+        (lambda q, k, v: attention.chunked(q, k, v, chunk=0), "chunk: expected a whole number >= 1"),
         (lambda q, k, v: attention.recurrent(q, k, v, impl="cuda"), "impl: 'cuda' is not available.*'torch'"),
         (lambda q, k, v: attention.parallel(q, k, v, S=warm({"window": 3}), window=4), "M=4 slots, got M=3"),
         (lambda q, k, v: attention.parallel(q[:1], k[:1], v[:1], S=warm({})), r"k_BMGK: .*B=1 .*\(2, 9, 2, 8\)"),

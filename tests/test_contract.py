@@ -68,9 +68,19 @@ def test_form(check, name, form):
 
 
 @every_mixer
-@pytest.mark.parametrize("check", ["step_is_pure", "inplace_equals_pure"])
+@pytest.mark.parametrize("check", ["step_is_pure", "inplace_equals_pure", "bad_states_are_refused"])
 def test_step(check, name):
     getattr(contract, check)(mixers.load(name))  # asserts within
+
+
+@pytest.mark.parametrize("name", [name for name in mixers.names() if hasattr(mixers.load(name), "operator")])
+def test_operator(name, monkeypatch):
+    mixer = mixers.load(name)
+    contract.operator_equals_recurrent(mixer)  # asserts within
+    whole = mixer.operator
+    monkeypatch.setattr(mixer, "operator", lambda *z, **w: whole(*z, **w)._replace(A=whole(*z, **w).b))
+    with pytest.raises((AssertionError, TypeError, RuntimeError)):
+        contract.operator_equals_recurrent(mixer)
 
 
 def sizes_of(mixer, T, **more):

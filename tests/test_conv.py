@@ -143,7 +143,7 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"bias_D: expected axes \[D\] with D=3"):
         _conv.short_convolution(x, weight, weight[:2, 0])
     for form in (_conv.short_convolution, _conv.long_convolution):
-        with pytest.raises(ValueError, match=r"S_BWD: expected axes \[B, W-1, D\] = \(2, 3, 3\), got shape"):
+        with pytest.raises(ValueError, match=r"S_BWD: expected axes \[B, W-1, D\] with "):
             form(x, weight, S=randn(B, 4, D))
         with pytest.raises(ValueError, match="W: expected a width of at least 1 tap, got 0"):
             form(x, weight[:, :0])

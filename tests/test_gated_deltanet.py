@@ -75,7 +75,7 @@ def test_layer_starts_with_slow_decays_and_keys_of_length_1(monkeypatch):
 
 def test_bad_input_is_named():
     (q, k, v, beta, g), _ = gated_deltanet.example(4)
-    with pytest.raises(ValueError, match="k_BTGK: 3 heads do not divide the 4"):
+    with pytest.raises(ValueError, match="q_BTGK: 3 heads do not divide the 4"):
         gated_deltanet.recurrent(q[:, :, [0, 0, 0]], k[:, :, [0, 0, 0]], v, beta, g)
     with pytest.raises(ValueError, match=r"g_BTH: expected axes \[B, T, H\] with T=4"):
         gated_deltanet.chunked(q, k, v, beta, g[:, :3])

@@ -64,7 +64,7 @@ def test_the_order_of_the_past_does_not_matter():
 
 def test_errors():
     z, _ = linear.example(4)
-    with pytest.raises(ValueError, match="chunk: expected at least 1 token, got 0"):
+    with pytest.raises(ValueError, match="chunk: expected a whole number >= 1, got 0"):
         linear.chunked(*z, chunk=0)
     with pytest.raises(ValueError, match=r"v_BTGV: expected axes \[B, T, G, V\] with G=2"):
         linear.recurrent(z[0], z[1], z[2][:, :, :1])

@@ -71,7 +71,7 @@ def test_errors_name_the_argument():
         mamba.recurrent(z[0], z[1][..., :2], *z[2:], **w)
     with pytest.raises(ValueError, match=r"A_DN: expected axes \[D, N\] with D=5"):
         mamba.recurrent(*z, A_DN=w["A_DN"][:3], skip_D=w["skip_D"])
-    with pytest.raises(ValueError, match="chunk: expected at least 1 token, got 0"):
+    with pytest.raises(ValueError, match="chunk: expected a whole number >= 1, got 0"):
         mamba.chunked(*z, chunk=0, **w)
     with pytest.raises(ValueError, match=r"S_BDN: expected axes"):
         mamba.chunked(*z, S=torch.zeros(2, 5, 1), **w)

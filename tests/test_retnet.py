@@ -118,7 +118,7 @@ def test_bad_input_is_named():
             getattr(retnet, form)(q, k, v, g_H=w["g_H"][:3])
         with pytest.raises(ValueError, match=r"k_BTHK: expected axes .* with H=4"):
             getattr(retnet, form)(q, k[:, :, :2], v, **w)
-    with pytest.raises(ValueError, match="chunk: expected at least 1 token, got 0"):
+    with pytest.raises(ValueError, match="chunk: expected a whole number >= 1, got 0"):
         retnet.chunked(q, k, v, **w, chunk=0)
     with pytest.raises(ValueError, match="D: expected a multiple of 2 H = 16"):
         retnet.Layer(24)

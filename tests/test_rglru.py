@@ -147,7 +147,7 @@ def test_bad_input_is_named():
         rglru.recurrent(*z, delta_D=w["delta_D"], first="half")
     with pytest.raises(ValueError, match=r"delta_D: expected axes \[D\] with D=5"):
         rglru.parallel(*z, delta_D=w["delta_D"][:2])
-    with pytest.raises(ValueError, match="chunk: expected at least 1 token, got 0"):
+    with pytest.raises(ValueError, match="chunk: expected a whole number >= 1, got 0"):
         rglru.chunked(*z, **w, chunk=0)
     with pytest.raises(ValueError, match="H: 3 blocks do not divide the width 16"):
         rglru.Layer(16, H=3)

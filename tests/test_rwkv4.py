@@ -122,5 +122,5 @@ def test_bad_input_is_named():
             getattr(rwkv4, form)(k, v, g_D=w["g_D"], u_D=w["u_D"][:2])
         with pytest.raises(ValueError, match=r"v_BTD: expected axes .* with T=4"):
             getattr(rwkv4, form)(k, v[:, :2], **w)
-    with pytest.raises(ValueError, match="chunk: expected at least 1 token, got 0"):
+    with pytest.raises(ValueError, match="chunk: expected a whole number >= 1, got 0"):
         rwkv4.chunked(k, v, **w, chunk=0)

@@ -84,5 +84,5 @@ def test_errors():
         s4d.recurrent(u, **{**w, "A_DN": w["A_DN"].real})
     with pytest.raises(ValueError, match=r"delta_D: expected axes \[D\] with D=3"):
         s4d.recurrent(u, **{**w, "delta_D": w["delta_D"][:2]})
-    with pytest.raises(ValueError, match="chunk: expected at least 1 token, got -2"):
+    with pytest.raises(ValueError, match="chunk: expected a whole number >= 1, got -2"):
         s4d.chunked(u, **w, chunk=-2)

@@ -154,7 +154,7 @@ def test_bad_input_is_named():
         scans.decay(q, k[..., :3], v, g, S)
     with pytest.raises(ValueError, match="q_BTHK: 3 heads do not divide the 4"):
         scans.decay(q[:, :, [0, 0, 0]], k, v, g, S)
-    with pytest.raises(ValueError, match=r"g: expected axes \[B, T, H\] with B=2, T=70"):
+    with pytest.raises(ValueError, match=r"g_BTH: expected axes \[B, T, H\] with T=70"):
         scans.decay(q, k, v, randn(B, 3, H), S)
     with pytest.raises(ValueError, match="read: expected 'after' or 'before', got 'during'"):
         scans.decay(q, k, v, g, S, read="during")

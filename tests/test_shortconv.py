@@ -46,6 +46,6 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"c_BTD: expected axes \[B, T, D\] with T=4"):
         shortconv.parallel(z[0], z[1][:, :2], z[2], **w)
     with pytest.raises(
-        ValueError, match=r"S_BWD: expected axes \[B, W-1, D\] = \(2, 2, 5\), got shape \(2, 3, 5\)"
+        ValueError, match=r"S_BWD: expected axes \[B, W-1, D\] with W=3 \(from weight_DW\), got shape \(2, 3, 5\)"
     ):
         shortconv.recurrent(*z, **w, S=torch.zeros(2, 3, 5))

@@ -81,11 +81,11 @@ def test_total_forgetting_is_not_nan(form):
 
 def test_errors_name_the_argument():
     (q, k, v, g), _ = ssd.example(4)
-    with pytest.raises(ValueError, match="k_BTGK: 3 heads do not divide the 4"):
+    with pytest.raises(ValueError, match="q_BTGK: 3 heads do not divide the 4"):
         ssd.chunked(*(x[:, :, [0, 1, 1]] for x in (q, k)), v, g)
     with pytest.raises(ValueError, match=r"g_BTH: expected axes \[B, T, H\] with H=4"):
         ssd.parallel(q, k, v, g[..., :2])
-    with pytest.raises(ValueError, match="chunk: expected at least 1 token, got 0"):
+    with pytest.raises(ValueError, match="chunk: expected a whole number >= 1, got 0"):
         ssd.chunked(q, k, v, g, chunk=0)
     with pytest.raises(ValueError, match="V: expected a divisor of the inner width 32, got 5"):
         ssd.Layer(16, V=5)

@@ -68,7 +68,7 @@ def test_float32_keeps_a_small_decay_beside_a_large_one():
 def test_bad_arguments_are_named(name):
     mixer = mixers.load(name)
     z, _ = mixer.example(4)
-    with pytest.raises(ValueError, match="chunk: expected at least 1 token, got 0"):
+    with pytest.raises(ValueError, match="chunk: expected a whole number >= 1, got 0"):
         mixer.chunked(*z, chunk=0)
     with pytest.raises(ValueError, match="impl: 'numba' is not available here; there are 'auto', 'torch'"):
         mixer.chunked(*z, impl="numba")

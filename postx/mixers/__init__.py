@@ -6,12 +6,14 @@ A mixer module has
     step(S, *z_t, **w) -> (y_t, S)              one token; never modifies the S that it was given
     recurrent(*z, S=None, ..., **w) -> (y, S)   all tokens, left to right
     parallel, chunked                           likewise, where these forms exist
+    operator(*z, **w) -> (A, b)                 where the update is linear in S: all tokens together, S -> A S + b
     example(T, ...) -> (z, w)                   valid float64 inputs
     cost(T, ...) -> Cost                        FLOPs, bytes, floats of state
     Layer(D, ...)                               a torch module: Layer(x_BTD, S=None) -> (y_BTD, S)
 
 `z` are tensors with one entry per token ([B, T, ...], or [B, ...] in `step`), `w` what stays constant over time.
-A state is a tensor or a tuple of tensors whose first axis is the batch. Every form also takes
+A state is a tensor or a tuple of tensors whose first axis is the batch; `STATE = "S_BHKV"` names them with their axes.
+Every form also takes
 
     lengths_B   tokens of each row that are real: past them y is 0 and the state stands still
     reset_BT    True where a token begins a new sequence: the state is emptied before it
@@ -42,7 +44,7 @@ import torch
 from torch import nn
 
 from postx import scans
-from postx.shapes import check, check_lengths
+from postx.shapes import check, check_lengths, map_state, named
 
 FORMS = ("recurrent", "parallel", "chunked")
 FORM_ONLY = ("chunk", "impl")  # arguments that change how a form computes, never what
@@ -94,13 +96,6 @@ def by_form(path: str, form: str, x_BTD):
     return getattr(mixer, next(f for f in (own.get(place), *ORDER[place]) if f in there))
 
 
-def map_state(function, S, *others):
-    """Apply `function` to each tensor of a state (a tensor or a tuple), with the others' tensors beside it."""
-    if isinstance(S, tuple):
-        return tuple(map_state(function, *parts) for parts in zip(S, *others, strict=True))
-    return function(S, *others)
-
-
 def select(mask_B: torch.Tensor, S, other):
     """Row by row, S where the mask is True and `other` elsewhere. A shorter cache is padded with zeros."""
 
@@ -145,17 +140,19 @@ def by_step(mixer, *z, S=None, lengths_B=None, reset_BT=None, **w):
 
 
 def packed(form):
-    """Give a form `reset_BT`: a row that holds several sequences is cut into rows that hold one each.
+    """The door of a form: its arguments are held to their names (`named`), and it is given `reset_BT`.
 
-    The form itself needs only `S` and `lengths_B`. The cost is padding to the longest of the sequences.
+    A row that holds several sequences is cut into rows that hold one each, so that the form itself needs only `S` and
+    `lengths_B`. The cost is padding to the longest of the sequences.
     """
+    form = named(form)
 
     @functools.wraps(form)
     def wrapper(*z, S=None, lengths_B=None, reset_BT=None, **w):
-        B, T = z[0].shape[:2]
-        check_lengths(lengths_B, B, T)
         if reset_BT is None:
             return form(*z, S=S, lengths_B=lengths_B, **w)
+        B, T = z[0].shape[:2]
+        check_lengths(lengths_B, B, T)
         check({"B": B, "T": T}, reset_BT=reset_BT)
         if reset_BT.dtype != torch.bool:
             raise ValueError(f"reset_BT: expected bool, got {reset_BT.dtype}")

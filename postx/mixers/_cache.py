@@ -17,8 +17,10 @@ def check_window(window) -> None:
         raise ValueError(f"window: expected None or an integer >= 1 (tokens), got {window!r}")
 
 
-def check_ring(M: int, window: int | None) -> None:
+def check_ring(S, window: int | None) -> None:
     """Raise ValueError where a windowed cache has not exactly `window` slots."""
+    check_window(window)
+    M = S[0].shape[1]
     if window is not None and window != M:
         raise ValueError(f"S: a cache under window={window} has M={window} slots, got M={M}")
 

@@ -11,43 +11,46 @@ import torch
 from torch import nn
 
 from postx import scans
-from postx.shapes import check, check_lengths, pick, real, state_dtype
+from postx.shapes import named, pick, real, state_dtype, whole
+
+STATE = "S_BW-1D"
 
 
+@named
 def init(x_BD, W):
     """Nothing seen yet: zeros S_BWD [B, W-1, D], at least float32. Raises ValueError for W below 1."""
-    sizes = check(x_BD=x_BD)
-    if W < 1:
-        raise ValueError(f"W: expected a width of at least 1 tap, got {W}")
-    shape = sizes["B"], W - 1, sizes["D"]
-    return torch.zeros(shape, dtype=state_dtype(x_BD.dtype), device=x_BD.device)
+    whole(W=W)
+    B, D = x_BD.shape
+    return x_BD.new_zeros(B, W - 1, D, dtype=state_dtype(x_BD.dtype))
 
 
+@named
 def step(S, x_BD, weight_DW, bias_D=None, *, inplace=False):
     """One token: a dot product of the taps with the stored inputs and this one. Returns (y_BD, S_BWD).
 
     Raises ValueError that quotes the argument and the axes.
     """
-    sizes = check(x_BD=x_BD, weight_DW=weight_DW, bias_D=bias_D)
-    _check_state(S, sizes)
     x = x_BD.to(S.dtype)
     y = x * weight_DW[:, -1].to(S.dtype)
-    if sizes["W"] > 1:
+    if S.shape[1]:
         y = y + (S * weight_DW[:, :-1].T.to(S.dtype)).sum(1)
         moved = torch.cat([S[:, 1:], x[:, None]], 1)
         S = S.copy_(moved) if inplace else moved
     return (y if bias_D is None else y + bias_D).to(x_BD.dtype), S
 
 
+@named
 def scan(x_BTD, weight_DW, S=None, lengths_B=None, impl="auto"):
     """All tokens, left to right, a dot product of W taps each, through `scans.fir`. Returns (y_BTD, S_BWD).
 
     T W products a channel. Raises ValueError that quotes the argument and the axes.
     """
-    sizes, S, seen = _prepare(x_BTD, S, lengths_B, weight_DW=weight_DW)
-    return _finish(scans.fir(seen, weight_DW, impl=impl), x_BTD, seen, None, lengths_B, sizes["W"])
+    W = weight_DW.shape[1]
+    S, seen = _with_past(x_BTD, W, S)
+    return _finish(scans.fir(seen, weight_DW, impl=impl), x_BTD, seen, None, lengths_B, W)
 
 
+@named
 def short_convolution(x_BTD, weight_DW, bias_D=None, S=None, lengths_B=None, reset_BT=None, impl="auto"):
     """All tokens, for filters of a few taps. Returns (y_BTD, S_BWD).
 
@@ -56,10 +59,10 @@ def short_convolution(x_BTD, weight_DW, bias_D=None, S=None, lengths_B=None, res
     Sums are made in at least float32. impl="torch" adds up W shifted products; "numba", on a CPU and without
     resets, is `scans.fir` in one pass. Raises ValueError that quotes the argument and the axes.
     """
-    sizes, S, seen = _prepare(x_BTD, S, lengths_B, weight_DW=weight_DW, bias_D=bias_D)
-    T, W = sizes["T"], sizes["W"]
+    T, W = x_BTD.shape[1], weight_DW.shape[1]
+    S, seen = _with_past(x_BTD, W, S)
     there = ("torch", "numba") if x_BTD.device.type == "cpu" and reset_BT is None else ("torch",)
-    part = _parts(reset_BT, sizes)  # which sequence of its row each entry of `seen` belongs to
+    part = _parts(reset_BT, W)  # which sequence of its row each entry of `seen` belongs to
     if pick(impl, there) == "numba":
         y = scans.fir(seen, weight_DW.to(S.dtype), impl="numba")
     else:
@@ -73,6 +76,7 @@ def short_convolution(x_BTD, weight_DW, bias_D=None, S=None, lengths_B=None, res
     return _finish(y, x_BTD, seen, part, lengths_B, W)
 
 
+@named
 def long_convolution(x_BTD, response_DW, S=None, lengths_B=None):
     """All tokens by FFT, for filters as long as the text: O((T + W) log(T + W)) a channel. Returns (y_BTD, S_BWD).
 
@@ -81,8 +85,8 @@ def long_convolution(x_BTD, response_DW, S=None, lengths_B=None):
     are thrown away (overlap-save). Done in at least float32, where the error grows with the largest input of
     the row, not with the output. Raises ValueError that quotes the argument and the axes.
     """
-    sizes, _, seen = _prepare(x_BTD, S, lengths_B, response_DW=response_DW)
-    T, W = sizes["T"], sizes["W"]
+    T, W = x_BTD.shape[1], response_DW.shape[1]
+    _, seen = _with_past(x_BTD, W, S)
     read, response = (seen, response_DW) if S is not None else (seen[:, W - 1 :], response_DW[:, :T])
     n = fast_length(T + W - 1 if S is not None else T + response.shape[1] - 1)
     spectrum = torch.fft.rfft(read, n, dim=1) * torch.fft.rfft(response.to(seen.dtype), n, dim=1).mT
@@ -123,31 +127,19 @@ class Mixed(nn.Module):
         return x.split(self.widths, -1), (S,)
 
 
-def _prepare(x_BTD, S, lengths_B, **weights):
-    """The sizes, the state, and the inputs with the state before them [B, W-1+T, D]."""
-    sizes = check(check(x_BTD=x_BTD), **weights)
-    check_lengths(lengths_B, sizes["B"], sizes["T"])
-    S = init(x_BTD[:, 0], sizes["W"]) if S is None else S
-    _check_state(S, sizes)
-    return sizes, S, torch.cat([S, x_BTD.to(S.dtype)], 1)
+def _with_past(x_BTD, W, S):
+    """The state, and the inputs with the state before them [B, W-1+T, D]."""
+    S = init(x_BTD[:, 0], W) if S is None else S
+    return S, torch.cat([S, x_BTD.to(S.dtype)], 1)
 
 
-def _check_state(S, sizes):
-    B, W, D = (sizes[letter] for letter in "BWD")
-    if W < 1:
-        raise ValueError(f"W: expected a width of at least 1 tap, got {W}")
-    if S.shape != (B, W - 1, D):
-        raise ValueError(f"S_BWD: expected axes [B, W-1, D] = {(B, W - 1, D)}, got shape {tuple(S.shape)}")
-
-
-def _parts(reset_BT, sizes):
+def _parts(reset_BT, W):
     """How many sequences of the row have begun by each entry of state and inputs, [B, W-1+T]; None without resets."""
     if reset_BT is None:
         return None
-    check(sizes, reset_BT=reset_BT)
     if reset_BT.dtype != torch.bool:
         raise ValueError(f"reset_BT: expected bool, got {reset_BT.dtype}")
-    return nn.functional.pad(reset_BT.long().cumsum(1), (sizes["W"] - 1, 0))
+    return nn.functional.pad(reset_BT.long().cumsum(1), (W - 1, 0))
 
 
 def _finish(y, like, seen, part, lengths_B, W):

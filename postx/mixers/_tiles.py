@@ -20,9 +20,7 @@ from typing import NamedTuple
 import torch
 
 from postx.mixers._cache import visible
-from postx.shapes import state_dtype
-
-IMPLS = ("torch",)
+from postx.shapes import state_dtype, whole
 
 
 class Seen(NamedTuple):
@@ -45,7 +43,7 @@ def attend(
     and computes each tile's scores again. Differentiable once.
     Raises ValueError for a chunk below 1.
     """
-    check_chunk(chunk)
+    whole(chunk=chunk)
     T, G, K = q_BTHK.shape[1], k_BMGK.shape[2], q_BTHK.shape[-1]
     wide = state_dtype(q_BTHK.dtype)
     q = q_BTHK.to(wide) * (K**-0.5 if scale is None else scale)
@@ -57,12 +55,6 @@ def attend(
     slopes_GH = None if slopes_H is None else slopes_H.to(wide).view(G, readers)
     y_BGTV = _Tiled.apply(q_BGTK, k_BGMK, v_BGMV, position_BT, position_BM, slopes_GH, tiles, window, readers)
     return y_BGTV.unflatten(2, (T, readers)).transpose(1, 2).flatten(2, 3).to(v_BMGV.dtype)
-
-
-def check_chunk(chunk):
-    """Raise ValueError unless `chunk` is a positive integer."""
-    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise ValueError(f"chunk: expected an integer >= 1 (sources per tile), got {chunk!r}")
 
 
 def bands(T, cached, window, chunk):

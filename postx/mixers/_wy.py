@@ -13,17 +13,11 @@ so it is at most 0 however small the decays are, and -inf is allowed.
 
 import torch
 
-from postx.shapes import pick, real, state_dtype
+from postx.shapes import empty, real, state_dtype
 
 
-def in_chunks(q_BTHK, k_BTHK, v_BTHV, beta_BTH, g, S, *, b_BTHK=None, c_BTHK=None, lengths_B, chunk, impl):
-    """The same arguments and results as `scans.delta`, read after; g is None, [B,T,H] or [B,T,H,K].
-
-    Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
-    """
-    if chunk < 1:
-        raise ValueError(f"chunk: expected at least 1 token, got {chunk}")
-    pick(impl, ("torch",))
+def in_chunks(q_BTHK, k_BTHK, v_BTHV, beta_BTH, g, S, *, b_BTHK=None, c_BTHK=None, lengths_B, chunk):
+    """The same arguments and results as `scans.delta`, read after; g is None, [B,T,H] or [B,T,H,K]."""
     kind, (T, H) = state_dtype(v_BTHV.dtype), v_BTHV.shape[1:3]
     beta_BTH = v_BTHV.new_ones(1, 1, 1).expand(v_BTHV.shape[:3]) if beta_BTH is None else beta_BTH
     g = None if g is None else g if g.dim() == 4 else g[..., None]
@@ -33,7 +27,7 @@ def in_chunks(q_BTHK, k_BTHK, v_BTHV, beta_BTH, g, S, *, b_BTHK=None, c_BTHK=Non
         None if x is None else x.to(kind).repeat_interleave(H // x.shape[2], 2).transpose(1, 2)
         for x in (q_BTHK, k_BTHK, v_BTHV, beta_BTH[..., None], g, b_BTHK, c_BTHK)
     ]
-    outputs, S = [], S.to(kind)
+    outputs, S = [], (empty(heads_first[1][:, :, 0], heads_first[2][:, :, 0]) if S is None else S).to(kind)
     for t in range(0, T, chunk):
         y, S = _one_chunk(*(None if x is None else x[:, :, t : t + chunk] for x in heads_first), S)
         outputs.append(y)

@@ -22,23 +22,24 @@ from torch.nn import functional
 from postx import cost as costs
 from postx.mixers import _cache, _conv, _tiles, by_form, packed
 from postx.mixers._rope import Rope
-from postx.shapes import check, check_shared, pick, real, state_dtype
+from postx.shapes import check, check_shared, named, pick, real, state_dtype
 
 __all__ = ["Layer", "Rope", "bidirectional", "chunked", "cost", "example", "init", "parallel", "recurrent", "step"]
 FAMILY, LETTER = "attention", "A"
+STATE = "k_BMGK", "v_BMGV", "pos_B"
 VARIANTS = {"L": {"window": 64}}  # local
 AUTO = {"near": "chunked"}  # its `recurrent` does the same work, one token at a time
 
 
+@named
 def init(q_BHK, k_BGK, v_BGV, *, window=None, **_):
     """An empty cache: no slots, or W empty slots under a window. Other constants do not matter here."""
-    sizes = check(q_BHK=q_BHK, k_BGK=k_BGK, v_BGV=v_BGV)
     _cache.check_window(window)
-    B, G = sizes["B"], sizes["G"]
-    slots = [x.new_zeros(B, window or 0, G, x.shape[-1]) for x in (k_BGK, v_BGV)]
-    return *slots, torch.zeros(B, dtype=torch.int64, device=k_BGK.device)
+    slots = [x.new_zeros(len(x), window or 0, *x.shape[1:]) for x in (k_BGK, v_BGV)]
+    return *slots, torch.zeros(len(k_BGK), dtype=torch.int64, device=k_BGK.device)
 
 
+@named
 def step(S, q_BHK, k_BGK, v_BGV, *, window=None, scale=None, rope=None, slopes_H=None, inplace=False):
     """Store this token's key and value, then average all stored values by softmax(scale * q . k).
 
@@ -46,7 +47,7 @@ def step(S, q_BHK, k_BGK, v_BGV, *, window=None, scale=None, rope=None, slopes_H
     into the cache and doubles its capacity when it is full; the S that was given must then not be used again.
     Raises ValueError for shapes that do not fit, a G that does not divide H, a cache of another window.
     """
-    _validate(S, window, check(q_BHK=q_BHK, k_BGK=k_BGK, v_BGV=v_BGV))
+    _cache.check_ring(S, window)
     if rope is not None:
         q_BHK, k_BGK = rope.rotate(q_BHK, S[2]), rope.rotate(k_BGK, S[2])
     S = k_BMGK, v_BMGV, pos_B = _cache.append(S, (k_BGK, v_BGV), window, inplace=inplace)
@@ -76,13 +77,12 @@ def read(q_BTHK, k_BMGK, v_BMGV, visible_BTM, scale=None, fall=None):
 
 
 @packed
-def recurrent(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, impl="auto", **w):
+def recurrent(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, **w):
     """`step` on one token after the other, over one cache that is allocated once.
 
     Token t reads the slots that were filled by then, so nothing is copied per token; a sequence of T tokens
     still takes T (T + 1) / 2 dot products per head. Returns (y_BTHV, S); raises as `step` does.
     """
-    pick(impl, _tiles.IMPLS)
     seen, S = _look(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, **w)
     window, outputs = w.get("window"), []
     for t in range(q_BTHK.shape[1]):
@@ -96,13 +96,12 @@ def recurrent(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, impl="auto", **
 
 
 @packed
-def parallel(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, impl="auto", **w):
+def parallel(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, **w):
     """All tokens at once: one masked table of T x M scores per head, the textbook's softmax(Q K' + mask) V.
 
     Absolute positions decide the mask, so cached tokens (S) and windows need nothing special. Quadratic in
     both compute and memory. Returns (y_BTHV, S); raises as `step` does.
     """
-    pick(impl, _tiles.IMPLS)
     seen, S = _look(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, **w)
     mask = _cache.visible(seen.position_BT, seen.position_BM, w.get("window"))
     fall = _fall(seen.position_BT, seen.position_BM, **w)
@@ -116,11 +115,10 @@ def chunked(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, chunk=64, impl="a
 
     Quadratic in compute, linear in memory (T x chunk scores at a time), in training too: see `_tiles.attend`.
     impl "sdpa" is torch's fused kernel; it is there on a GPU, for rows without a cache, lengths or ALiBi, and "auto"
-    takes it. Returns (y_BTHV, S); raises as `step` does, and ValueError for a chunk below 1.
+    takes it. Returns (y_BTHV, S); raises as `step` does.
     """
     plain = S is None and lengths_B is None and w.get("slopes_H") is None
-    impl = pick(impl, (*_tiles.IMPLS, "sdpa") if plain and q_BTHK.is_cuda else _tiles.IMPLS)
-    _tiles.check_chunk(chunk)
+    impl = pick(impl, ("torch", "sdpa") if plain and q_BTHK.is_cuda else ("torch",))
     seen, S = _look(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, **w)
     if impl == "sdpa":
         return _fused(seen, w.get("window"), w.get("scale")), S
@@ -139,15 +137,14 @@ def _fused(seen, window, scale):
     return y_BHTV.transpose(1, 2)
 
 
+@named
 def bidirectional(q_BTHK, k_BTGK, v_BTGV, *, scale=None, rope=None):
     """All tokens look at all: y_t = sum over every m of softmax(scale * q_t . k_m) v_m, y_BTHV. No state, no mask.
 
     For networks that are given a whole text at once (masked and Gaussian diffusion). By torch's fused kernel.
     """
-    sizes = check(q_BTHK=q_BTHK, k_BTGK=k_BTGK, v_BTGV=v_BTGV)
-    check_shared("G", sizes["G"], sizes["H"])
     if rope is not None:
-        position_1T = torch.arange(sizes["T"], device=q_BTHK.device)[None]
+        position_1T = torch.arange(q_BTHK.shape[1], device=q_BTHK.device)[None]
         q_BTHK, k_BTGK = rope.rotate(q_BTHK, position_1T), rope.rotate(k_BTGK, position_1T)
     y_BHTV = functional.scaled_dot_product_attention(
         *(x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGV)), scale=scale, enable_gqa=True
@@ -240,22 +237,12 @@ class Layer(nn.Module):
         return self.out(y.flatten(2)), (*S, *S_conv)
 
 
-def _validate(S, window, sizes):
-    """Hold a cache to the sizes of the tokens, and to the window."""
-    check_shared("G", sizes["G"], sizes["H"])
-    _cache.check_window(window)
-    k_BMGK, v_BMGV, pos_B = S
-    held = {letter: sizes[letter] for letter in "BGKV"}
-    _cache.check_ring(check(held, k_BMGK=k_BMGK, v_BMGV=v_BMGV, pos_B=pos_B)["M"], window)
-
-
 def _look(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, *, window=None, scale=None, rope=None, slopes_H=None):
     """What the tokens can look at, with their positions, and the cache after them; scale and slopes are used later."""
-    sizes = check(q_BTHK=q_BTHK, k_BTGK=k_BTGK, v_BTGV=v_BTGV)
-    B, T, fresh = sizes["B"], sizes["T"], S is None
+    (B, T), fresh = q_BTHK.shape[:2], S is None
     if fresh:
         S = init(*(x.new_empty(B, *x.shape[2:]) for x in (q_BTHK, k_BTGK, v_BTGV)), window=window)
-    _validate(S, window, sizes)
+    _cache.check_ring(S, window)
     q_BTHK, k_BTGK, v_BTGV = (real(x, lengths_B) for x in (q_BTHK, k_BTGK, v_BTGV))
     position_BT = _cache.positions(S[2], T)
     if rope is not None:

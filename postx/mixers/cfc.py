@@ -25,22 +25,25 @@ from torch import nn
 
 from postx.cost import Cost
 from postx.mixers import Still, by_form, packed
-from postx.shapes import check, check_lengths, positive, real, state_dtype
+from postx.shapes import named, positive, real, state_dtype
 
 FAMILY = "liquid"
+STATE = "h_BD"
 HEADS = ("left", "right", "rate", "shift")
+SIZES = {"H": len(HEADS)}
 
 
+@named
 def init(u_BF, dt_B, *, r_DF, heads_HFD, bias_HD):
     """All zeros: h_BD, at least float32."""
-    sizes = _check(check(u_BF=u_BF, dt_B=dt_B), dt_B, r_DF, heads_HFD, bias_HD)
-    return torch.zeros(sizes["B"], sizes["D"], dtype=state_dtype(u_BF.dtype), device=u_BF.device)
+    _forward_in_time(dt_B)
+    return u_BF.new_zeros(len(u_BF), len(r_DF), dtype=state_dtype(u_BF.dtype))
 
 
+@named
 def step(S, u_BF, dt_B, *, r_DF, heads_HFD, bias_HD, inplace=False):
     """One token that comes dt after the last. Returns (y_BD, S), the same numbers twice."""
-    sizes = _check(check(u_BF=u_BF, dt_B=dt_B), dt_B, r_DF, heads_HFD, bias_HD)
-    check(sizes, h_BD=S)
+    _forward_in_time(dt_B)
     u, dt, r, heads, bias = (x.to(S.dtype) for x in (u_BF, dt_B[:, None], r_DF, heads_HFD, bias_HD))
     b = 1.7159 * torch.tanh(0.666 * (u + S @ r))
     left, right, rate, shift = torch.einsum("bf,hfd->hbd", b, heads) + bias[:, None]
@@ -53,12 +56,9 @@ def step(S, u_BF, dt_B, *, r_DF, heads_HFD, bias_HD, inplace=False):
 @packed
 def recurrent(u_BTF, dt_BT, *, r_DF, heads_HFD, bias_HD, S=None, lengths_B=None):
     """All tokens, left to right, in torch: the state is inside of every nonlinearity. Returns (y_BTD, S)."""
-    sizes = _check(check(u_BTF=u_BTF, dt_BT=dt_BT), dt_BT, r_DF, heads_HFD, bias_HD)
-    check_lengths(lengths_B, sizes["B"], sizes["T"])
+    _forward_in_time(dt_BT)
     kind = state_dtype(u_BTF.dtype)
-    if S is None:
-        S = torch.zeros(sizes["B"], sizes["D"], dtype=kind, device=u_BTF.device)
-    check(sizes, h_BD=S)
+    S = u_BTF.new_zeros(len(u_BTF), len(r_DF), dtype=kind) if S is None else S
     u, dt, r, bias = (x.to(kind) for x in (u_BTF, dt_BT[..., None], r_DF, bias_HD.flatten()))
     wide = heads_HFD.to(kind).permute(1, 0, 2).flatten(1)  # the four heads side by side: one product
     ys = []
@@ -71,11 +71,9 @@ def recurrent(u_BTF, dt_BT, *, r_DF, heads_HFD, bias_HD, S=None, lengths_B=None)
     return real(torch.stack(ys, 1), lengths_B).to(u_BTF.dtype), S
 
 
-def _check(sizes, dt, r_DF, heads_HFD, bias_HD):
-    sizes = check(sizes | {"H": len(HEADS)}, r_DF=r_DF, heads_HFD=heads_HFD, bias_HD=bias_HD)
+def _forward_in_time(dt):
     if dt.device.type == "cpu" and bool((dt < 0).any()):  # on a GPU the question would stop the queue
         raise ValueError(f"dt: expected times >= 0, got {dt.min().item()}")
-    return sizes
 
 
 def example(T, *, B=2, D=5, F=7, seed=0):

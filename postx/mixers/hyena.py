@@ -24,26 +24,27 @@ from torch import nn
 
 from postx.cost import Cost, long_convolution
 from postx.mixers import Still, _conv, by_form, packed, s4d
-from postx.shapes import check, check_lengths, pick, real, state_dtype
+from postx.shapes import check, named, real, state_dtype
 
 FAMILY, LETTER = "conv", "H"
+STATE = "S_BLW-1D"
 AUTO = {"near": "parallel", "far": "parallel"}  # few large operations beat any loop
 GROWS = "W"
 
 
+@named
 def init(v_BD, x_BLD, *, response_LDW, skip_LD):
     """No past: zeros S_BLWD [B, L, W-1, D], at least float32."""
-    sizes = _check_weights(check(v_BD=v_BD, x_BLD=x_BLD), response_LDW, skip_LD)
-    shape = sizes["B"], sizes["L"], sizes["W"] - 1, sizes["D"]
-    return torch.zeros(shape, dtype=state_dtype(v_BD.dtype), device=v_BD.device)
+    B, L, D = x_BLD.shape
+    return v_BD.new_zeros(B, L, _taps(response_LDW) - 1, D, dtype=state_dtype(v_BD.dtype))
 
 
+@named
 def step(S, v_BD, x_BLD, *, response_LDW, skip_LD, inplace=False):
     """One token: level by level, the filter's dot product with what is kept, then the gate. Returns (y_BD, S)."""
-    sizes = _check_weights(check(v_BD=v_BD, x_BLD=x_BLD), response_LDW, skip_LD)
-    _check_state(S, sizes)
+    _taps(response_LDW)
     z, levels = v_BD.to(S.dtype), []
-    for n in range(sizes["L"]):
+    for n in range(len(response_LDW)):
         y, kept = _conv.step(S[:, n], z, response_LDW[n].flip(1), inplace=inplace)
         z = x_BLD[:, n] * (y + skip_LD[n] * z)
         levels.append(kept)
@@ -70,15 +71,12 @@ def parallel(v_BTD, x_BTLD, *, response_LDW, skip_LD, S=None, lengths_B=None):
 
 
 @packed
-def chunked(v_BTD, x_BTLD, *, response_LDW, skip_LD, S=None, lengths_B=None, chunk=64, impl="auto"):
+def chunked(v_BTD, x_BTLD, *, response_LDW, skip_LD, S=None, lengths_B=None, chunk=64):
     """Chunks of tokens by FFT, each with the last W - 1 inputs before it. Returns (y_BTD, S).
 
     Overlap-save: a transform of chunk + W - 1 points gives `chunk` outputs, so memory is bounded, and a chunk
-    much shorter than W is wasteful. Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
+    much shorter than W is wasteful.
     """
-    if chunk < 1:
-        raise ValueError(f"chunk: expected at least 1 token, got {chunk}")
-    pick(impl, ("torch",))
     outputs = []
     for t in range(0, v_BTD.shape[1], chunk):
         v, x = v_BTD[:, t : t + chunk], x_BTLD[:, t : t + chunk]
@@ -97,11 +95,9 @@ def _by_fft(v_BTD, x_BTLD, response_LDW, skip_LD, S, lengths_B):
 
 def _levels(convolve, v_BTD, x_BTLD, response_LDW, skip_LD, S, lengths_B):
     """Level by level: convolve(z, response_DW, S_BWD) -> (y_BTD, S_BWD), then the skip and the gate."""
-    sizes = _check(v_BTD, x_BTLD, response_LDW, skip_LD, lengths_B)
-    if S is not None:
-        _check_state(S, sizes)
+    _taps(response_LDW)
     z, levels = v_BTD.to(state_dtype(v_BTD.dtype)), []
-    for n in range(sizes["L"]):
+    for n in range(len(response_LDW)):
         y, kept = convolve(z, response_LDW[n], None if S is None else S[:, n])
         z = x_BTLD[:, :, n] * (y + skip_LD[n] * z)
         levels.append(kept)
@@ -128,24 +124,12 @@ def h3(taps_DN, W, *, delta_D, A_DN, C_DN):
     return torch.stack([shift(taps_DN, W), s4d.kernel(W, delta_D=delta_D, A_DN=A_DN, C_DN=C_DN)])
 
 
-def _check_weights(sizes, response_LDW, skip_LD):
-    sizes = check(sizes, response_LDW=response_LDW, skip_LD=skip_LD)
-    if sizes["W"] < 1 or sizes["L"] < 1:
+def _taps(response_LDW):
+    """W. Raises ValueError where there is no level or no tap."""
+    if not response_LDW.numel():
         shape = tuple(response_LDW.shape)
         raise ValueError(f"response_LDW: expected at least one level and one tap, got shape {shape}")
-    return sizes
-
-
-def _check(v_BTD, x_BTLD, response_LDW, skip_LD, lengths_B):
-    sizes = _check_weights(check(v_BTD=v_BTD, x_BTLD=x_BTLD), response_LDW, skip_LD)
-    check_lengths(lengths_B, sizes["B"], sizes["T"])
-    return sizes
-
-
-def _check_state(S, sizes):
-    shape = sizes["B"], sizes["L"], sizes["W"] - 1, sizes["D"]
-    if S.shape != shape:
-        raise ValueError(f"S_BLWD: expected axes [B, L, W-1, D] = {shape}, got shape {tuple(S.shape)}")
+    return response_LDW.shape[2]
 
 
 def example(T, *, B=2, L=2, D=3, W=21, seed=0):

@@ -18,10 +18,12 @@ from torch import nn
 from postx import scans
 from postx.cost import Cost
 from postx.mixers import _conv, by_form, packed
+from postx.scans import operators
 from postx.scans.chunked import decay_chunked
-from postx.shapes import check, check_lengths, check_shared, pick, state_dtype
+from postx.shapes import check_shared, empty, named, state_dtype
 
 FAMILY, LETTER = "linear", "N"
+STATE = "S_BGKV+1"
 AUTO = {"triton": "recurrent"}  # one kernel
 
 
@@ -31,27 +33,24 @@ def phi(x):
     return torch.relu(x) + torch.exp(x.clamp(max=0))  # one of the two stands still; `where` is slower
 
 
+@named
 def init(q_BHK, k_BGK, v_BGV):
     """The empty table, S_BHKV with one table a key-value head (H = G here) and V + 1 columns."""
-    sizes = check(q_BHK=q_BHK, k_BGK=k_BGK, v_BGV=v_BGV)
-    B, G, K, V = (sizes[letter] for letter in "BGKV")
-    return torch.zeros(B, G, K, V + 1, dtype=state_dtype(v_BGV.dtype), device=v_BGV.device)
+    return empty(k_BGK, _with_ones(v_BGV))
 
 
+@named
 def step(S, q_BHK, k_BGK, v_BGV, *, inplace=False):
     """One token: write phi(k) [v, 1]' into the table, read it with phi(q). Returns (y_BHV, S)."""
-    sizes = check(q_BHK=q_BHK, k_BGK=k_BGK, v_BGV=v_BGV)
-    share = check_shared("k_BGK", sizes["G"], sizes["H"])
     written = phi(k_BGK)[..., None] * _with_ones(v_BGV)[..., None, :]
     S = S.add_(written) if inplace else S + written
-    q_BGHK = phi(q_BHK).unflatten(1, (sizes["G"], share))
+    q_BGHK = phi(q_BHK).unflatten(1, (k_BGK.shape[1], -1))
     return _normalise(torch.einsum("bghk,bgkv->bghv", q_BGHK, S).flatten(1, 2), v_BGV), S
 
 
 @packed
 def recurrent(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, impl="auto"):
     """All tokens, left to right. Returns (y_BTHV, S)."""
-    _check(q_BTHK, k_BTGK, v_BTGV, lengths_B)
     G = k_BTGK.shape[2]
     # Readers that share a table read it in turns: one scan for each reader of a group, all on the same writes.
     readers = phi(q_BTHK).unflatten(2, (G, -1)).unbind(3)
@@ -64,31 +63,19 @@ def recurrent(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, impl="auto"):
 @packed
 def parallel(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None):
     """All pairs at once, as attention without softmax: quadratic in T. Returns (y_BTHV, S)."""
-    return _in_chunks(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, max(1, q_BTHK.shape[1]))
+    return _in_chunks(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, q_BTHK.shape[1])
 
 
 @packed
-def chunked(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, chunk=64, impl="auto"):
-    """Quadratic within a chunk of tokens, the table between chunks: linear in T. Returns (y_BTHV, S).
-
-    Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
-    """
-    pick(impl, ("torch",))
+def chunked(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, chunk=64):
+    """Quadratic within a chunk of tokens, the table between chunks: linear in T. Returns (y_BTHV, S)."""
     return _in_chunks(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, chunk)
 
 
 def _in_chunks(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, chunk):
-    _check(q_BTHK, k_BTGK, v_BTGV, lengths_B)
     z = phi(q_BTHK), phi(k_BTGK), _with_ones(v_BTGV)
     y, S = decay_chunked(*z, None, S, lengths_B=lengths_B, chunk=chunk)
     return _normalise(y, v_BTGV), S
-
-
-def _check(q_BTHK, k_BTGK, v_BTGV, lengths_B):
-    sizes = check(q_BTHK=q_BTHK, k_BTGK=k_BTGK, v_BTGV=v_BTGV)
-    check_shared("k_BTGK", sizes["G"], sizes["H"])
-    check_lengths(lengths_B, sizes["B"], sizes["T"])
-    return sizes
 
 
 def _with_ones(v):
@@ -104,6 +91,13 @@ def _normalise(y, like):
     return torch.where(empty, torch.zeros_like(total), y[..., :-1] / total.masked_fill(empty, 1)).to(
         like.dtype
     )
+
+
+@named
+def operator(q_BTHK, k_BTGK, v_BTGV):
+    """What these tokens do to any state: see `postx.scans.operators`."""
+    S = recurrent(q_BTHK, k_BTGK, v_BTGV)[1]
+    return operators.Fade(torch.ones_like(S), S)
 
 
 def example(T, *, B=2, H=4, G=2, K=8, V=6, seed=0):

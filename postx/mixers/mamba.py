@@ -24,23 +24,24 @@ from torch.nn.functional import silu, softplus
 from postx import scans
 from postx.cost import Cost, ssm_scan
 from postx.mixers import Still, _conv, by_form, packed
-from postx.shapes import check, check_lengths, pick, real, state_dtype
+from postx.scans import operators
+from postx.shapes import check, named, real, state_dtype
 
 FAMILY, LETTER = "ssm", "M"
+STATE = "S_BDN"
 FOLLOW = "-"  # the block has its own gate and expansion
 AUTO = {"triton": "recurrent"}  # one kernel
 
 
+@named
 def init(u_BD, delta_BD, write_BN, read_BN, *, A_DN, skip_D):
     """Nothing written yet: zeros S_BDN, at least float32."""
-    sizes = check(u_BD=u_BD, delta_BD=delta_BD, write_BN=write_BN, read_BN=read_BN, A_DN=A_DN, skip_D=skip_D)
-    shape = sizes["B"], sizes["D"], sizes["N"]
-    return torch.zeros(shape, dtype=state_dtype(u_BD.dtype), device=u_BD.device)
+    return u_BD.new_zeros(*u_BD.shape, A_DN.shape[1], dtype=state_dtype(u_BD.dtype))
 
 
+@named
 def step(S, u_BD, delta_BD, write_BN, read_BN, *, A_DN, skip_D, inplace=False):
     """One token: the state fades, is written to, and is read. Returns (y_BD, S)."""
-    check(u_BD=u_BD, delta_BD=delta_BD, write_BN=write_BN, read_BN=read_BN, A_DN=A_DN, skip_D=skip_D)
     u, delta, write, read = (x.to(S.dtype) for x in (u_BD, delta_BD, write_BN, read_BN))
     keep, written = torch.exp(delta[..., None] * A_DN), (delta * u)[..., None] * write[:, None]
     S = S.mul_(keep).add_(written) if inplace else keep * S + written
@@ -53,7 +54,6 @@ def recurrent(
     u_BTD, delta_BTD, write_BTN, read_BTN, *, A_DN, skip_D, S=None, lengths_B=None, impl="auto"
 ):
     """All tokens, left to right, through the diagonal scan. Returns (y_BTD, S)."""
-    _check(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, lengths_B)
     u = u_BTD.to(state_dtype(u_BTD.dtype))
     y, S = scans.diagonal(u, delta_BTD, A_DN, write_BTN, read_BTN, S, lengths_B=lengths_B, impl=impl)
     return real(y + skip_D * u, lengths_B).to(u_BTD.dtype), S
@@ -65,23 +65,14 @@ def parallel(u_BTD, delta_BTD, write_BTN, read_BTN, *, A_DN, skip_D, S=None, len
 
     Every round touches all of [B, T, D, N], which is what makes it slow on a CPU; `chunked` bounds the memory.
     """
-    sizes = _check(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, lengths_B)
-    z = u_BTD, delta_BTD, write_BTN, read_BTN
-    return _in_chunks(*z, A_DN, skip_D, S, lengths_B, sizes["T"])
+    return _in_chunks(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, S, lengths_B, u_BTD.shape[1])
 
 
 @packed
 def chunked(
-    u_BTD, delta_BTD, write_BTN, read_BTN, *, A_DN, skip_D, S=None, lengths_B=None, chunk=64, impl="auto"
+    u_BTD, delta_BTD, write_BTN, read_BTN, *, A_DN, skip_D, S=None, lengths_B=None, chunk=64
 ):
-    """An associative scan within each chunk of tokens, the state between chunks. Returns (y_BTD, S).
-
-    Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
-    """
-    if chunk < 1:
-        raise ValueError(f"chunk: expected at least 1 token, got {chunk}")
-    pick(impl, ("torch",))
-    _check(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, lengths_B)
+    """An associative scan within each chunk of tokens, the state between chunks. Returns (y_BTD, S)."""
     return _in_chunks(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, S, lengths_B, chunk)
 
 
@@ -105,7 +96,6 @@ def _in_chunks(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, S, lengths_B
     u, delta, write, read = (x.to(state_dtype(x.dtype)) for x in (u_BTD, delta_BTD, write_BTN, read_BTN))
     B, T, D = u.shape
     S = u.new_zeros(B, D, A_DN.shape[1]) if S is None else S
-    check({"B": B, "D": D, "N": A_DN.shape[1]}, S_BDN=S)
     delta = real(delta, lengths_B)  # a step of length 0 keeps all and writes nothing
     outputs = []
     for t in range(0, T, chunk):
@@ -120,12 +110,12 @@ def _in_chunks(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, S, lengths_B
     return real(y, lengths_B).to(u_BTD.dtype), S
 
 
-def _check(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, lengths_B):
-    sizes = check(
-        u_BTD=u_BTD, delta_BTD=delta_BTD, write_BTN=write_BTN, read_BTN=read_BTN, A_DN=A_DN, skip_D=skip_D
-    )
-    check_lengths(lengths_B, sizes["B"], sizes["T"])
-    return sizes
+@named
+def operator(u_BTD, delta_BTD, write_BTN, read_BTN, *, A_DN, skip_D):
+    """What these tokens do to any state: see `postx.scans.operators`."""
+    z, wide = (u_BTD, delta_BTD, write_BTN, read_BTN), state_dtype(delta_BTD.dtype)
+    keep_BDN = torch.exp(delta_BTD.sum(1, dtype=wide)[..., None] * A_DN)
+    return operators.Fade(keep_BDN, recurrent(*z, A_DN=A_DN, skip_D=skip_D)[1])
 
 
 def example(T, *, B=2, D=5, N=4, seed=0):

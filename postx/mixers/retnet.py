@@ -21,10 +21,12 @@ from postx import scans
 from postx.cost import Cost, decay_recurrence
 from postx.mixers import _conv, by_form, packed
 from postx.mixers._rope import Rope
+from postx.scans import operators
 from postx.scans.chunked import decay_chunked
-from postx.shapes import check, check_lengths, pick, real, state_dtype
+from postx.shapes import check, empty, named, real, state_dtype
 
 FAMILY, LETTER = "linear", "T"
+STATE = "S_BHKV"
 AUTO = {"triton": "recurrent"}  # one kernel
 
 
@@ -33,16 +35,15 @@ def log_gamma(H, dtype=torch.float64):
     return torch.log1p(-(2.0 ** (-5 - torch.arange(H, dtype=torch.float64)))).to(dtype)
 
 
+@named
 def init(q_BHK, k_BHK, v_BHV, *, g_H):
     """The empty table of each head, S_BHKV."""
-    sizes = check(q_BHK=q_BHK, k_BHK=k_BHK, v_BHV=v_BHV, g_H=g_H)
-    B, H, K, V = (sizes[letter] for letter in "BHKV")
-    return torch.zeros(B, H, K, V, dtype=state_dtype(v_BHV.dtype), device=v_BHV.device)
+    return empty(k_BHK, v_BHV)
 
 
+@named
 def step(S, q_BHK, k_BHK, v_BHV, *, g_H, inplace=False):
     """One token: the table fades by exp(g), k v' is written, q reads. Returns (y_BHV, S)."""
-    check(q_BHK=q_BHK, k_BHK=k_BHK, v_BHV=v_BHV, g_H=g_H)
     q, k, v = (x.to(S.dtype) for x in (q_BHK, k_BHK, v_BHV))
     gamma, written = g_H.to(S.dtype).exp()[:, None, None], k[..., None] * v[..., None, :]
     S = S.mul_(gamma).add_(written) if inplace else gamma * S + written
@@ -52,20 +53,14 @@ def step(S, q_BHK, k_BHK, v_BHV, *, g_H, inplace=False):
 @packed
 def recurrent(q_BTHK, k_BTHK, v_BTHV, *, g_H, S=None, lengths_B=None, impl="auto"):
     """All tokens, left to right. Returns (y_BTHV, S)."""
-    check(q_BTHK=q_BTHK, k_BTHK=k_BTHK, v_BTHV=v_BTHV, g_H=g_H)
     return scans.decay(_scaled(q_BTHK), k_BTHK, v_BTHV, g_H, S, lengths_B=lengths_B, impl=impl)
 
 
 @packed
 def parallel(q_BTHK, k_BTHK, v_BTHV, *, g_H, S=None, lengths_B=None):
     """All pairs at once, (Q K' * D) V with D of `decay_mask`: quadratic in T. Returns (y_BTHV, S)."""
-    sizes = check(q_BTHK=q_BTHK, k_BTHK=k_BTHK, v_BTHV=v_BTHV, g_H=g_H)
-    B, T = sizes["B"], sizes["T"]
-    check_lengths(lengths_B, B, T)
-    kind = state_dtype(v_BTHV.dtype)
-    if S is None:
-        S = init(q_BTHK[:, 0], k_BTHK[:, 0], v_BTHV[:, 0], g_H=g_H)
-    check(sizes, S_BHKV=S)
+    (B, T), kind = v_BTHV.shape[:2], state_dtype(v_BTHV.dtype)
+    S = empty(k_BTHK[:, 0], v_BTHV[:, 0]) if S is None else S
     q, k, v, g = _scaled(q_BTHK).to(kind), k_BTHK.to(kind), v_BTHV.to(kind), g_H.to(kind)
     token = torch.arange(T, device=v.device)
     ends = torch.full((B,), T, device=v.device) if lengths_B is None else lengths_B
@@ -80,13 +75,8 @@ def parallel(q_BTHK, k_BTHK, v_BTHV, *, g_H, S=None, lengths_B=None):
 
 
 @packed
-def chunked(q_BTHK, k_BTHK, v_BTHV, *, g_H, S=None, lengths_B=None, chunk=64, impl="auto"):
-    """Quadratic within a chunk of tokens, the table between chunks: linear in T. Returns (y_BTHV, S).
-
-    Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
-    """
-    pick(impl, ("torch",))
-    check(q_BTHK=q_BTHK, k_BTHK=k_BTHK, v_BTHV=v_BTHV, g_H=g_H)
+def chunked(q_BTHK, k_BTHK, v_BTHV, *, g_H, S=None, lengths_B=None, chunk=64):
+    """Quadratic within a chunk of tokens, the table between chunks: linear in T. Returns (y_BTHV, S)."""
     return decay_chunked(_scaled(q_BTHK), k_BTHK, v_BTHV, g_H, S, lengths_B=lengths_B, chunk=chunk)
 
 
@@ -107,6 +97,13 @@ def _fade(g_H, age):
 
 def _scaled(q):
     return q.to(state_dtype(q.dtype)) * q.shape[-1] ** -0.5
+
+
+@named
+def operator(q_BTHK, k_BTHK, v_BTHV, *, g_H):
+    """What these tokens do to any state: see `postx.scans.operators`."""
+    keep_H11 = (q_BTHK.shape[1] * g_H.to(state_dtype(v_BTHV.dtype))).exp()[:, None, None]
+    return operators.Fade(keep_H11, recurrent(q_BTHK, k_BTHK, v_BTHV, g_H=g_H)[1])
 
 
 def example(T, *, B=2, H=4, K=8, V=6, seed=0):

@@ -30,24 +30,25 @@ from torch import nn
 from postx import scans
 from postx.cost import Cost
 from postx.mixers import Still, _conv, by_form, packed
-from postx.shapes import check, check_lengths, pick, positive, real, state_dtype
+from postx.scans import operators
+from postx.shapes import named, positive, real, state_dtype
 
 FAMILY, LETTER = "liquid", "R"
-FIRST = ("whole", "scaled")
+STATE = "h_BD", "started_B"
+STARTS = ("whole", "scaled")
 
 
+@named
 def init(x_BD, r_BD, i_BD, *, delta_D, first="whole", max_slope=None):
     """Nothing remembered, nothing started: (zeros h_BD, at least float32, and zeros started_B)."""
-    sizes = _check(check(x_BD=x_BD, r_BD=r_BD, i_BD=i_BD), delta_D, first)
-    h = torch.zeros(sizes["B"], sizes["D"], dtype=state_dtype(x_BD.dtype), device=x_BD.device)
-    return h, torch.zeros(sizes["B"], dtype=torch.int64, device=x_BD.device)
+    h = torch.zeros_like(x_BD, dtype=state_dtype(x_BD.dtype))
+    return h, torch.zeros(len(x_BD), dtype=torch.int64, device=x_BD.device)
 
 
+@named
 def step(S, x_BD, r_BD, i_BD, *, delta_D, first="whole", max_slope=None, inplace=False):
     """One token: forget by a, add the gated and scaled input. Returns (y_BD, S)."""
-    sizes = _check(check(x_BD=x_BD, r_BD=r_BD, i_BD=i_BD), delta_D, first)
     h, started = S
-    check(sizes, h_BD=h, started_B=started)
     g, b = _drive(x_BD, r_BD, i_BD, delta_D, started == 0, first, max_slope)
     if inplace:
         h, started = h.mul_(g.exp()).add_(b), started.fill_(1)
@@ -87,15 +88,8 @@ def chunked(
     S=None,
     lengths_B=None,
     chunk=64,
-    impl="auto",
 ):
-    """Prefix sums within all chunks of tokens at once, h from chunk to chunk: T log C work. Returns (y_BTD, S).
-
-    Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
-    """
-    if chunk < 1:
-        raise ValueError(f"chunk: expected at least 1 token, got {chunk}")
-    pick(impl, ("torch",))
+    """Prefix sums within all chunks of tokens at once, h from chunk to chunk: T log C work. Returns (y_BTD, S)."""
     g, b, h, started = _prepare(x_BTD, r_BTD, i_BTD, delta_D, first, max_slope, S, lengths_B)
     T = g.shape[1]
     # Tokens that fill up the last chunk neither fade nor write, so h after them is h after the last real one.
@@ -131,6 +125,8 @@ def rate(lambda_D, c=8.0):
 
 def _drive(x, r, i, delta_D, begins, first, max_slope):
     """Log-decay and write, g = -delta r and sqrt(1 - exp(2 g)) i x; the write of a first token may be whole."""
+    if first not in STARTS:
+        raise ValueError(f"first: expected 'whole' or 'scaled', got {first!r}")
     kind = state_dtype(x.dtype)
     x, r, i = (z.to(kind) for z in (x, r, i))
     g = -delta_D.to(kind) * r
@@ -143,25 +139,13 @@ def _drive(x, r, i, delta_D, begins, first, max_slope):
 
 def _prepare(x_BTD, r_BTD, i_BTD, delta_D, first, max_slope, S, lengths_B):
     """Log-decays and writes, neither past a row's end, h before the first token, and who will have started."""
-    sizes = _check(check(x_BTD=x_BTD, r_BTD=r_BTD, i_BTD=i_BTD), delta_D, first)
-    B, T = sizes["B"], sizes["T"]
-    check_lengths(lengths_B, B, T)
-    if S is None:
-        S = init(x_BTD[:, 0], r_BTD[:, 0], i_BTD[:, 0], delta_D=delta_D, first=first)
-    h, started = S
-    check(sizes, h_BD=h, started_B=started)
-    token = torch.arange(T, device=x_BTD.device)
+    h, started = init(x_BTD[:, 0], r_BTD[:, 0], i_BTD[:, 0], delta_D=delta_D) if S is None else S
+    token = torch.arange(x_BTD.shape[1], device=x_BTD.device)
     begins_BT = (started == 0)[:, None] & (token == 0)
     g, b = _drive(x_BTD, r_BTD, i_BTD, delta_D, begins_BT, first, max_slope)
     if lengths_B is None:
         return g, b, h, torch.ones_like(started)
     return real(g, lengths_B), real(b, lengths_B), h, started | (lengths_B > 0).long()
-
-
-def _check(sizes, delta_D, first):
-    if first not in FIRST:
-        raise ValueError(f"first: expected 'whole' or 'scaled', got {first!r}")
-    return check(sizes, delta_D=delta_D)
 
 
 class _BoundedSqrt(torch.autograd.Function):
@@ -178,6 +162,15 @@ class _BoundedSqrt(torch.autograd.Function):
     def backward(ctx, dy):
         (y,) = ctx.saved_tensors
         return dy * (0.5 / y).clamp(max=ctx.bound), None
+
+
+@named
+def operator(x_BTD, r_BTD, i_BTD, *, delta_D, **w):
+    """What these tokens do to any state: see `postx.scans.operators`."""
+    h, started = init(x_BTD[:, 0], r_BTD[:, 0], i_BTD[:, 0], delta_D=delta_D)
+    keep_BD = torch.exp(-delta_D * r_BTD.sum(1, dtype=h.dtype))
+    S = recurrent(x_BTD, r_BTD, i_BTD, delta_D=delta_D, S=(h, started + 1), **w)[1]
+    return operators.Fade((keep_BD, started), S)
 
 
 def example(T, *, B=2, D=5, seed=0, first="whole"):

@@ -20,21 +20,22 @@ from torch import nn
 from postx.cost import Cost
 from postx.cost import short_convolution as _bill
 from postx.mixers import _conv, by_form, packed
-from postx.shapes import check, check_lengths, state_dtype
+from postx.shapes import named, state_dtype
 
 FAMILY, LETTER = "conv", "C"
+STATE = "S_BW-1D"
 AUTO = {"far": "parallel"}  # a few shifted products
 
 
+@named
 def init(b_BD, c_BD, x_BD, *, weight_DW):
     """No past: zeros S_BWD [B, W-1, D], at least float32."""
-    sizes = check(b_BD=b_BD, c_BD=c_BD, x_BD=x_BD, weight_DW=weight_DW)
-    return _conv.init(x_BD, sizes["W"])
+    return _conv.init(x_BD, weight_DW.shape[1])
 
 
+@named
 def step(S, b_BD, c_BD, x_BD, *, weight_DW, inplace=False):
     """One token: gate it, filter it with the W - 1 kept before it, gate the result. Returns (y_BD, S)."""
-    check(b_BD=b_BD, c_BD=c_BD, x_BD=x_BD, weight_DW=weight_DW)
     y, S = _conv.step(S, b_BD.to(S.dtype) * x_BD, weight_DW, inplace=inplace)
     return (c_BD * y).to(x_BD.dtype), S
 
@@ -42,7 +43,6 @@ def step(S, b_BD, c_BD, x_BD, *, weight_DW, inplace=False):
 @packed
 def recurrent(b_BTD, c_BTD, x_BTD, *, weight_DW, S=None, lengths_B=None, impl="auto"):
     """All tokens, left to right, a dot product of W taps each. Returns (y_BTD, S)."""
-    _check(b_BTD, c_BTD, x_BTD, weight_DW, lengths_B)
     y, S = _conv.scan(b_BTD.to(state_dtype(x_BTD.dtype)) * x_BTD, weight_DW, S, lengths_B, impl)
     return (c_BTD * y).to(x_BTD.dtype), S
 
@@ -50,16 +50,9 @@ def recurrent(b_BTD, c_BTD, x_BTD, *, weight_DW, S=None, lengths_B=None, impl="a
 @packed
 def parallel(b_BTD, c_BTD, x_BTD, *, weight_DW, S=None, lengths_B=None):
     """All tokens at once, tap by tap: W shifted products. Returns (y_BTD, S)."""
-    _check(b_BTD, c_BTD, x_BTD, weight_DW, lengths_B)
     written = b_BTD.to(state_dtype(x_BTD.dtype)) * x_BTD
     y, S = _conv.short_convolution(written, weight_DW, None, S, lengths_B, impl="torch")
     return (c_BTD * y).to(x_BTD.dtype), S
-
-
-def _check(b_BTD, c_BTD, x_BTD, weight_DW, lengths_B):
-    sizes = check(b_BTD=b_BTD, c_BTD=c_BTD, x_BTD=x_BTD, weight_DW=weight_DW)
-    check_lengths(lengths_B, sizes["B"], sizes["T"])
-    return sizes
 
 
 def example(T, *, B=2, D=5, W=3, seed=0):

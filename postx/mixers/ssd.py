@@ -21,26 +21,25 @@ from torch.nn.functional import pad, silu, softplus
 from postx import scans
 from postx.cost import Cost, decay_recurrence
 from postx.mixers import _conv, by_form, packed
-from postx.shapes import check, check_lengths, check_shared, pick, real, state_dtype
+from postx.scans import operators
+from postx.shapes import check, check_shared, empty, named, real, state_dtype
 
 FAMILY, LETTER = "ssm", "S"
+STATE = "S_BHKV"
 FOLLOW = "-"  # the block has its own gate and expansion
 AUTO = {"triton": "recurrent"}  # one kernel
 
 
+@named
 def init(q_BGK, k_BGK, v_BHV, g_BH):
     """The empty table of each head, S_BHKV, at least float32."""
-    sizes = check(q_BGK=q_BGK, k_BGK=k_BGK, v_BHV=v_BHV, g_BH=g_BH)
-    check_shared("k_BGK", sizes["G"], sizes["H"])
-    shape = tuple(sizes[letter] for letter in "BHKV")
-    return torch.zeros(shape, dtype=state_dtype(v_BHV.dtype), device=v_BHV.device)
+    return empty(k_BGK, v_BHV)
 
 
+@named
 def step(S, q_BGK, k_BGK, v_BHV, g_BH, *, inplace=False):
     """One token: the table fades by one number, k v' is written, q reads. Returns (y_BHV, S)."""
-    sizes = check(q_BGK=q_BGK, k_BGK=k_BGK, v_BHV=v_BHV, g_BH=g_BH)
-    share = check_shared("k_BGK", sizes["G"], sizes["H"])
-    q, k = (x.to(S.dtype).repeat_interleave(share, 1) for x in (q_BGK, k_BGK))
+    q, k = (x.to(S.dtype).repeat_interleave(v_BHV.shape[1] // x.shape[1], 1) for x in (q_BGK, k_BGK))
     keep, written = g_BH.to(S.dtype).exp()[..., None, None], k[..., None] * v_BHV.to(S.dtype)[..., None, :]
     S = S.mul_(keep).add_(written) if inplace else keep * S + written
     return torch.einsum("bhk,bhkv->bhv", q, S).to(v_BHV.dtype), S
@@ -49,26 +48,19 @@ def step(S, q_BGK, k_BGK, v_BHV, g_BH, *, inplace=False):
 @packed
 def recurrent(q_BTGK, k_BTGK, v_BTHV, g_BTH, *, S=None, lengths_B=None, impl="auto"):
     """All tokens, left to right, through the decay scan. Returns (y_BTHV, S)."""
-    _check(q_BTGK, k_BTGK, v_BTHV, g_BTH, lengths_B)
     return scans.decay(q_BTGK, k_BTGK, v_BTHV, g_BTH, S, lengths_B=lengths_B, impl=impl)
 
 
 @packed
 def parallel(q_BTGK, k_BTGK, v_BTHV, g_BTH, *, S=None, lengths_B=None):
     """All pairs at once, a masked attention: one chunk of T tokens, quadratic in T. Returns (y_BTHV, S)."""
-    return _in_chunks(q_BTGK, k_BTGK, v_BTHV, g_BTH, S, lengths_B, max(1, v_BTHV.shape[1]))
+    return _in_chunks(q_BTGK, k_BTGK, v_BTHV, g_BTH, S, lengths_B, v_BTHV.shape[1])
 
 
 @packed
-def chunked(q_BTGK, k_BTGK, v_BTHV, g_BTH, *, S=None, lengths_B=None, chunk=64, impl="auto"):
-    """Pairs within a chunk of tokens, the state between chunks: linear in T. Returns (y_BTHV, S).
-
-    Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
-    """
-    if chunk < 1:
-        raise ValueError(f"chunk: expected at least 1 token, got {chunk}")
-    pick(impl, ("torch",))
-    return _in_chunks(q_BTGK, k_BTGK, v_BTHV, g_BTH, S, lengths_B, min(chunk, max(1, v_BTHV.shape[1])))
+def chunked(q_BTGK, k_BTGK, v_BTHV, g_BTH, *, S=None, lengths_B=None, chunk=64):
+    """Pairs within a chunk of tokens, the state between chunks: linear in T. Returns (y_BTHV, S)."""
+    return _in_chunks(q_BTGK, k_BTGK, v_BTHV, g_BTH, S, lengths_B, min(chunk, v_BTHV.shape[1]))
 
 
 def segment_sums(g):
@@ -85,10 +77,8 @@ def segment_sums(g):
 
 def _in_chunks(q_BTGK, k_BTGK, v_BTHV, g_BTH, S, lengths_B, C):
     """The blocks of the mask's matrix: full ones on its diagonal, one rank-K product below it for each chunk."""
-    sizes = _check(q_BTGK, k_BTGK, v_BTHV, g_BTH, lengths_B)
-    T, G, kind = sizes["T"], sizes["G"], state_dtype(v_BTHV.dtype)
-    S = init(q_BTGK[:, 0], k_BTGK[:, 0], v_BTHV[:, 0], g_BTH[:, 0]) if S is None else S
-    check(sizes, S_BHKV=S)
+    T, G, kind = *k_BTGK.shape[1:3], state_dtype(v_BTHV.dtype)
+    S = empty(k_BTGK[:, 0], v_BTHV[:, 0]) if S is None else S
     q, k, v, g = (x.to(kind) for x in (q_BTGK, k_BTGK, v_BTHV, g_BTH))
     k, g = real(k, lengths_B), real(g, lengths_B)  # a token past the end writes nothing and lets nothing fade
     # Whole chunks, and heads by group: x is [b, n chunks, c tokens, g groups, r readers of the group, ...]. The
@@ -112,11 +102,10 @@ def _in_chunks(q_BTGK, k_BTGK, v_BTHV, g_BTH, S, lengths_B, C):
     return real(y, lengths_B).to(v_BTHV.dtype), S.flatten(1, 2)
 
 
-def _check(q_BTGK, k_BTGK, v_BTHV, g_BTH, lengths_B):
-    sizes = check(q_BTGK=q_BTGK, k_BTGK=k_BTGK, v_BTHV=v_BTHV, g_BTH=g_BTH)
-    check_shared("k_BTGK", sizes["G"], sizes["H"])
-    check_lengths(lengths_B, sizes["B"], sizes["T"])
-    return sizes
+@named
+def operator(q_BTGK, k_BTGK, v_BTHV, g_BTH):
+    """What these tokens do to any state: see `postx.scans.operators`."""
+    return operators.fade(g_BTH, recurrent(q_BTGK, k_BTGK, v_BTHV, g_BTH)[1])
 
 
 def example(T, *, B=2, H=4, G=2, K=8, V=6, seed=0):

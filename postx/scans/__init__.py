@@ -14,9 +14,9 @@ import importlib.util
 import torch
 
 from postx.scans import numba_ops, reference
-from postx.scans.arguments import all_axes, decay_arguments, decay_factors, row_lengths, table_sizes
+from postx.scans.arguments import all_axes, decay_arguments, log_decay, row_lengths, table_sizes
 from postx.scans.runtime import set_threads
-from postx.shapes import check, check_lengths, check_shared, pick, real, state_dtype
+from postx.shapes import check, check_lengths, check_shared, empty, pick, real, state_dtype
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -117,19 +117,19 @@ def decay(
     """
     chosen = choose(impl, v_BTHV, k_BTHK.shape[-1] <= MOST_KEYS)
     wide = chosen != "triton"  # the kernel reads half precision as it is
-    tensors = decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B, wide)
+    table = decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B, wide)
     H = v_BTHV.shape[2]
     check_shared("q_BTHK", q_BTHK.shape[2], H)
-    tensors[3] = tensors[3].exp()
+    table = table._replace(g=table.g.exp())
     if chosen == "triton":
-        *tensors, u = tensors
+        *tensors, u = table
         y, S = _gpu_ops().Decay.apply(*tensors, None if u_HK is None else u, lengths_B, read == "before")
     elif chosen == "numba":
-        y, S = numba_ops.Decay.apply(*tensors, row_lengths(lengths_B, v_BTHV), read == "before")
-    else:
-        for i in (0, 1, 3):  # the reference knows nothing of shared heads
-            tensors[i] = tensors[i].repeat_interleave(H // tensors[i].shape[2], 2)
-        y, S = reference.decay(*tensors, row_lengths(lengths_B, v_BTHV), read == "before")
+        y, S = numba_ops.Decay.apply(*table, row_lengths(lengths_B, v_BTHV), read == "before")
+    else:  # the reference knows nothing of shared heads
+        full = {name: getattr(table, name) for name in ("q", "k", "g")}
+        table = table._replace(**{name: x.repeat_interleave(H // x.shape[2], 2) for name, x in full.items()})
+        y, S = reference.decay(*table, row_lengths(lengths_B, v_BTHV), read == "before")
     return real(y, lengths_B).to(v_BTHV.dtype), S
 
 
@@ -149,10 +149,10 @@ def delta(
     sizes = table_sizes(
         v_BTHV, lengths_B, read, q_BTHK=q_BTHK, k_BTHK=k_BTHK, b_BTHK=b_BTHK, c_BTHK=c_BTHK
     )
-    Bn, T, H, K, V = (sizes[letter] for letter in "BTHKV")
-    check({"B": Bn, "T": T}, beta_BTH=beta_BTH)
+    H = sizes["H"]
+    check({letter: sizes[letter] for letter in "BT"}, beta_BTH=beta_BTH)
     kind = state_dtype(v_BTHV.dtype)
-    chosen = choose(impl, v_BTHV, K <= MOST_KEYS)
+    chosen = choose(impl, v_BTHV, sizes["K"] <= MOST_KEYS)
     given = q_BTHK, k_BTHK, v_BTHV, b_BTHK, c_BTHK, beta_BTH
     if chosen != "triton":  # the kernel reads half precision as it is
         given = (None if x is None else x.to(kind) for x in given)
@@ -160,10 +160,9 @@ def delta(
     c = k if c is None else c
     beta = v.new_ones(1, 1, 1) if beta is None else beta
     check_shared("beta_BTH", beta.shape[2], H)
-    if S_BHKV is None:
-        S_BHKV = v.new_zeros(Bn, H, K, V)
+    S_BHKV = empty(k_BTHK[:, 0], v_BTHV[:, 0]) if S_BHKV is None else S_BHKV
     check(sizes, S_BHKV=S_BHKV)
-    tensors = [q, k, v, decay_factors(g, sizes, v_BTHV, kind), b, c, beta]
+    tensors = [q, k, v, log_decay(g, sizes, v_BTHV).to(kind).exp(), b, c, beta]
     if chosen == "triton":
         y, S = _gpu_ops().Delta.apply(*tensors, S_BHKV.to(kind), lengths_B, read == "before")
         return real(y, lengths_B).to(v_BTHV.dtype), S

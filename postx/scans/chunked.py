@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import pad
 
 from postx.scans.arguments import decay_arguments
-from postx.shapes import check_shared, real
+from postx.shapes import check_shared, real, whole
 
 TOGETHER = 4  # chunks computed at once: few enough for a CPU's cache, enough to hide the cost of a call
 
@@ -34,8 +34,7 @@ def decay_chunked(
     where the sub-blocks of two levels are replaced by doubling. Raises ValueError as `scans.decay` does, and for
     a chunk below 1.
     """
-    if chunk < 1:
-        raise ValueError(f"chunk: expected at least 1 token, got {chunk}")
+    whole(chunk=chunk)
     q, k, v, g, S, u = decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B)
     T, heads = v.shape[1], sorted((q.shape[2], v.shape[2]))
     check_shared("q_BTHK", *heads)
