@@ -52,11 +52,11 @@ def test_alibi_slopes_are_the_papers():
 
 @pytest.mark.parametrize("name", ["attention", "linear", "retnet", "gla", "deltanet", "gated_deltanet"])
 def test_short_convolution_comes_before_the_heads(name, monkeypatch):
-    """The layer with conv=4 is the layer without, fed with convolved projections."""
+    """The layer with conv_size=4 is the layer without, fed with convolved projections."""
     torch.manual_seed(0)
     module = load(name)
     kw = {"H": 2} if name == "retnet" else {}
-    layer, plain = module.Layer(16, conv=4, **kw).double(), module.Layer(16, **kw).double()
+    layer, plain = module.Layer(16, conv_size=4, **kw).double(), module.Layer(16, **kw).double()
     missing = plain.load_state_dict(layer.state_dict(), strict=False)
     assert missing.unexpected_keys == ["conv.taps_DW"]
     assert missing.missing_keys == []

@@ -63,7 +63,7 @@ def test_one_token_at_a_time_says_the_same():
 def test_what_has_no_such_cache_says_so():
     with pytest.raises(ValueError, match="lm: no attention layer"), cache.rounded(model("S"), 3):
         pass
-    with pytest.raises(ValueError, match="lm: a convolution or a norm"), cache.rounded(model("A", conv=4), 3):
+    with pytest.raises(ValueError, match="lm: a convolution or a norm"), cache.rounded(model("A", conv_size=4), 3):
         pass
     with (
         pytest.raises(ValueError, match="lm: a convolution or a norm"),

@@ -181,7 +181,7 @@ class Layer(nn.Module):
 
     `Layer(x_BTD, S=None) -> (y_BTD, S)`, computed by `chunked`; one token with `inplace=True` by `step`.
     G = H, K = D / H and V = K by default. Positions: `rope` is True for the default `Rope`, a `Rope`, or None;
-    alibi=True takes its place. conv=4 mixes each channel of q, k and v with its last 4 tokens first, and adds
+    alibi=True takes its place. conv_size=4 mixes each channel of q, k and v with its last 4 tokens first, and adds
     their last inputs to the state. qk_norm=True: an RMS norm over each head's q and k before they are rotated.
     D_in: the width of x where it is not D. out_bias: a bias on the way back (RecurrentGemma).
     causal=False: every token sees every other, by `bidirectional`; there is no state then, and S comes back empty.
@@ -192,11 +192,11 @@ class Layer(nn.Module):
 
     def __init__(
         self, D, H=4, G=None, K=None, V=None, window=None, rope=True, chunk=64,
-        *, alibi=False, conv=0, qk_norm=False, D_in=None, out_bias=False, causal=True,
+        *, alibi=False, conv_size=0, qk_norm=False, D_in=None, out_bias=False, causal=True,
     ):  # fmt: skip
         super().__init__()
-        if not causal and (window is not None or alibi or conv):
-            raise ValueError("causal: False goes without window, alibi and conv, which look at earlier tokens only")
+        if not causal and (window is not None or alibi or conv_size):
+            raise ValueError("causal: False goes without window, alibi and conv_size: they look at earlier tokens only")
         G = G or H
         check_shared("G", G, H)
         _cache.check_window(window)
@@ -210,7 +210,7 @@ class Layer(nn.Module):
         self.register_buffer("slopes_H", alibi_slopes(H) if alibi else None, persistent=False)
         widths = [heads * width for heads, width in self.heads]
         self.q, self.k, self.v = (nn.Linear(D_in or D, width, bias=False) for width in widths)
-        self.conv = _conv.Mixed(widths, conv)
+        self.conv = _conv.Mixed(widths, conv_size)
         self.norms = nn.ModuleList(nn.RMSNorm(K, eps=1e-6) for _ in range(2)) if qk_norm else None
         self.out = nn.Linear(H * V, D, bias=out_bias)
 

@@ -90,17 +90,17 @@ class Layer(nn.Module):
     """Projections, SiLU, keys and queries of length 1, a norm a head: Layer(x_BTD, S=None) -> (y_BTD, S).
 
     negative_eigenvalues=True doubles beta to (0, 2), so that a token can reflect what is stored under its key
-    (Grazzi et al. 2024, arXiv 2411.12537). conv=4, as published, mixes each channel of q, k and v with its last
+    (Grazzi et al. 2024, arXiv 2411.12537). conv_size=4, as published, mixes each channel of q, k and v with its last
     4 tokens before the SiLU; their last inputs then join the state.
     """
 
-    def __init__(self, D, *, H=2, K=None, V=None, negative_eigenvalues=False, conv=0):
+    def __init__(self, D, *, H=2, K=None, V=None, negative_eigenvalues=False, conv_size=0):
         super().__init__()
         self.H, self.top = H, 2.0 if negative_eigenvalues else 1.0
         K, V = K or D // H, V or D // H
         self.q, self.k = nn.Linear(D, H * K, bias=False), nn.Linear(D, H * K, bias=False)
         self.v, self.beta = nn.Linear(D, H * V, bias=False), nn.Linear(D, H, bias=False)
-        self.conv = _conv.Mixed((H * K, H * K, H * V), conv)
+        self.conv = _conv.Mixed((H * K, H * K, H * V), conv_size)
         self.norm, self.out = nn.RMSNorm(V, eps=1e-5), nn.Linear(H * V, D, bias=False)
 
     def forward(self, x_BTD, S=None, *, form="auto", **side):

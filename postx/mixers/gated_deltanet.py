@@ -97,11 +97,11 @@ class Layer(nn.Module):
     """DeltaNet's layer with a decay a head, g = -exp(A) softplus(. + bias), and a gate on the normed output.
 
     Layer(x_BTD, S=None) -> (y_BTD, S). The bias starts so that exp(g) forgets at rates spread from 0.001 to 0.1,
-    and exp(A) from 1 to 16, as in Mamba-2. negative_eigenvalues=True doubles beta to (0, 2). conv=4, as
+    and exp(A) from 1 to 16, as in Mamba-2. negative_eigenvalues=True doubles beta to (0, 2). conv_size=4, as
     published, mixes each channel of q, k and v with its last 4 tokens before the SiLU; their inputs join the state.
     """
 
-    def __init__(self, D, *, H=4, G=None, K=None, V=None, negative_eigenvalues=False, conv=0):
+    def __init__(self, D, *, H=4, G=None, K=None, V=None, negative_eigenvalues=False, conv_size=0):
         super().__init__()
         G = G or max(1, H // 2)
         check_shared("G", G, H)
@@ -109,7 +109,7 @@ class Layer(nn.Module):
         K, V = K or max(1, D // H), V or max(1, D // H)
         self.q, self.k = nn.Linear(D, G * K, bias=False), nn.Linear(D, G * K, bias=False)
         self.v, self.gate = nn.Linear(D, H * V, bias=False), nn.Linear(D, H * V, bias=False)
-        self.conv = _conv.Mixed((G * K, G * K, H * V), conv)
+        self.conv = _conv.Mixed((G * K, G * K, H * V), conv_size)
         self.beta, self.rate = nn.Linear(D, H, bias=False), nn.Linear(D, H, bias=False)
         spread = torch.exp(torch.linspace(math.log(0.001), math.log(0.1), H))
         self.bias_H = nn.Parameter(spread + torch.log(-torch.expm1(-spread)))  # softplus(bias) = spread

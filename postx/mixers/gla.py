@@ -96,18 +96,18 @@ class Layer(nn.Module):
     """Gated linear attention between projections: Layer(x_BTD, S=None) -> (y_BTD, S).
 
     Keys are D / 2 wide over all heads, values D; the decay comes through `rank` channels; an RMS norm over each
-    head's outputs, with one weight for all heads; a swish gate. conv=4 mixes each channel of
+    head's outputs, with one weight for all heads; a swish gate. conv_size=4 mixes each channel of
     q, k and v with its last 4 tokens; their inputs then join the state.
     """
 
-    def __init__(self, D, *, H=4, K=None, V=None, rank=16, conv=0):
+    def __init__(self, D, *, H=4, K=None, V=None, rank=16, conv_size=0):
         super().__init__()
         if D % (2 * H) and (K is None or V is None):
             raise ValueError(f"D: expected a multiple of 2 H = {2 * H} where K or V is not given, got {D}")
         self.H, K, V = H, K or D // (2 * H), V or D // H
         self.q, self.k = nn.Linear(D, H * K, bias=False), nn.Linear(D, H * K, bias=False)
         self.v, self.gate = nn.Linear(D, H * V, bias=False), nn.Linear(D, H * V, bias=False)
-        self.conv = _conv.Mixed((H * K, H * K, H * V), conv)
+        self.conv = _conv.Mixed((H * K, H * K, H * V), conv_size)
         self.decay = nn.Sequential(nn.Linear(D, rank, bias=False), nn.Linear(rank, H * K))
         self.norm, self.out = nn.RMSNorm(V, eps=1e-5), nn.Linear(H * V, D, bias=False)
 

@@ -187,24 +187,24 @@ class Filters(nn.Module):
 
 
 class Layer(nn.Module):
-    """Hyena of any order: Layer(x_BTD, S=None) -> (y_BTD, S), with S = (short convolution's, the levels').
+    """Hyena of any order: Layer(x_BTD, S=None) -> (y_BTD, S), with S = (the levels', short convolution's).
 
     One projection to v and `order` gates, a short convolution over all of them, implicit filters of W taps at
     most, and a projection back. A text may be longer than W: what is further back than W tokens is not seen.
     """
 
-    def __init__(self, D, *, order=2, W=256, short=3, hidden=64):
+    def __init__(self, D, *, order=2, W=256, conv_size=3, hidden=64):
         super().__init__()
         if order < 1:
             raise ValueError(f"order: expected at least 1 level, got {order}")
         width = (order + 1) * D
         self.input, self.out = nn.Linear(D, width), nn.Linear(D, D)
-        self.weight_DW = nn.Parameter(torch.randn(width, short) / math.sqrt(short))
+        self.weight_DW = nn.Parameter(torch.randn(width, conv_size) / math.sqrt(conv_size))
         self.filters = Filters(order, D, W, hidden=hidden)
         self.skip_LD = Still(torch.randn(order, D))
 
     def forward(self, x_BTD, S=None, *, form="auto", lengths_B=None, reset_BT=None, **side):
-        S_short, S_long = S if S else (None, None)
+        S_long, S_short = S if S else (None, None)
         z, S_short = _conv.short_convolution(
             self.input(x_BTD), self.weight_DW, None, S_short, lengths_B, reset_BT
         )
@@ -212,4 +212,4 @@ class Layer(nn.Module):
         weights = {"response_LDW": self.filters(), "skip_LD": self.skip_LD}
         side |= {"lengths_B": lengths_B, "reset_BT": reset_BT}
         y, S_long = by_form(__name__, form, x_BTD)(v, torch.stack(gates, 2), S=S_long, **weights, **side)
-        return self.out(y), (S_short, S_long)
+        return self.out(y), (S_long, S_short)

@@ -121,16 +121,16 @@ def cost(T, *, B=1, H=4, G=None, K=64, V=64, item=4) -> Cost:
 class Layer(nn.Module):
     """Projections around the mixer: Layer(x_BTD, S=None) -> (y_BTD, S).
 
-    conv=4 mixes each channel of q, k and v with its last 4 tokens first; their inputs then join the state.
+    conv_size=4 mixes each channel of q, k and v with its last 4 tokens first; their inputs then join the state.
     """
 
-    def __init__(self, D, *, H=4, G=None, K=None, V=None, conv=0):
+    def __init__(self, D, *, H=4, G=None, K=None, V=None, conv_size=0):
         super().__init__()
         self.H, self.G = H, H if G is None else G
         K, V = K or D // H, V or D // H
         self.q, self.k = nn.Linear(D, H * K, bias=False), nn.Linear(D, self.G * K, bias=False)
         self.v, self.out = nn.Linear(D, self.G * V, bias=False), nn.Linear(H * V, D, bias=False)
-        self.conv = _conv.Mixed((H * K, self.G * K, self.G * V), conv)
+        self.conv = _conv.Mixed((H * K, self.G * K, self.G * V), conv_size)
 
     def forward(self, x_BTD, S=None, *, form="auto", **side):
         S, S_conv = (S[:1], S[1:]) if S else (None, ())

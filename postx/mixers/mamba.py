@@ -143,17 +143,18 @@ class Layer(nn.Module):
 
     `expand` D channels inside, delta through `rank` = D / 16 of them. delta starts log-uniform in [1e-3, 0.1]
     (by its bias), A at -1..-N, the skip at 1. norms=True puts an RMS norm on
-    delta's channels, write and read (Jamba). S = (last inputs of the convolution, S_BDN).
+    delta's channels, write and read (Jamba). S = (S_BDN, last inputs of the convolution).
     """
 
     OWN = ("delta",)
 
-    def __init__(self, D, *, N=16, expand=2, rank=None, width=4, norms=False):
+    def __init__(self, D, *, N=16, expand=2, rank=None, conv_size=4, norms=False):
         super().__init__()
         inner, self.N, self.rank = expand * D, N, rank or math.ceil(D / 16)
+        bound = conv_size**-0.5
         self.inward = nn.Linear(D, 2 * inner, bias=False)
-        self.taps_DW = nn.Parameter(torch.empty(inner, width).uniform_(-(width**-0.5), width**-0.5))
-        self.taps_bias_D = nn.Parameter(torch.empty(inner).uniform_(-(width**-0.5), width**-0.5))
+        self.taps_DW = nn.Parameter(torch.empty(inner, conv_size).uniform_(-bound, bound))
+        self.taps_bias_D = nn.Parameter(torch.empty(inner).uniform_(-bound, bound))
         self.choose = nn.Linear(inner, self.rank + 2 * N, bias=False)
         self.delta = nn.Linear(self.rank, inner)
         sizes = self.rank, N, N
@@ -169,7 +170,7 @@ class Layer(nn.Module):
     def forward(self, x_BTD, S=None, *, form="auto", **side):
         check({"D": self.inward.in_features}, x_BTD=x_BTD)
         u, gate = self.inward(x_BTD).chunk(2, -1)
-        S_conv, S = S or (None, None)
+        S, S_conv = S or (None, None)
         u, S_conv = _conv.short_convolution(u, self.taps_DW, self.taps_bias_D, S_conv, **side)
         u = silu(u)
         delta, write, read = self.choose(u).split([self.rank, self.N, self.N], -1)
@@ -177,4 +178,4 @@ class Layer(nn.Module):
             delta, write, read = (n(x) for n, x in zip(self.norms, (delta, write, read), strict=True))
         w = {"A_DN": -torch.exp(self.log_rate_DN), "skip_D": self.skip_D}
         y, S = by_form(__name__, form, x_BTD)(u, softplus(self.delta(delta)), write, read, S=S, **w, **side)
-        return self.out(y * silu(gate)), (S_conv, S)
+        return self.out(y * silu(gate)), (S, S_conv)

@@ -123,18 +123,18 @@ class Layer(nn.Module):
     """Multi-scale retention: Layer(x_BTD, S=None) -> (y_BTD, S), S = (table, position of the next token).
 
     K = D / H and V = 2 D / H; a group norm over each head's V outputs; a swish gate. q and k are rotated by plain
-    rotary angles on interleaved pairs: the decay that the paper's xPos adds to the rotation is left out. conv=4
+    rotary angles on interleaved pairs: the decay that the paper's xPos adds to the rotation is left out. conv_size=4
     mixes each channel of q, k and v with its last 4 tokens before the rotation; their inputs then join the state.
     """
 
-    def __init__(self, D, *, H=8, conv=0):
+    def __init__(self, D, *, H=8, conv_size=0):
         super().__init__()
         if D % (2 * H):
             raise ValueError(f"D: expected a multiple of 2 H = {2 * H} (pairs to rotate), got {D}")
         self.H, self.rope = H, Rope(pairing="interleaved")
         self.q, self.k = nn.Linear(D, D, bias=False), nn.Linear(D, D, bias=False)
         self.v, self.gate = nn.Linear(D, 2 * D, bias=False), nn.Linear(D, 2 * D, bias=False)
-        self.conv = _conv.Mixed((D, D, 2 * D), conv)
+        self.conv = _conv.Mixed((D, D, 2 * D), conv_size)
         self.norm, self.out = nn.GroupNorm(H, 2 * D, affine=False), nn.Linear(2 * D, D, bias=False)
         self.register_buffer("g_H", log_gamma(H, torch.get_default_dtype()))
 

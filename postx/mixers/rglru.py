@@ -191,20 +191,20 @@ def cost(T, *, B=1, D=5, item=4) -> Cost:
 
 
 class Layer(nn.Module):
-    """Griffin's recurrent block: Layer(x_BTD, S=None) -> (y_BTD, S), with S = (short convolution's, h, started).
+    """Griffin's recurrent block: Layer(x_BTD, S=None) -> (y_BTD, S), with S = (h, started, short convolution's).
 
-    out(gelu(gate(x)) * rglru(conv(in(x)))): a short convolution of W taps, and gates r and i from H diagonal blocks.
+    out(gelu(gate(x)) * rglru(conv(in(x)))): a short convolution, and gates r and i from H diagonal blocks.
     Lambda starts so that a^c is uniform in [0.9, 0.999] (paper, sec. 2.4; the codes draw a, not a^c, from there).
     """
 
-    def __init__(self, D, *, width=None, H=4, W=4, c=8.0, first="whole", max_slope=1000.0):
+    def __init__(self, D, *, width=None, H=4, conv_size=4, c=8.0, first="whole", max_slope=1000.0):
         super().__init__()
         width = width or D
         if width % H:
             raise ValueError(f"H: {H} blocks do not divide the width {width}")
         self.c, self.first, self.max_slope = c, first, max_slope
         self.gate, self.input = nn.Linear(D, width), nn.Linear(D, width)
-        self.weight_DW = nn.Parameter(torch.randn(width, W) / math.sqrt(W))
+        self.weight_DW = nn.Parameter(torch.randn(width, conv_size) / math.sqrt(conv_size))
         self.bias_D = nn.Parameter(torch.zeros(width))
         block = width // H
         self.gates_HKV = nn.Parameter(torch.randn(H, block, 2 * block) / math.sqrt(block))
@@ -214,7 +214,7 @@ class Layer(nn.Module):
         self.out = nn.Linear(width, D)
 
     def forward(self, x_BTD, S=None, *, form="auto", lengths_B=None, reset_BT=None, **side):
-        S_conv, *S = S if S else (None,)
+        *S, S_conv = S if S else (None,)
         x, S_conv = _conv.short_convolution(
             self.input(x_BTD), self.weight_DW, self.bias_D, S_conv, lengths_B, reset_BT
         )
@@ -224,4 +224,4 @@ class Layer(nn.Module):
         weights = {"delta_D": rate(self.lambda_D, self.c), "first": self.first, "max_slope": self.max_slope}
         side |= {"lengths_B": lengths_B, "reset_BT": reset_BT}
         y, S = by_form(__name__, form, x_BTD)(x, r, i, S=tuple(S) or None, **weights, **side)
-        return self.out(nn.functional.gelu(self.gate(x_BTD)) * y), (S_conv, *S)
+        return self.out(nn.functional.gelu(self.gate(x_BTD)) * y), (*S, S_conv)

@@ -67,17 +67,17 @@ def cost(T, *, B=1, D=5, W=3, item=4) -> Cost:
 
     Bytes: b, c, x in and y out. The state, W - 1 gated inputs, is bounded.
     """
-    bill = _bill(T, B=B, D=D, width=W, item=item)
+    bill = _bill(T, B=B, D=D, conv_size=W, item=item)
     return Cost(bill.flops + 2 * B * T * D, 4 * B * T * D * item, bill.state_floats)
 
 
 class Layer(nn.Module):
     """One projection to B, C and x, the gated convolution, one projection back: Layer(x_BTD, S=None) -> (y, S)."""
 
-    def __init__(self, D, *, W=3):
+    def __init__(self, D, *, conv_size=3):
         super().__init__()
         self.input, self.out = nn.Linear(D, 3 * D, bias=False), nn.Linear(D, D, bias=False)
-        self.weight_DW = nn.Parameter(torch.randn(D, W) / math.sqrt(W))
+        self.weight_DW = nn.Parameter(torch.randn(D, conv_size) / math.sqrt(conv_size))
 
     def forward(self, x_BTD, S=None, *, form="auto", **side):
         b, c, x = self.input(x_BTD).chunk(3, -1)

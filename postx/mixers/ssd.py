@@ -130,10 +130,10 @@ class Layer(nn.Module):
 
     One short convolution over x, k and q together; heads of width V (64, or `inner` where that is less). dt
     starts log-uniform in [1e-3, 0.1], the rates uniform in [1, 16]. norm=False leaves the RMS norm out (Falcon-H1).
-    S = (last inputs of the convolution, S_BHKV).
+    S = (S_BHKV, last inputs of the convolution).
     """
 
-    def __init__(self, D, *, K=128, V=None, G=1, expand=2, width=4, inner=None, norm=True):
+    def __init__(self, D, *, K=128, V=None, G=1, expand=2, conv_size=4, inner=None, norm=True):
         super().__init__()
         inner = inner or expand * D
         V = min(64, inner) if V is None else V
@@ -142,10 +142,10 @@ class Layer(nn.Module):
         self.H, self.G, self.K = inner // V, G, K
         check_shared("G", G, self.H)
         self.widths = inner, G * K, G * K
-        mixed = sum(self.widths)
+        mixed, bound = sum(self.widths), conv_size**-0.5
         self.inward = nn.Linear(D, inner + mixed + self.H, bias=False)
-        self.taps_DW = nn.Parameter(torch.empty(mixed, width).uniform_(-(width**-0.5), width**-0.5))
-        self.taps_bias_D = nn.Parameter(torch.empty(mixed).uniform_(-(width**-0.5), width**-0.5))
+        self.taps_DW = nn.Parameter(torch.empty(mixed, conv_size).uniform_(-bound, bound))
+        self.taps_bias_D = nn.Parameter(torch.empty(mixed).uniform_(-bound, bound))
         first = 10 ** torch.empty(self.H).uniform_(-3, -1)
         self.dt_bias_H = nn.Parameter(first + torch.log(-torch.expm1(-first)))  # softplus of this is `first`
         self.log_rate_H = nn.Parameter(torch.empty(self.H).uniform_(1, 16).log())
@@ -156,7 +156,7 @@ class Layer(nn.Module):
     def forward(self, x_BTD, S=None, *, form="auto", **side):
         check({"D": self.inward.in_features}, x_BTD=x_BTD)
         gate, mixed, dt = self.inward(x_BTD).split([self.widths[0], sum(self.widths), self.H], -1)
-        S_conv, S = S or (None, None)
+        S, S_conv = S or (None, None)
         mixed, S_conv = _conv.short_convolution(mixed, self.taps_DW, self.taps_bias_D, S_conv, **side)
         x, k, q = silu(mixed).split(self.widths, -1)
         x = x.unflatten(-1, (self.H, -1))
@@ -164,4 +164,4 @@ class Layer(nn.Module):
         dt = softplus(dt + self.dt_bias_H)
         y, S = by_form(__name__, form, x_BTD)(q, k, x * dt[..., None], -torch.exp(self.log_rate_H) * dt, S=S, **side)
         y = (y + self.skip_H[:, None] * x).flatten(2)
-        return self.out(self.norm(y * silu(gate))), (S_conv, S)
+        return self.out(self.norm(y * silu(gate))), (S, S_conv)
