@@ -1,6 +1,6 @@
 """What the book says and what holds it, read from the files: no Sphinx, no pytest, no execution.
 
-The evidence page, the pytest plugin in tests/conftest.py and tests/test_evidence.py all read through this
+The evidence page, the pytest plugin in tests/conftest.py and tests/book/test_evidence.py all read through this
 module, so a label, a test or a claim means the same thing in all three.
 """
 

@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from experiments import _synapses
-from experiments.results import RESULTS, mean_and_deviation, read
+from experiments.runner.results import RESULTS, mean_and_deviation, read
 from postx import scans
 from postx.mixers import Still, cfc, liquid
 

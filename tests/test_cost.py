@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from postx import cost
-from postx.configs import A100, H100
+from postx.models.published import A100, H100
 
 
 def counted(run):

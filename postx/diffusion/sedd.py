@@ -23,8 +23,7 @@ from itertools import product
 import torch
 from torch.nn import functional
 
-from postx.diffusion import Geometric, LogLinear, Sample, check_given, check_ids, pick, times
-from postx.diffusion.masked import Record
+from postx.diffusion import Geometric, LogLinear, Record, Sample, check_given, check_ids, pick, times
 from postx.shapes import check, state_dtype
 
 PREDICTORS = ("analytic", "euler")

@@ -18,7 +18,7 @@ Every form also takes
     lengths_B   tokens of each row that are real: past them y is 0 and the state stands still
     reset_BT    True where a token begins a new sequence: the state is emptied before it
 
-Adding a mixer is adding a file: `names()` finds it, and `tests/test_contract.py` holds it to `by_step`. Where it
+Adding a mixer is adding a file: `names()` finds it, and `tests/mixers/test_contract.py` holds it to `by_step`. Where it
 departs from the rule it says so itself, and nothing outside knows it by name:
 
     FAMILY = "linear"              its color and its place on the overview page: a key of `postx.style.FAMILY`

@@ -22,8 +22,9 @@ from torch import nn
 
 from postx import scans
 from postx.cost import delta_recurrence
-from postx.mixers import _conv, _wy, by_form, packed
-from postx.scans import operators
+from postx.mixers import by_form, packed
+from postx.parts import conv
+from postx.scans import delta_chunked, operators
 from postx.shapes import empty, named, state_dtype
 
 FAMILY, LETTER = "linear", "D"
@@ -57,7 +58,7 @@ def recurrent(q_BTHK, k_BTHK, v_BTHV, beta_BTH, *, S=None, lengths_B=None, impl=
 @packed
 def chunked(q_BTHK, k_BTHK, v_BTHV, beta_BTH, *, S=None, lengths_B=None, chunk=64):
     """A triangular system within a chunk, the table between chunks: linear in T. Returns (y_BTHV, S)."""
-    y, S = _wy.in_chunks(*_terms(q_BTHK, k_BTHK, v_BTHV, beta_BTH), None, S, lengths_B=lengths_B, chunk=chunk)
+    y, S = delta_chunked.in_chunks(*_terms(q_BTHK, k_BTHK, v_BTHV, beta_BTH), None, S, lengths_B=lengths_B, chunk=chunk)
     return y.to(v_BTHV.dtype), S
 
 
@@ -100,7 +101,7 @@ class Layer(nn.Module):
         K, V = K or D // H, V or D // H
         self.q, self.k = nn.Linear(D, H * K, bias=False), nn.Linear(D, H * K, bias=False)
         self.v, self.beta = nn.Linear(D, H * V, bias=False), nn.Linear(D, H, bias=False)
-        self.conv = _conv.Mixed((H * K, H * K, H * V), conv_size)
+        self.conv = conv.Mixed((H * K, H * K, H * V), conv_size)
         self.norm, self.out = nn.RMSNorm(V, eps=1e-5), nn.Linear(H * V, D, bias=False)
 
     def forward(self, x_BTD, S=None, *, form="auto", **side):

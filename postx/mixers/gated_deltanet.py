@@ -22,8 +22,9 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost, delta_recurrence
-from postx.mixers import _conv, _wy, by_form, packed
-from postx.scans import operators
+from postx.mixers import by_form, packed
+from postx.parts import conv
+from postx.scans import delta_chunked, operators
 from postx.shapes import check_shared, empty, named, state_dtype
 
 FAMILY, LETTER = "linear", "G"
@@ -62,7 +63,7 @@ def recurrent(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTH, *, S=None, lengths_B=None
 def chunked(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTH, *, S=None, lengths_B=None, chunk=64):
     """A triangular system within a chunk, the table between chunks: linear in T. Returns (y_BTHV, S)."""
     terms = _terms(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTH)
-    y, S = _wy.in_chunks(*terms, S, lengths_B=lengths_B, chunk=chunk)
+    y, S = delta_chunked.in_chunks(*terms, S, lengths_B=lengths_B, chunk=chunk)
     return y.to(v_BTHV.dtype), S
 
 
@@ -109,7 +110,7 @@ class Layer(nn.Module):
         K, V = K or max(1, D // H), V or max(1, D // H)
         self.q, self.k = nn.Linear(D, G * K, bias=False), nn.Linear(D, G * K, bias=False)
         self.v, self.gate = nn.Linear(D, H * V, bias=False), nn.Linear(D, H * V, bias=False)
-        self.conv = _conv.Mixed((G * K, G * K, H * V), conv_size)
+        self.conv = conv.Mixed((G * K, G * K, H * V), conv_size)
         self.beta, self.rate = nn.Linear(D, H, bias=False), nn.Linear(D, H, bias=False)
         spread = torch.exp(torch.linspace(math.log(0.001), math.log(0.1), H))
         self.bias_H = nn.Parameter(spread + torch.log(-torch.expm1(-spread)))  # softplus(bias) = spread

@@ -18,9 +18,10 @@ from torch.nn.functional import logsigmoid, silu
 
 from postx import scans
 from postx.cost import Cost, decay_recurrence
-from postx.mixers import _conv, by_form, packed
+from postx.mixers import by_form, packed
+from postx.parts import conv
 from postx.scans import operators
-from postx.scans.chunked import decay_chunked
+from postx.scans.decay_chunked import decay_chunked
 from postx.shapes import check, empty, named, state_dtype
 
 FAMILY, LETTER = "linear", "W"
@@ -107,7 +108,7 @@ class Layer(nn.Module):
         self.H, K, V = H, K or D // (2 * H), V or D // H
         self.q, self.k = nn.Linear(D, H * K, bias=False), nn.Linear(D, H * K, bias=False)
         self.v, self.gate = nn.Linear(D, H * V, bias=False), nn.Linear(D, H * V, bias=False)
-        self.conv = _conv.Mixed((H * K, H * K, H * V), conv_size)
+        self.conv = conv.Mixed((H * K, H * K, H * V), conv_size)
         self.decay = nn.Sequential(nn.Linear(D, rank, bias=False), nn.Linear(rank, H * K))
         self.norm, self.out = nn.RMSNorm(V, eps=1e-5), nn.Linear(H * V, D, bias=False)
 

@@ -23,7 +23,8 @@ import torch
 from torch import nn
 
 from postx.cost import Cost, long_convolution
-from postx.mixers import Still, _conv, by_form, packed, s4d
+from postx.mixers import Still, by_form, packed, s4d
+from postx.parts import conv
 from postx.shapes import check, named, real, state_dtype
 
 FAMILY, LETTER = "conv", "H"
@@ -45,7 +46,7 @@ def step(S, v_BD, x_BLD, *, response_LDW, skip_LD, inplace=False):
     _taps(response_LDW)
     z, levels = v_BD.to(S.dtype), []
     for n in range(len(response_LDW)):
-        y, kept = _conv.step(S[:, n], z, response_LDW[n].flip(1), inplace=inplace)
+        y, kept = conv.step(S[:, n], z, response_LDW[n].flip(1), inplace=inplace)
         z = x_BLD[:, n] * (y + skip_LD[n] * z)
         levels.append(kept)
     return z.to(v_BD.dtype), S if inplace else torch.stack(levels, 1)
@@ -56,7 +57,7 @@ def recurrent(v_BTD, x_BTLD, *, response_LDW, skip_LD, S=None, lengths_B=None, i
     """All tokens, left to right, a dot product of W taps each: T W L products a channel. Returns (y_BTD, S)."""
 
     def convolve(z, response_DW, S):
-        return _conv.scan(z, response_DW.flip(1), S, lengths_B, impl)
+        return conv.scan(z, response_DW.flip(1), S, lengths_B, impl)
 
     return _levels(convolve, v_BTD, x_BTLD, response_LDW, skip_LD, S, lengths_B)
 
@@ -88,7 +89,7 @@ def chunked(v_BTD, x_BTLD, *, response_LDW, skip_LD, S=None, lengths_B=None, chu
 
 def _by_fft(v_BTD, x_BTLD, response_LDW, skip_LD, S, lengths_B):
     def convolve(z, response_DW, S):
-        return _conv.long_convolution(z, response_DW, S, lengths_B)
+        return conv.long_convolution(z, response_DW, S, lengths_B)
 
     return _levels(convolve, v_BTD, x_BTLD, response_LDW, skip_LD, S, lengths_B)
 
@@ -205,7 +206,7 @@ class Layer(nn.Module):
 
     def forward(self, x_BTD, S=None, *, form="auto", lengths_B=None, reset_BT=None, **side):
         S_long, S_short = S if S else (None, None)
-        z, S_short = _conv.short_convolution(
+        z, S_short = conv.short_convolution(
             self.input(x_BTD), self.weight_DW, None, S_short, lengths_B, reset_BT
         )
         v, *gates = z.chunk(self.skip_LD.shape[0] + 1, -1)

@@ -17,9 +17,10 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost
-from postx.mixers import _conv, by_form, packed
+from postx.mixers import by_form, packed
+from postx.parts import conv
 from postx.scans import operators
-from postx.scans.chunked import decay_chunked
+from postx.scans.decay_chunked import decay_chunked
 from postx.shapes import check_shared, empty, named, state_dtype
 
 FAMILY, LETTER = "linear", "N"
@@ -130,7 +131,7 @@ class Layer(nn.Module):
         K, V = K or D // H, V or D // H
         self.q, self.k = nn.Linear(D, H * K, bias=False), nn.Linear(D, self.G * K, bias=False)
         self.v, self.out = nn.Linear(D, self.G * V, bias=False), nn.Linear(H * V, D, bias=False)
-        self.conv = _conv.Mixed((H * K, self.G * K, self.G * V), conv_size)
+        self.conv = conv.Mixed((H * K, self.G * K, self.G * V), conv_size)
 
     def forward(self, x_BTD, S=None, *, form="auto", **side):
         S, S_conv = (S[:1], S[1:]) if S else (None, ())

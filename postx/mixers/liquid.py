@@ -34,7 +34,8 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost
-from postx.mixers import _liquid, by_form, packed
+from postx.mixers import by_form, packed
+from postx.scans import cpu_liquid
 from postx.shapes import named, pick, positive, real, state_dtype, whole
 
 FAMILY = "liquid"
@@ -82,7 +83,7 @@ def recurrent(
         g, b = _exact(u, dt, delta, A, peak) if solver == "exact" else _closed(u, dt, delta, A, peak, unfolds)
         y, S = scans.affine(g, b, S, lengths_B=lengths_B, impl="reference" if chosen == "torch" else "numba")
     elif chosen == "numba":
-        y, S = _liquid.Fused.apply(u, dt[..., 0], r, delta, A, peak, S, unfolds)
+        y, S = cpu_liquid.Fused.apply(u, dt[..., 0], r, delta, A, peak, S, unfolds)
     else:
         ys = []
         for u_BD, dt_B1 in zip(u.unbind(1), dt.unbind(1), strict=True):

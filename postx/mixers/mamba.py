@@ -23,7 +23,8 @@ from torch.nn.functional import silu, softplus
 
 from postx import scans
 from postx.cost import Cost, ssm_scan
-from postx.mixers import Still, _conv, by_form, packed
+from postx.mixers import Still, by_form, packed
+from postx.parts import conv
 from postx.scans import operators
 from postx.shapes import check, named, real, state_dtype
 
@@ -171,7 +172,7 @@ class Layer(nn.Module):
         check({"D": self.inward.in_features}, x_BTD=x_BTD)
         u, gate = self.inward(x_BTD).chunk(2, -1)
         S, S_conv = S or (None, None)
-        u, S_conv = _conv.short_convolution(u, self.taps_DW, self.taps_bias_D, S_conv, **side)
+        u, S_conv = conv.short_convolution(u, self.taps_DW, self.taps_bias_D, S_conv, **side)
         u = silu(u)
         delta, write, read = self.choose(u).split([self.rank, self.N, self.N], -1)
         if self.norms is not None:

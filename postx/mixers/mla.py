@@ -11,7 +11,7 @@ z: q_BTHK, queries [content, rotary] side by side; c_BTR, latents after their RM
 before rotation. The widths differ: K = nope + rotary for q, K = rotary for r.
 w: up_k_HKR (K = nope here) and up_v_HVR, the up-projections; scale, (nope + rotary)^-1/2 if None; rope, a
 `Rope` over the rotary channels (interleaved pairs), or None.
-State: (c_BMR, r_BMK, pos_B), a cache as in `postx.mixers._cache`, in the inputs' dtype; arithmetic is in at
+State: (c_BMR, r_BMK, pos_B), a cache as in `postx.parts.cache`, in the inputs' dtype; arithmetic is in at
 least float32. It grows with the text.
 
 | paper | c_t^KV | k_t^R | W^UK, W^UV | d_c | d_h^R |
@@ -25,9 +25,10 @@ import torch
 from torch import nn
 
 from postx.cost import Cost, matmul
-from postx.mixers import _cache, _tiles, by_form, packed
-from postx.mixers._rope import Rope
+from postx.mixers import by_form, packed
 from postx.mixers.attention import read
+from postx.parts import cache, tiles
+from postx.parts.rope import Rope
 from postx.shapes import check, named, real, state_dtype
 
 __all__ = ["Layer", "chunked", "cost", "example", "init", "parallel", "recurrent", "step", "step_absorbed"]
@@ -93,7 +94,7 @@ def recurrent(q_BTHK, c_BTR, r_BTK, *, S=None, lengths_B=None, up_k_HKR, up_v_HV
     outputs = []
     for t in range(q_BTHK.shape[1]):
         after = seen.cached + t + 1
-        mask = _cache.visible(seen.position_BT[:, t : t + 1], seen.position_BM[:, :after], None)
+        mask = cache.visible(seen.position_BT[:, t : t + 1], seen.position_BM[:, :after], None)
         k, v = seen.k_BMGK[:, :after], seen.v_BMGV[:, :after]
         outputs.append(read(seen.q_BTHK[:, t : t + 1], k, v, mask, scale))
     return _finish(torch.cat(outputs, 1), c_BTR, lengths_B), S
@@ -104,20 +105,20 @@ def parallel(q_BTHK, c_BTR, r_BTK, *, S=None, lengths_B=None, up_k_HKR, up_v_HVR
              rope=ROPE):
     """All tokens at once, over expanded keys and values: one T x M table per head. Returns (y_BTHV, S)."""
     seen, S = _look(q_BTHK, c_BTR, r_BTK, S, lengths_B, up_k_HKR, up_v_HVR, rope)
-    mask = _cache.visible(seen.position_BT, seen.position_BM, None)
+    mask = cache.visible(seen.position_BT, seen.position_BM, None)
     return _finish(read(seen.q_BTHK, seen.k_BMGK, seen.v_BMGV, mask, scale), c_BTR, lengths_B), S
 
 
 @packed
 def chunked(q_BTHK, c_BTR, r_BTK, *, S=None, lengths_B=None, chunk=64, up_k_HKR, up_v_HVR,
             scale=None, rope=ROPE):
-    """`parallel` in tiles of `chunk` sources (see `postx.mixers._tiles`): no T x T table exists.
+    """`parallel` in tiles of `chunk` sources (see `postx.parts.tiles`): no T x T table exists.
 
     Expanded, because a pair then costs 2 (nope + rotary + V) FLOPs instead of 2 (2 R + rotary) absorbed.
     Returns (y_BTHV, S).
     """
     seen, S = _look(q_BTHK, c_BTR, r_BTK, S, lengths_B, up_k_HKR, up_v_HVR, rope)
-    return _finish(_tiles.attend(*seen, scale=scale, chunk=chunk), c_BTR, lengths_B), S
+    return _finish(tiles.attend(*seen, scale=scale, chunk=chunk), c_BTR, lengths_B), S
 
 
 def example(T, B=2, H=4, nope=6, rotary=4, R=5, V=3, seed=0):
@@ -211,9 +212,9 @@ def _store(S, q_BHK, c_BR, r_BK, up_k_HKR, rope, inplace):
     """Put one token into the cache; return its query, the slots in use, which are filled, and the cache."""
     _widths(q_BHK, r_BK, up_k_HKR)
     q_BHK, r_BK = _rotate(q_BHK, r_BK, up_k_HKR.shape[1], S[2], rope)
-    S = c_BMR, r_BMK, pos_B = _cache.append(S, (c_BR, r_BK), None, inplace=inplace)
-    M = _cache.used(S)
-    filled_BM = _cache.held(pos_B, M, None) >= 0
+    S = c_BMR, r_BMK, pos_B = cache.append(S, (c_BR, r_BK), None, inplace=inplace)
+    M = cache.used(S)
+    filled_BM = cache.held(pos_B, M, None) >= 0
     return q_BHK[:, None], (c_BMR[:, :M], r_BMK[:, :M]), filled_BM[:, None], S
 
 
@@ -224,12 +225,12 @@ def _look(q_BTHK, c_BTR, r_BTK, S, lengths_B, up_k_HKR, up_v_HVR, rope):
     if S is None:
         S = init(*(x.new_empty(B, *x.shape[2:]) for x in (q_BTHK, c_BTR, r_BTK)))
     q_BTHK, c_BTR, r_BTK = (real(x, lengths_B) for x in (q_BTHK, c_BTR, r_BTK))
-    position_BT = _cache.positions(S[2], T)
+    position_BT = cache.positions(S[2], T)
     q_BTHK, r_BTK = _rotate(q_BTHK, r_BTK, up_k_HKR.shape[1], position_BT, rope)
-    slots, position_BM, cached = _cache.join(S, (c_BTR, r_BTK), None)
+    slots, position_BM, cached = cache.join(S, (c_BTR, r_BTK), None)
     k_BMHK, v_BMHV = expand(*slots, up_k_HKR, up_v_HVR)
-    seen = _tiles.Seen(q_BTHK, k_BMHK, v_BMHV, position_BT, position_BM, cached)
-    return seen, _cache.extend(S, (c_BTR, r_BTK), lengths_B, None)
+    seen = tiles.Seen(q_BTHK, k_BMHK, v_BMHV, position_BT, position_BM, cached)
+    return seen, cache.extend(S, (c_BTR, r_BTK), lengths_B, None)
 
 
 def _finish(y_BTHV, c_BTR, lengths_B):

@@ -19,10 +19,11 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost, decay_recurrence
-from postx.mixers import _conv, by_form, packed
-from postx.mixers._rope import Rope
+from postx.mixers import by_form, packed
+from postx.parts import conv
+from postx.parts.rope import Rope
 from postx.scans import operators
-from postx.scans.chunked import decay_chunked
+from postx.scans.decay_chunked import decay_chunked
 from postx.shapes import check, empty, named, real, state_dtype
 
 FAMILY, LETTER = "linear", "T"
@@ -134,7 +135,7 @@ class Layer(nn.Module):
         self.H, self.rope = H, Rope(pairing="interleaved")
         self.q, self.k = nn.Linear(D, D, bias=False), nn.Linear(D, D, bias=False)
         self.v, self.gate = nn.Linear(D, 2 * D, bias=False), nn.Linear(D, 2 * D, bias=False)
-        self.conv = _conv.Mixed((D, D, 2 * D), conv_size)
+        self.conv = conv.Mixed((D, D, 2 * D), conv_size)
         self.norm, self.out = nn.GroupNorm(H, 2 * D, affine=False), nn.Linear(2 * D, D, bias=False)
         self.register_buffer("g_H", log_gamma(H, torch.get_default_dtype()))
 

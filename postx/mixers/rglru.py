@@ -29,7 +29,8 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost
-from postx.mixers import Still, _conv, by_form, packed
+from postx.mixers import Still, by_form, packed
+from postx.parts import conv
 from postx.scans import operators
 from postx.shapes import named, positive, real, state_dtype
 
@@ -215,7 +216,7 @@ class Layer(nn.Module):
 
     def forward(self, x_BTD, S=None, *, form="auto", lengths_B=None, reset_BT=None, **side):
         *S, S_conv = S if S else (None,)
-        x, S_conv = _conv.short_convolution(
+        x, S_conv = conv.short_convolution(
             self.input(x_BTD), self.weight_DW, self.bias_D, S_conv, lengths_B, reset_BT
         )
         blocks = x.unflatten(-1, (self.gates_HKV.shape[0], -1))

@@ -19,7 +19,7 @@ from torch import nn
 from postx import scans
 from postx.cost import Cost
 from postx.mixers import Still, by_form, packed
-from postx.mixers._shift import token_shift
+from postx.parts.shift import token_shift
 from postx.scans import operators
 from postx.shapes import check, named, real, state_dtype
 

@@ -19,9 +19,9 @@ from torch.nn.functional import silu
 from postx import scans
 from postx.cost import Cost, decay_recurrence
 from postx.mixers import Still, by_form, packed
-from postx.mixers._shift import token_shift
+from postx.parts.shift import token_shift
 from postx.scans import operators
-from postx.scans.chunked import decay_chunked
+from postx.scans.decay_chunked import decay_chunked
 from postx.shapes import check, empty, named
 
 FAMILY, LETTER = "linear", "6"

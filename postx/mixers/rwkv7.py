@@ -27,9 +27,9 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost
-from postx.mixers import Still, _wy, by_form, packed
-from postx.mixers._shift import token_shift
-from postx.scans import operators
+from postx.mixers import Still, by_form, packed
+from postx.parts.shift import token_shift
+from postx.scans import delta_chunked, operators
 from postx.shapes import check, empty, named, state_dtype
 
 FAMILY, LETTER = "linear", "7"
@@ -77,7 +77,7 @@ def chunked(
     Holds C^2 K numbers a head at a time.
     """
     z = r_BTHK, k_BTHK, v_BTHV, None, g_BTHK
-    return _wy.in_chunks(*z, S, **_keys(removal_BTHK, a_BTHK), lengths_B=lengths_B, chunk=chunk)
+    return delta_chunked.in_chunks(*z, S, **_keys(removal_BTHK, a_BTHK), lengths_B=lengths_B, chunk=chunk)
 
 
 def _keys(removal_BTHK, a_BTHK):

@@ -20,7 +20,7 @@ from torch import nn
 from postx import scans
 from postx.cost import Cost, ssm_scan
 from postx.mixers import Still, by_form, packed
-from postx.mixers._hippo import INITS, hippo_legs, inv, legs, lin, normal_plus_low_rank  # noqa: F401
+from postx.parts.hippo import INITS, hippo_legs, inv, legs, lin, normal_plus_low_rank  # noqa: F401
 from postx.scans import operators
 from postx.shapes import named, real, state_dtype
 

@@ -19,7 +19,8 @@ from torch import nn
 
 from postx.cost import Cost
 from postx.cost import short_convolution as _bill
-from postx.mixers import _conv, by_form, packed
+from postx.mixers import by_form, packed
+from postx.parts import conv
 from postx.shapes import named, state_dtype
 
 FAMILY, LETTER = "conv", "C"
@@ -30,20 +31,20 @@ AUTO = {"far": "parallel"}  # a few shifted products
 @named
 def init(b_BD, c_BD, x_BD, *, weight_DW):
     """No past: zeros S_BWD [B, W-1, D], at least float32."""
-    return _conv.init(x_BD, weight_DW.shape[1])
+    return conv.init(x_BD, weight_DW.shape[1])
 
 
 @named
 def step(S, b_BD, c_BD, x_BD, *, weight_DW, inplace=False):
     """One token: gate it, filter it with the W - 1 kept before it, gate the result. Returns (y_BD, S)."""
-    y, S = _conv.step(S, b_BD.to(S.dtype) * x_BD, weight_DW, inplace=inplace)
+    y, S = conv.step(S, b_BD.to(S.dtype) * x_BD, weight_DW, inplace=inplace)
     return (c_BD * y).to(x_BD.dtype), S
 
 
 @packed
 def recurrent(b_BTD, c_BTD, x_BTD, *, weight_DW, S=None, lengths_B=None, impl="auto"):
     """All tokens, left to right, a dot product of W taps each. Returns (y_BTD, S)."""
-    y, S = _conv.scan(b_BTD.to(state_dtype(x_BTD.dtype)) * x_BTD, weight_DW, S, lengths_B, impl)
+    y, S = conv.scan(b_BTD.to(state_dtype(x_BTD.dtype)) * x_BTD, weight_DW, S, lengths_B, impl)
     return (c_BTD * y).to(x_BTD.dtype), S
 
 
@@ -51,7 +52,7 @@ def recurrent(b_BTD, c_BTD, x_BTD, *, weight_DW, S=None, lengths_B=None, impl="a
 def parallel(b_BTD, c_BTD, x_BTD, *, weight_DW, S=None, lengths_B=None):
     """All tokens at once, tap by tap: W shifted products. Returns (y_BTD, S)."""
     written = b_BTD.to(state_dtype(x_BTD.dtype)) * x_BTD
-    y, S = _conv.short_convolution(written, weight_DW, None, S, lengths_B, impl="torch")
+    y, S = conv.short_convolution(written, weight_DW, None, S, lengths_B, impl="torch")
     return (c_BTD * y).to(x_BTD.dtype), S
 
 

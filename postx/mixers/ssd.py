@@ -20,7 +20,8 @@ from torch.nn.functional import pad, silu, softplus
 
 from postx import scans
 from postx.cost import Cost, decay_recurrence
-from postx.mixers import _conv, by_form, packed
+from postx.mixers import by_form, packed
+from postx.parts import conv
 from postx.scans import operators
 from postx.shapes import check, check_shared, empty, named, real, state_dtype
 
@@ -157,7 +158,7 @@ class Layer(nn.Module):
         check({"D": self.inward.in_features}, x_BTD=x_BTD)
         gate, mixed, dt = self.inward(x_BTD).split([self.widths[0], sum(self.widths), self.H], -1)
         S, S_conv = S or (None, None)
-        mixed, S_conv = _conv.short_convolution(mixed, self.taps_DW, self.taps_bias_D, S_conv, **side)
+        mixed, S_conv = conv.short_convolution(mixed, self.taps_DW, self.taps_bias_D, S_conv, **side)
         x, k, q = silu(mixed).split(self.widths, -1)
         x = x.unflatten(-1, (self.H, -1))
         k, q = (part.unflatten(-1, (self.G, -1)) for part in (k, q))

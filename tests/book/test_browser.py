@@ -1,0 +1,183 @@
+"""Every built page in a real browser: over http and from disk, light and dark, on a phone and on a desk.
+
+Needs Chromium ($POSTX_CHROMIUM, or one on the path). Without it the tests are skipped, unless POSTX_BROWSER=1
+says that there must be one.
+"""
+
+import os
+
+import browser  # noqa: E402
+import pytest
+
+REQUIRED = os.environ.get("POSTX_BROWSER") == "1"
+SIZES = {"phone": {"width": 390, "height": 844}, "desk": {"width": 1440, "height": 900}}
+PAGES = browser.pages() or ["(no built book)"]
+MIN_ALT = 15  # characters: "a plot" says nothing
+
+# The displayed picture of a figure: what a reader sees of it, as text. Hidden frames do not count.
+PICTURE = """figure => [...figure.querySelectorAll('svg, img')].filter(e => e.checkVisibility())
+                 .map(e => e.innerHTML + (e.src ?? '')).join('')"""
+
+
+@pytest.fixture(scope="module")
+def chrome():
+    path = browser.chromium()
+    missing = "" if path else "no Chromium on this machine: set POSTX_CHROMIUM or install one"
+    if not missing and not browser.HTML.exists():
+        missing = "no built book: run `make book`"
+    if missing:
+        pytest.fail(missing) if REQUIRED else pytest.skip(missing)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        chrome = play.chromium.launch(executable_path=path, args=browser.FLAGS)
+        yield chrome
+        chrome.close()
+
+
+@pytest.fixture(scope="module")
+def bases():
+    server = browser.serve()
+    yield {"http": f"http://127.0.0.1:{server.server_port}/", "file": browser.HTML.as_uri() + "/"}
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def contexts(chrome):
+    """One browser context for each colour scheme and window size, shared by all pages."""
+    made = {
+        (scheme, size): chrome.new_context(color_scheme=scheme, viewport=viewport)
+        for scheme in ("light", "dark")
+        for size, viewport in SIZES.items()
+    }
+    yield made
+    for context in made.values():
+        context.close()
+
+
+@pytest.fixture
+def opened(contexts, bases):
+    """Open a page in one of the contexts; at the end of the test its faults must be none."""
+    open_pages = []
+
+    def open_page(name, via="http", scheme="light", size="desk"):
+        page, faults = browser.watch(contexts[scheme, size], bases[via])
+        open_pages.append((page, faults, f"{name} via {via}, {scheme}, {size}"))
+        page.goto(bases[via] + name)
+        browser.typeset(page)
+        return page
+
+    yield open_page
+    for page, _, _ in open_pages:
+        page.close()
+    bad = [f"{where}: {fault}" for _, faults, where in open_pages for fault in faults]
+    assert not bad, "\n".join(bad)
+
+
+# Every pair of (http or disk, light or dark, phone or desk) once: a page takes seconds to typeset, so each is loaded
+# as few times as that allows, and all that can be asked of a load is asked at once. A class for each scheme, as
+# xdist gives each class to one worker.
+@pytest.mark.parametrize("name", PAGES)
+class TestLight:
+    def test_desk(self, opened, name):
+        whole(opened(name, "http", "light", "desk"), "light", {})
+
+    def test_phone(self, opened, name):
+        whole(opened(name, "file", "light", "phone"), "light", {"rules": {"color-contrast": {"enabled": False}}})
+
+
+@pytest.mark.parametrize("name", PAGES)
+class TestDark:
+    def test_desk_and_sliders(self, opened, name):
+        page = opened(name, "file", "dark", "desk")  # from disk: stricter
+        whole(page, "dark", {"runOnly": ["color-contrast"]})  # all else does not depend on colours
+        sliders_answer_the_keyboard(page)
+
+    def test_phone(self, opened, name):
+        whole(opened(name, "http", "dark", "phone"), "dark")
+
+
+def whole(page, scheme, axe_options=None):
+    """Nothing from elsewhere, no console error, mathematics typeset, nothing too wide, no fault of access."""
+    assert page.evaluate("document.documentElement.dataset.theme") == scheme
+    math = page.evaluate("""() => ({
+        sources: document.querySelectorAll('span.math, div.math').length,
+        typeset: document.querySelectorAll('span.math mjx-container, div.math mjx-container').length,
+        errors: [...document.querySelectorAll('mjx-merror, [data-mjx-error]')].map(e => e.textContent)})""")
+    assert math["errors"] == []
+    assert math["typeset"] == math["sources"]
+    wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert wide <= 0, f"{wide} pixels wider than the window: {page.evaluate(WIDE)}"
+    mute = [
+        source for text, source in page.evaluate(PICTURES) if len(text) < MIN_ALT or len(text.split()) < 3
+    ]
+    assert not mute, "alt text of a few words is missing:\n" + "\n".join(mute)
+    if axe_options is not None:
+        faults = axe(page, axe_options)
+        assert not faults, "\n".join(faults)
+
+
+def axe(page, options):
+    """What breaks axe-core's rules, the theme's own included (mended in _static/postx.css and _ext)."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    # preload: axe would look for imported style sheets in the wrong folder. resultTypes: it spends half of its
+    # time on describing the thousands of elements that break nothing.
+    options = {"preload": False, "resultTypes": ["violations"], **options}
+    return [
+        f"{v['id']}: {n['html'][:160]} {n['target']} {n['failureSummary']}"
+        for v in Axe().run(page, options=options).response["violations"]
+        for n in v["nodes"]
+    ]
+
+
+PICTURES = """() => [...document.querySelectorAll('main img, main figure svg')]
+    .filter(e => !e.closest('[aria-hidden=true]') && !e.parentElement.closest('[role=img]'))
+    .map(e => [(e.getAttribute('alt') ?? e.getAttribute('aria-label') ?? '').trim(), e.outerHTML.slice(0, 99)])"""
+WIDE = """() => [...document.querySelectorAll('main *')]
+    .filter(e => e.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
+    .slice(0, 5).map(e => e.outerHTML.slice(0, 120))"""
+
+
+def sliders_answer_the_keyboard(page):
+    """Every slider changes the picture: with the others at their start, or else at their end."""
+    page.evaluate(
+        "document.querySelectorAll('details, .toggle-hidden').forEach(e => { e.open = true; "
+        "e.classList.remove('toggle-hidden') })"
+    )
+    for figure in page.query_selector_all("figure.px-fig"):
+        sliders = figure.query_selector_all("input[type=range]")
+        for slider in sliders:
+            label = slider.evaluate(
+                "s => s.labels?.[0]?.textContent ?? s.getAttribute('aria-label') ?? ''"
+            ).strip()
+            assert label, "a slider has no label"
+            assert figure.evaluate(PICTURE), f"slider {label!r} has no picture"
+            changed = moves(figure, slider)
+            if not changed:  # it may matter only where the others stand further along
+                for other in (s for s in sliders if s != slider):
+                    other.press("End")
+                changed = moves(figure, slider)
+            assert changed, f"slider {label!r} changes nothing along its range"
+            for each in sliders:
+                each.evaluate("s => { s.value = s.defaultValue; s.dispatchEvent(new Event('input')) }")
+
+
+def moves(figure, slider):
+    """Whether the picture changes somewhere along the slider's range, by arrow keys alone."""
+    slider.press("Home")
+    seen = {figure.evaluate(PICTURE)}
+    for _ in range(slider.evaluate("s => Math.round((s.max - s.min) / (s.step || 1))")):
+        slider.press("ArrowRight")
+        seen.add(figure.evaluate(PICTURE))
+        if len(seen) > 1:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("via", ["http", "file"])
+def test_search_finds_a_word(opened, via):
+    page = opened("search.html?q=evidence", via)
+    page.wait_for_selector("#search-results ul.search li a", timeout=10_000)
+    hits = page.eval_on_selector_all("#search-results ul.search li a", "links => links.map(a => a.href)")
+    assert any("chapters/evidence.html" in hit for hit in hits), hits

@@ -1,0 +1,225 @@
+"""Chapter 9: the strips of its figure, the equations that no other file holds, and its exercise solutions."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from page import Page
+from torch.nn import functional as F
+
+from experiments import hybrids
+from experiments.runner import results
+from postx import cost, tasks
+from postx.mixers import gated_deltanet, rglru
+from postx.models import published, stripes
+from postx.models.lm import LM, count
+from postx.models.nn import MLP, MoE
+
+PAGE = Page(
+    "09_hybrids", torch=torch, F=F, np=np, math=math, MoE=MoE, MLP=MLP, LM=LM, tasks=tasks, cost=cost
+)
+solution, page_function = PAGE.solution, PAGE.function
+COSTS = {  # as the page sets them
+    "S": cost.decay_recurrence(1, H=4, K=4, V=32),
+    "G": gated_deltanet.cost(1, H=2, G=2, K=16, V=16),
+    "R": rglru.cost(1, D=64),
+}
+
+
+@pytest.mark.equation("eq-hybrid-memory")
+@pytest.mark.parametrize(("pattern", "window"), [("SSAS", None), ("RLRL", 8), ("AAAA", None), ("SLAG", 5)])
+@pytest.mark.parametrize("T", [8, 20])
+def test_memory_is_caches_and_states(pattern, window, T, residual):
+    table = {"A": {"H": 4, "G": 2}, "L": {"H": 4, "G": 1, "window": window}, "S": {"K": 4}, "G": {"H": 2, "K": 4}}
+
+    def floats(letters, T):
+        options = {c: table[c] for c in set(letters) & set(table)}
+        return LM(letters, 16, 32, options=options).state_floats(T)
+
+    seen = {"A": T, "L": min(T, window or T)}
+    cached = sum(2 * table[c]["G"] * 4 * seen[c] for c in pattern if c in seen)
+    state = sum(floats(c, 1) for c in pattern if c not in seen)
+    assert floats(pattern, T) == cached + state
+    residual(0.0)
+
+
+@pytest.mark.parametrize("pattern", ["SSAS", "RLRL", "AAAA", "GGAG"])
+def test_the_memory_function_of_the_page(pattern):
+    memory, table = page_function("memory", recurrent=COSTS, WINDOW=32), hybrids.TABLES["recall"]
+    with torch.device("meta"):
+        lm = LM(pattern, 64, 64, mlp="F", options={c: table[c] for c in set(pattern)})
+    taps = {"S": 3 * (128 + 2 * 4), "G": 3 * 96, "R": 3 * 64, "A": 3 * 192, "L": 3 * 192}  # left out there
+    for T in (32, 100):
+        assert lm.state_floats(T) == sum(memory(pattern, T)) + sum(taps[c] for c in pattern)
+
+
+@pytest.mark.equation("eq-hybrid-work")
+@pytest.mark.parametrize("n", [1, 100, 4096])
+def test_work_is_weights_and_memory(n, residual):
+    flops = page_function("flops_a_token", recurrent=COSTS, WINDOW=32)
+    for pattern in ("SSAS", "RRLR", "AAAA", "GAGG"):
+        want = 2 * 1_600_000
+        for c in pattern:
+            window = {"window": 32} if c == "L" else {}
+            attention = cost.softmax_attention(1, H=2, K=32, past=n - 1, **window).flops
+            want += attention if c in "AL" else COSTS[c].flops
+        assert flops(pattern, n, 1_600_000) == want
+    residual(0.0)
+
+
+def recorded():
+    """{(family, attention layers, where): (recall of 32 pairs by seed, bits on validation, bits on test)}."""
+    runs = results.read(results.RESULTS / "hybrids.jsonl")
+    found = {}
+    for pattern, points in hybrids.patterns().items():
+        mine = [r for r in runs if r["run"]["pattern"] == pattern]
+        asked = [r for r in mine if r["run"]["task"]["name"] == "recall"]
+        first = max((r for r in asked if r["run"]["seed"] == 0), key=lambda r: r["metrics"]["accuracy"])
+        right = [r["metrics"]["by_pairs"]["32"] for r in asked if r["run"]["lr"] == first["run"]["lr"]]
+        (text,) = [r["metrics"] for r in mine if r["run"]["task"]["name"] == "text"]
+        found |= {point: (right, text["validation_bits"], text["test_bits"]) for point in points}
+    return found
+
+
+def test_recorded_hybrids_say_what_the_page_says():
+    found = recorded()
+    assert all(len(right) == 2 for right, _, _ in found.values())
+    for family in ("ssd", "gated_deltanet"):
+        for point in ((family, 1, "first"), (family, 2, "spread"), (family, 4, "spread"), (family, 8, "spread")):
+            assert min(found[point][0]) > 0.99
+        alone = max(found[family, 0, "spread"][0])
+        assert alone < 0.7
+        for where in ("middle", "last"):
+            assert max(found[family, 1, where][0]) < alone + 0.05
+    assert min(found["gated_deltanet", 0, "spread"][0]) > max(found["ssd", 0, "spread"][0]) + 0.4
+    for n, where in hybrids.PLACES:
+        assert max(found["rglru", n, where][0]) < 0.3
+    for split in (1, 2):
+        assert found["ssd", 4, "spread"][split] < found["ssd", 0, "spread"][split] - 0.02
+        mixed = [found[p][split] for p in found if p[0] in ("ssd", "gated_deltanet") and 0 < p[1] < 8]
+        assert max(mixed) < found["ssd", 8, "spread"][split] - 0.005
+
+
+def test_one_window_explains_eight():
+    window_recall, found = page_function("window_recall", WINDOW=32), recorded()
+    for point in (("rglru", 1, "first"), ("rglru", 8, "spread")):
+        assert abs(np.mean(found[point][0]) - window_recall(32)) < 0.04
+
+
+@pytest.mark.equation("eq-shared-block")
+@pytest.mark.parametrize("places", [1, 2, 5])
+def test_a_shared_block_is_counted_once(places, residual):
+    D, few = 32, {"S": {"K": 4}}
+    lm = LM("SSZ" * places, D, 64, options=few)
+    rest = count(LM("SS" * places, D, 64, options=few)).total
+    block = sum(p.numel() for p in lm.shared.parameters())
+    assert count(lm).total == rest + block + places * D * D
+    residual(0.0)
+
+
+@pytest.mark.equation("eq-rglru-scale")
+@pytest.mark.parametrize("a", [0.3, 0.9, 0.97])
+def test_the_root_keeps_the_variance(a, residual):
+    variance = 1.0  # of the first token, which is taken as it is
+    for _ in range(50):
+        variance = a * a * variance + (1 - a * a)
+    noise = np.random.default_rng(0).normal(size=(20000, 300))
+    level = noise[:, 0]
+    for x in noise.T[1:]:
+        level = a * level + math.sqrt(1 - a * a) * x
+    assert abs(level.var() - 1) < 0.03
+    worst = abs(variance - 1)
+    assert worst < 1e-12
+    residual(worst)
+
+
+@pytest.mark.equation("eq-moe-active")
+@pytest.mark.parametrize(("E", "k", "shared"), [(4, 1, 0), (8, 2, 24), (3, 3, 0)])
+def test_active_parameters_leave_the_unchosen_out(E, k, shared, residual):
+    with torch.device("meta"):
+        lm = LM("AAA", 16, 32, mlp="EFE", options={"A": {"H": 2}, "E": {"F": 24, "E": E, "k": k, "shared": shared}})
+    total, active = count(lm)
+    assert active == total - 2 * (E - k) * 3 * 16 * 24
+    residual(0.0)
+
+
+def test_experts_need_the_balance_loss():
+    routed = page_function("routed")
+    alone, even = routed(0.0), routed(1.0)
+    assert (alone < 0.02).sum() >= 4
+    assert even.min() > 0.06
+    assert even.max() < 0.2
+
+
+def test_the_strips_are_what_was_published():
+    field = {strip.name: strip for strip in stripes.FIELD}
+    assert len(field) == len(stripes.FIELD) == 18
+    shares = {name: (strip.count("attention"), len(strip.mixers)) for name, strip in field.items()}
+    assert shares["StripedHyena-7B"] == (16, 32)
+    assert shares["Evo 2 7B"] == (5, 32)
+    assert shares["NVIDIA study 8B"] == (4, 28)
+    assert len(stripes.STUDY) == 56
+    assert stripes.STUDY.count("F") == 28
+    assert shares["Nemotron-H-8B"] == (4, 28)
+    assert len(field["Nemotron-H-8B"].pattern) == 52
+    assert shares["MiniMax-01"] == (10, 80)
+    assert shares["Qwen3-Next-80B"] == (12, 48)
+    assert shares["Kimi Linear 48B"] == (7, 27)
+    assert shares["Kimi K3"] == (24, 93)
+    assert shares["LFM2-1.2B"] == (6, 16)
+    assert field["RecurrentGemma-2B"].share() == "8 local of 26"
+    assert [strip.date for strip in stripes.FIELD] == sorted(strip.date for strip in stripes.FIELD)
+    assert sum(not strip.seen for strip in stripes.FIELD) == 5
+
+
+def test_experts_are_marked_where_they_are():
+    field = {strip.name: strip for strip in stripes.FIELD}
+    assert field["Jamba"].expert_layers() == list(range(1, 32, 2))
+    assert [i for i, letter in enumerate(published.MODELS["Jamba"].mlp) if letter == "E"] == list(range(1, 32, 2))
+    assert len(field["Nemotron-3-Nano-30B-A3B"].expert_layers()) == 23
+    assert field["Kimi Linear 48B"].expert_layers() == list(range(1, 27))
+    assert field["Zamba-7B"].expert_layers() == []
+
+
+def test_the_figure_has_a_row_for_each_model():
+    texts = [text.get_text() for text in stripes.draw().axes[0].texts]
+    for strip in stripes.FIELD:
+        assert strip.share() in texts
+        assert strip.date in texts
+        assert strip.name in stripes.alt()
+
+
+def test_predict():
+    scope = solution("ex-hybrid-predict")
+    assert scope["crossing"] == 3072
+    options = published.MODELS["Nemotron-H-8B"]
+    assert options.pattern.count("A") == 4
+    assert options.pattern.count("S") == 24
+
+
+def test_derive():
+    scope = solution("ex-hybrid-derive")
+    assert scope["users"](scope["crossing"]) == pytest.approx(1)
+    assert scope["ratios"] == sorted(scope["ratios"])
+    assert 7.9 < scope["ratios"][-1] < 8
+
+
+def test_code_spread():
+    scope = solution("ex-hybrid-spread")
+    assert scope["same"] == {"Jamba": True, "Granite": True}
+    assert set(scope["ends"].values()) <= {"A", "K"}
+    assert scope["longest"]("SSASSSAS") == 3
+
+
+def test_code_share():
+    scope = solution("ex-hybrid-share")
+    assert scope["moved"] == [False, False, True, True, True, True]
+    assert scope["unshared"] - count(scope["lm"]).total == scope["shared"]
+
+
+def test_explore():
+    fits = solution("ex-hybrid-explore")["fits"]
+    assert fits == {(32, 8192): 26, (32, 262144): 0, (4, 8192): 198, (4, 262144): 6, (0, 8192): 3261, (0, 262144): 3261}
+    assert replace(published.JAMBA, attention_layers=4) == published.JAMBA

@@ -1,0 +1,334 @@
+"""Chapter 11: the code that stands on its page, its equations, its exercise solutions, and what the runs show."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from page import Page
+from scipy import integrate, stats
+
+from experiments import quant_tables
+from experiments.quant_tables import MODELS
+from postx.models import checkpoints
+from postx.quant import gptq, lattice, output_error, rotate, second_moment, ternary, turbo, uniform
+
+PAGE = Page("11_sub_four_bit", torch=torch, np=np, math=math, uniform=uniform, lattice=lattice)
+solution, page_function = PAGE.solution, PAGE.function
+RUNS = quant_tables.Path(quant_tables.__file__).parent / "results" / "quant.jsonl"
+
+
+def gauss(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def layer(O=6, I=16, T=200):
+    x = gauss(T, I, seed=1) @ (gauss(I, I, seed=2) / 3 + torch.eye(I, dtype=torch.float64))
+    return gauss(O, I), x, second_moment(x)
+
+
+@pytest.mark.equation("eq-gptq-update")
+@pytest.mark.parametrize("bits", [2, 4])
+def test_the_update_is_the_best_repair(bits, residual):
+    W, _, H = layer()
+    feedback, gaussian_grid = page_function("feedback"), page_function("gaussian_grid")
+    to_grid = gaussian_grid(W, bits)
+    got, mine, w = feedback(W, H, to_grid)[0], torch.empty_like(W), W.clone()
+    for i in range(16):  # from the definition: minimise (e, d) H (e, d)' over the later columns' change d
+        mine[:, i] = to_grid(w[:, i])
+        later = slice(i + 1, None)
+        if i < 15:
+            w[:, later] += (w[:, i] - mine[:, i])[:, None] * torch.linalg.solve(H[later, later], H[later, i])
+    worst = float((got - mine).abs().max())
+    assert worst < 1e-9
+    assert output_error(W, got, layer()[1]) < output_error(
+        W, torch.stack([to_grid(c) for c in W.T], 1), layer()[1]
+    )
+    residual(worst)
+
+
+@pytest.mark.equation("eq-feedback-budget")
+def test_the_error_left_is_the_sum_of_what_could_not_be_repaired(residual):
+    W, _, H = layer()
+    Q, e = page_function("feedback")(W, H, page_function("gaussian_grid")(W, 3))
+    off = abs(float(torch.trace((W - Q) @ H @ (W - Q).T) / e.square().sum()) - 1)
+    assert off < 1e-10
+    residual(off)
+
+
+@pytest.mark.equation("eq-feedback-gain")
+def test_the_gain_that_is_promised(residual):
+    W, _, H = layer(O=400)
+    U = torch.linalg.cholesky(torch.linalg.inv(H), upper=True)
+    promised = float(H.diagonal().sum() / (1 / U.diagonal().square()).sum())
+
+    def fine(w):
+        return (w / 0.01).round() * 0.01
+
+    near, fed = W - fine(W), W - page_function("feedback")(W, H, fine)[0]
+    measured = float(torch.trace(near @ H @ near.T) / torch.trace(fed @ H @ fed.T))
+    off = abs(measured / promised - 1)
+    assert off < 0.05
+    assert promised > 1.5
+    residual(off)
+
+
+@pytest.mark.equation("eq-awq")
+def test_scaled_columns_and_divided_inputs(residual):
+    W, x, _ = layer()
+    strength = x.abs().mean(0)
+    worst = 0.0
+    for r in (0.0, 0.5, 1.0):
+        s = strength**r
+        worst = max(worst, float(((x / s) @ (W * s).T - x @ W.T).abs().max()))
+    assert worst < 1e-12
+    residual(worst)
+
+
+@pytest.mark.equation("eq-turn")
+@pytest.mark.parametrize("n", [16, 58, 192])
+def test_a_turn_of_weights_and_inputs_changes_nothing(n, residual):
+    W, x = gauss(5, n), gauss(7, n, seed=1)
+    worst = float((rotate.spin(x, 4) @ rotate.spin(W, 4).T - x @ W.T).abs().max())
+    assert worst < 1e-11
+    residual(worst)
+
+
+@pytest.mark.equation("eq-hadamard-kurtosis")
+def test_kurtosis_over_all_signs(residual):
+    w = gauss(8) ** 3
+    H = rotate.hadamard(torch.eye(8, dtype=torch.float64))
+    signs = torch.tensor(list(itertools.product((1.0, -1.0), repeat=8)), dtype=torch.float64)
+    turned = (signs * w) @ H
+    fourth, second = turned.pow(4).mean(), turned.square().mean()
+    got = float(fourth / second**2)
+    want = float(3 - 2 * w.pow(4).sum() / w.square().sum() ** 2)
+    assert got == pytest.approx(want, abs=1e-12)
+    residual(abs(got - want))
+
+
+@pytest.mark.equation("eq-incoherence")
+def test_no_entry_is_beyond_the_bound(residual):
+    W = gauss(24, 64) ** 5  # heavy tails
+    bound = math.sqrt(2 * math.log(2 * 24 * 64 / 0.01))
+    beyond = 0
+    for seed in range(300):
+        turned = rotate.spin(W, seed)
+        beyond += float((turned.abs().amax(1) / turned.square().mean(1).sqrt()).max()) > bound
+    assert beyond / 300 <= 0.01
+    residual(beyond / 300)
+
+
+@pytest.mark.equation("eq-second-moment")
+@pytest.mark.parametrize(("name", "n", "volume", "want"), [("d", 4, 2, 0.076603), ("e8", 8, 1, 0.0716821)])
+def test_second_moments_of_the_cells(name, n, volume, want, residual):
+    x = 8 * torch.rand(200_000, n, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    G = float((getattr(lattice, f"nearest_{name}")(x) - x).square().mean()) / volume ** (2 / n)
+    off = abs(G / want - 1)
+    assert off < 5e-3
+    residual(off)
+
+
+@pytest.mark.equation("eq-e8p")
+def test_the_page_decodes_every_code(residual):
+    every = page_function("decode")(torch.arange(2**16))
+    assert len(every.unique(dim=0)) == 2**16
+    shifted = every + torch.where(torch.arange(2**16) >> 15 == 1, 0.25, -0.25)[:, None]
+    minuses, total = (shifted < 0).sum(1), shifted.abs().sum(1).long()
+    assert ((minuses + total) % 2 == 0).all()
+    squares = shifted.square().sum(1)
+    assert ((squares <= 10) | (squares == 12)).all()
+    worst = float((every - lattice.points()).abs().max())
+    assert worst == 0
+    residual(worst)
+
+
+@pytest.mark.equation("eq-block-feedback")
+def test_eight_columns_at_a_time(residual):
+    W, _, H = layer(O=5, I=24)
+    U = torch.linalg.cholesky(torch.linalg.inv(H), upper=True)
+    w, Q, w2, total = W.clone(), torch.empty_like(W), W.clone(), 0.0
+    worst = 0.0
+    for b in range(0, 24, 8):
+        here, later = slice(b, b + 8), slice(b + 8, None)
+        worst = max(worst, float((w[:, here] - w2[:, here]).abs().max()))
+        Q[:, here] = lattice.nearest_e8(w[:, here])
+        e = (w[:, here] - Q[:, here]) @ torch.linalg.inv(U[here, here])
+        total += float(e.square().sum())
+        w[:, later] -= e @ U[here, later]
+        if b < 16:  # by the definition: the best change of all later columns together
+            error = W[:, : b + 8] - Q[:, : b + 8]
+            w2[:, later] = W[:, later] + error @ H[: b + 8, later] @ torch.linalg.inv(H[later, later])
+    assert worst < 1e-10
+    assert total == pytest.approx(
+        float(torch.trace((W - Q) @ H @ (W - Q).T)), rel=1e-10
+    )  # eq-feedback-budget
+    residual(worst)
+
+
+@pytest.mark.equation("eq-interaction")
+def test_an_additive_table_has_no_interaction(residual):
+    interaction = page_function("interaction")
+    additive = np.add.outer([0.3, 0.1, 0.7], [1.0, 2.0, 5.0])
+    worst = np.abs(interaction(additive)).max()
+    assert worst < 1e-12
+    table = additive.copy()
+    table[1, 2] += 0.9
+    found = interaction(table)
+    assert np.allclose(found.sum(0), 0)
+    assert np.allclose(found.sum(1), 0)
+    assert found[1, 2] == pytest.approx(0.9 * 4 / 9)
+    residual(worst)
+
+
+@pytest.mark.equation("eq-turbo-density")
+@pytest.mark.parametrize("d", [3, 48])
+def test_a_coordinate_of_a_random_direction(d, residual):
+    def p(x):
+        return (
+            math.gamma(d / 2) / (math.sqrt(math.pi) * math.gamma((d - 1) / 2)) * (1 - x * x) ** ((d - 3) / 2)
+        )
+
+    assert integrate.quad(p, -1, 1)[0] == pytest.approx(1, abs=1e-9)
+    unit = torch.nn.functional.normalize(gauss(20_000, d), dim=1)[:, 0].numpy()
+    law = stats.beta((d - 1) / 2, (d - 1) / 2, loc=-1, scale=2)  # the same density, under another name
+    worst = max(abs(p(x) - law.pdf(x)) for x in np.linspace(-0.9, 0.9, 19))
+    assert worst < 1e-9
+    assert stats.kstest(unit, law.cdf).pvalue > 0.01
+    residual(worst)
+
+
+@pytest.mark.equation("eq-turbo-bias")
+@pytest.mark.parametrize("bits", [1, 2, 3])
+def test_dot_products_come_out_too_small(bits, residual):
+    x, y = gauss(3000, 48).float(), gauss(3000, 48, seed=1).float() + gauss(3000, 48).float()
+    back = turbo.quantize(x, bits).dequantize()
+    got = float((y * back).sum() / (y * x).sum())
+    off = abs(got / (1 - turbo.codebook(48, bits)[1]) - 1)
+    assert off < 0.01
+    residual(off)
+
+
+@pytest.mark.equation("eq-turbo-prod")
+@pytest.mark.parametrize("bits", [1, 2])
+def test_the_second_form_has_no_bias(bits, residual):
+    x, y = gauss(1, 32).float(), (gauss(32) + 0.5 * gauss(32, seed=1)).float()
+    found = torch.stack(
+        [turbo.quantize(x, bits, form="prod", seed=2 * s).dequantize()[0] @ y for s in range(1500)]
+    )
+    sigma = float(found.std() / len(found) ** 0.5)
+    true = float(x[0] @ y)
+    assert abs(float(found.mean()) - true) < 3.5 * sigma
+    assert sigma < 0.05 * abs(true)
+    residual(abs(float(found.mean()) / true - 1))
+
+
+@pytest.mark.equation("eq-absmean")
+def test_trits_by_the_formula(residual):
+    W = gauss(7, 30)
+    s = W.abs().mean()
+    want = s * torch.clamp(torch.round(W / s), -1, 1)
+    trits, scale = ternary.absmean(W)
+    worst = float((trits * scale - want).abs().max())
+    assert worst == 0
+    assert set(trits.unique().tolist()) == {-1.0, 0.0, 1.0}
+    residual(worst)
+
+
+@pytest.mark.equation("eq-straight-through")
+def test_the_gradient_passes_the_rounding(residual):
+    W, x = gauss(4, 9).requires_grad_(), gauss(9)
+    trits, s = ternary.absmean(W)
+    rounded = (trits * s).detach().requires_grad_()
+    (ternary.through(W, trits * s) @ x).square().sum().backward()
+    (rounded @ x).square().sum().backward()
+    worst = float((W.grad - rounded.grad).abs().max())
+    assert worst < 1e-12
+    residual(worst)
+
+
+def test_predict():
+    scope = solution("ex-sub4-predict")
+    assert scope["values"].tolist() == pytest.approx([192**-0.5])
+    assert scope["error"] < 1e-12
+    assert scope["kurtosis"](scope["once"]) == pytest.approx(1)
+    kurtoses = [scope["kurtosis"](rotate.spin(scope["once"], seed)) for seed in range(1, 400)]
+    assert np.mean(kurtoses) == pytest.approx(3 - 2 / 192, abs=0.05)
+
+
+def test_derive():
+    scope = solution("ex-sub4-derive")
+    assert scope["left_over"] == pytest.approx(scope["budget"], rel=1e-9)
+    assert scope["gain"] > 1
+
+
+def test_code():
+    scope = solution("ex-sub4-code")
+    trits = np.random.default_rng(0).integers(-1, 2, (6, 33))
+    x = np.random.default_rng(1).normal(size=33)
+    assert scope["by_trits"](trits, 0.4, x) == pytest.approx(0.4 * trits @ x)
+    data = scope["store5"](trits.ravel())
+    assert len(data) == math.ceil(trits.size / 5)
+    assert (scope["read5"](data, trits.size) == trits.ravel()).all()
+
+
+def test_explore_the_order():
+    error = solution("ex-sub4-order")["error"]
+    assert error["largest first"] == min(error.values())
+    assert error["smallest first"] > 1.3 * error["largest first"]
+
+
+def test_explore_the_lattice():
+    error = solution("ex-sub4-lattice")["error"]
+    assert error["kept", "as it is"] > 2 * error["kept", "turned"]
+    assert error["planted", "as it is"] > 1.1 * error["planted", "turned"]
+
+
+def test_gptq_of_the_page_is_the_packages():
+    W, x, H = layer()
+    H = H + 0.01 * H.diagonal().mean() * torch.eye(16, dtype=H.dtype)
+    mine = page_function("feedback")(W, H, page_function("gaussian_grid")(W, 3))[0]
+    theirs = gptq.quantize(W, 3, x, grid="midrise", clip="gaussian", scale_dtype=torch.float64)
+    assert torch.allclose(mine, theirs.dequantize().double(), atol=1e-6)
+
+
+def test_the_recorded_runs_show_what_the_page_says():
+    """Orderings with margins: a better run may change the digits, not these."""
+    runs = {(r["model"], r["bits"], r["method"]): r for r in quant_tables.table(RUNS, "table")}
+    for model in MODELS:
+        fall = [
+            runs[model, 2, m]["lost"] for m in ("nearest, full range", "nearest", "turn, gptq", "lattice")
+        ]
+        assert all(b < 0.85 * a for a, b in itertools.pairwise(fall))
+        assert max(r["lost"] for (m, bits, _), r in runs.items() if bits == 4 and m == model) < 0.02
+    nearest = [runs[model, 2, "nearest"]["lost"] for model in MODELS]
+    assert max(nearest) < 1.2 * min(nearest)
+    cache = {(r["model"], r["bits"], r["method"], r["parts"]): r for r in quant_tables.table(RUNS, "cache")}
+    for bits in (2, 3, 4):
+        assert (
+            cache["attention", bits, "mse", "kv"]["lost"]
+            < 0.3 * cache["attention", bits, "prod", "kv"]["lost"]
+        )
+    kinds = {(r["model"], r["kind"]): r["apart"] / r["weights"] for r in quant_tables.table(RUNS, "kinds")}
+    assert kinds["ssd", "SSD step"] > 2 * kinds["ssd", "SSD out"] > 8 * kinds["ssd", "MLP out"]
+    assert kinds["attention", "attention out"] > 2 * kinds["attention", "attention k"]
+
+
+def test_a_planted_model_says_the_same():
+    lm = checkpoints.load("hybrid")
+    ids = torch.arange(24)[None] % 256
+    with torch.no_grad():
+        twin = quant_tables.planted(lm)
+        assert torch.equal(twin(ids)[0], lm(ids)[0])
+    assert not torch.equal(twin.blocks[0].mlp.out.weight, lm.blocks[0].mlp.out.weight)
+
+
+def test_kinds_are_every_row_once():
+    for model in MODELS:
+        lm = checkpoints.load(model)
+        rows = {}
+        for places in quant_tables.kinds(lm).values():
+            for name, part in places:
+                rows[name] = rows.get(name, 0) + part.stop - part.start
+        assert rows == {name: m.out_features for name, m in quant_tables.network.linears(lm).items()}
