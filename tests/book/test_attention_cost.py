@@ -12,7 +12,7 @@ from postx import cost
 from postx.mixers import attention
 from postx.models import published
 
-PAGE = Page("01_attention_cost", torch=torch)
+PAGE = Page("attention_cost", torch=torch)
 CELLS, solution, page_function = PAGE.cells, PAGE.solution, PAGE.function
 
 

@@ -13,7 +13,7 @@ from postx.diffusion import masked, oracle, plaid, sedd
 from postx.models.denoiser import Denoiser
 from postx.models.lm import LM
 
-PAGE = Page("13_diffusion", torch=torch, np=np, math=math, itertools=itertools)
+PAGE = Page("diffusion", torch=torch, np=np, math=math, itertools=itertools)
 solution, page_function = PAGE.solution, PAGE.function
 SOURCE = oracle.Table.random(Y=3, T=4, seed=0)
 

@@ -18,7 +18,7 @@ from postx.models.lm import LM, count
 from postx.models.nn import MLP, MoE
 
 PAGE = Page(
-    "09_hybrids", torch=torch, F=F, np=np, math=math, MoE=MoE, MLP=MLP, LM=LM, tasks=tasks, cost=cost
+    "hybrids", torch=torch, F=F, np=np, math=math, MoE=MoE, MLP=MLP, LM=LM, tasks=tasks, cost=cost
 )
 solution, page_function = PAGE.solution, PAGE.function
 COSTS = {  # as the page sets them

@@ -13,7 +13,7 @@ from postx import cost
 from postx.mixers import gla, linear, retnet
 from postx.scans.decay_chunked import decay_chunked
 
-PAGE = Page("05_linear_attention", torch=torch, F=F, math=math, np=np)
+PAGE = Page("linear_attention", torch=torch, F=F, math=math, np=np)
 CELLS, solution, page_function = PAGE.cells, PAGE.solution, PAGE.function
 TEXT = "\n".join(c.source for c in CELLS if c.cell_type == "markdown")
 

@@ -12,7 +12,7 @@ from scipy.integrate import solve_ivp
 from experiments import liquid as race
 from postx.mixers import cfc, liquid
 
-PAGE = Page("12_liquid_networks", torch=torch, np=np, math=math, liquid=liquid, cfc=cfc)
+PAGE = Page("liquid_networks", torch=torch, np=np, math=math, liquid=liquid, cfc=cfc)
 solution, page_function = PAGE.solution, PAGE.function
 TIGHT = {"method": "Radau", "rtol": 1e-10, "atol": 1e-12}
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from postx import cost
 from postx.mixers import hyena, s4d
 
-PAGE = Page("07_long_convolutions", torch=torch, F=F, np=np, math=math, hyena=hyena, s4d=s4d)
+PAGE = Page("long_convolutions", torch=torch, F=F, np=np, math=math, hyena=hyena, s4d=s4d)
 solution, page_function = PAGE.solution, PAGE.function
 FFT = {"fft_convolve": page_function("fft_convolve")}
 

@@ -11,7 +11,7 @@ from scipy import integrate, stats
 
 from postx.quant import lloyd, nf4, output_error, second_moment, uniform
 
-PAGE = Page("10_quantization_error", torch=torch, np=np, math=math, lloyd=lloyd, uniform=uniform)
+PAGE = Page("quantization_error", torch=torch, np=np, math=math, lloyd=lloyd, uniform=uniform)
 solution, page_function = PAGE.solution, PAGE.function
 
 

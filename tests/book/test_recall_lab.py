@@ -12,7 +12,7 @@ from postx import tasks
 from postx.models.lm import LM
 from postx.train import Config, measure, train
 
-PAGE = Page("08_recall_lab", np=np, math=math, torch=torch, tasks=tasks)
+PAGE = Page("recall_lab", np=np, math=math, torch=torch, tasks=tasks)
 solution, page_function = PAGE.solution, PAGE.function
 
 

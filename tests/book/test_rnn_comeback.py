@@ -16,7 +16,7 @@ from postx.mixers import attention, deltanet, gated_deltanet, retnet, rwkv4, rwk
 from postx.models import published
 
 PAGE = Page(
-    "06_rnn_comeback", torch=torch, F=F, math=math, nn=nn, replace=replace, published=published, cost=cost,
+    "rnn_comeback", torch=torch, F=F, math=math, nn=nn, replace=replace, published=published, cost=cost,
     attention=attention, deltanet=deltanet, retnet=retnet, rwkv4=rwkv4, rwkv7=rwkv7,
 )  # fmt: skip
 TEXT = "\n".join(c.source for c in PAGE.cells if c.cell_type == "markdown")

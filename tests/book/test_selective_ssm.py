@@ -14,7 +14,7 @@ from postx import cost
 from postx.mixers import mamba
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = Page("03_selective_ssm", torch=torch, softplus=softplus, math=math)
+PAGE = Page("selective_ssm", torch=torch, softplus=softplus, math=math)
 CELLS, solution, page_functions = PAGE.cells, PAGE.solution, PAGE.neighbors
 
 

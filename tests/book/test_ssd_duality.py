@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from postx import cost
 from postx.mixers import ssd
 
-PAGE = Page("04_ssd_duality", torch=torch, ssd=ssd)
+PAGE = Page("ssd_duality", torch=torch, ssd=ssd)
 CELLS, solution, page_functions = PAGE.cells, PAGE.solution, PAGE.functions
 
 

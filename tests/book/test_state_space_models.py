@@ -15,7 +15,7 @@ from postx import scans
 from postx.mixers import s4d
 
 PAGE = Page(
-    "02_state_space_models",
+    "state_space_models",
     torch=torch,
     np=np,
     s4d=s4d,

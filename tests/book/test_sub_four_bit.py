@@ -14,7 +14,7 @@ from experiments.quant_tables import MODELS
 from postx.models import checkpoints
 from postx.quant import gptq, lattice, output_error, rotate, second_moment, ternary, turbo, uniform
 
-PAGE = Page("11_sub_four_bit", torch=torch, np=np, math=math, uniform=uniform, lattice=lattice)
+PAGE = Page("sub_four_bit", torch=torch, np=np, math=math, uniform=uniform, lattice=lattice)
 solution, page_function = PAGE.solution, PAGE.function
 RUNS = quant_tables.Path(quant_tables.__file__).parent / "results" / "quant.jsonl"
 

@@ -15,7 +15,7 @@ from postx.models import checkpoints, lm, published, stripes
 from postx.models.published import H100, LLAMA3_8B
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = Page("14_the_race", torch=torch, math=math, lm=lm, published=published, H100=H100)
+PAGE = Page("the_race", torch=torch, math=math, lm=lm, published=published, H100=H100)
 solution = PAGE.solution
 
 
