@@ -9,7 +9,7 @@ PY     := $(BIN)/python
 # Two processes for the tests; more only share the memory bandwidth that the kernels live on.
 JOBS   ?= 2
 
-.PHONY: book test lab notebooks ledger bench clean
+.PHONY: book test lab notebooks ledger bench insert clean
 .DELETE_ON_ERROR:
 
 $(STAMP): requirements.txt pyproject.toml
@@ -40,6 +40,10 @@ notebooks: $(STAMP)
 # Record the residual of every equation that a test holds, and how far every form is from its step.
 ledger: $(STAMP)
 	$(PY) -m pytest -n $(JOBS) --dist loadscope --ledger
+
+# Make room for a chapter: make insert NAME=ring_attention AFTER=hybrids
+insert: $(STAMP)
+	$(PY) -m _ext.pages insert $(NAME) $(AFTER)
 
 bench: $(STAMP)
 	$(PY) -m benchmarks

@@ -16,7 +16,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
-from _ext import evidence, evidence_page, mixers_page
+from _ext import evidence, evidence_page, mixers_page, pages
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,9 @@ def copy_mathjax(app: Sphinx) -> None:
 def check_equations(app: Sphinx, env) -> None:
     """Warn where Sphinx and evidence.py disagree about which equations the book has."""
     drawn = {label: docname for label, (docname, _) in env.get_domain("math").equations.items()}
-    read = {e: d for e, d in evidence.equations(Path(app.srcdir)).items() if d in env.all_docs}
+    root = Path(app.srcdir)
+    read = {e: pages.docname(page, root) for e, page in evidence.equations(root).items()}
+    read = {e: docname for e, docname in read.items() if docname in env.all_docs}
     for label in sorted(set(drawn.items()) ^ set(read.items())):
         who = "Sphinx" if label[0] in drawn else "_ext/evidence.py"
         log.warning("only %s sees equation %r on this page", who, label[0], location=label[1])
@@ -108,6 +110,20 @@ def mend_roles(app: Sphinx, pagename: str, templatename: str, context: dict, doc
         context["body"] = context["body"].replace(' role="doc-biblioentry"', ' role="listitem"')
 
 
+def redirect_old_names(app: Sphinx, exception) -> None:
+    """A chapter that was moved is still found under its old number."""
+    if exception is not None or app.builder.format != "html":
+        return
+    root = Path(app.srcdir)
+    for old, page in pages.redirects(root).items():
+        target = f"{pages.find(page, root).stem}.html"
+        stub = Path(app.outdir) / "chapters" / f"{old}.html"
+        if not (root / "chapters" / f"{old}.ipynb").exists():
+            jump = f'<meta http-equiv="refresh" content="0; url={target}">'
+            text = f'<!doctype html><meta charset="utf-8">{jump}<title>{page}</title><a href="{target}">{page}</a>\n'
+            stub.write_text(text, encoding="utf8")
+
+
 def forget_failed_build(app: Sphinx, exception) -> None:
     """Sphinx warns only about pages that it reads, so a second build would hide the warnings of the first."""
     if exception is not None or app._warncount:
@@ -123,6 +139,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("doctree-read", drop_empty_heads)
     app.connect("html-page-context", open_graph)
     app.connect("html-page-context", mend_roles)
+    app.connect("build-finished", redirect_old_names)
     app.connect("build-finished", forget_failed_build)
     evidence_page.setup(app)
     mixers_page.setup(app)

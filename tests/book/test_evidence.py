@@ -71,7 +71,7 @@ CLAIM = {
     "by": "b",
     "where": "w",
     "status": "cited",
-    "link": "chapters/page#eq-fenced",
+    "link": "page#eq-fenced",
     "source": "s",
 }
 
@@ -125,7 +125,7 @@ def test_both_documents_are_covered():
 
 def test_labels_are_found_where_equations_are(book):
     assert set(evidence.equations(book)) == {"eq-fenced", "eq-boxed", "eq-dollar"}
-    assert "sec-here" in evidence.targets(book)["chapters/page"]
+    assert "sec-here" in evidence.targets(book)["page"]
 
 
 def test_labels_of_a_notebook_are_read_from_its_markdown_only(book):
@@ -135,14 +135,14 @@ def test_labels_of_a_notebook_are_read_from_its_markdown_only(book):
     ]
     (book / "chapters" / "02_nb.ipynb").write_text(json.dumps({"cells": cells}))
     found = evidence.equations(book)
-    assert found["eq-nb"] == "chapters/02_nb"
+    assert found["eq-nb"] == "nb"
     assert "eq-code" not in found
 
 
 def test_a_label_used_twice_is_named(book):
     (book / "chapters" / "other.md").write_text("$$ a $$ (eq-fenced)\n")
     with pytest.raises(
-        EvidenceError, match="'eq-fenced' is labelled in chapters/other and again in chapters/page"
+        EvidenceError, match="'eq-fenced' is labelled in other and again in page"
     ):
         evidence.equations(book)
 
@@ -193,8 +193,8 @@ def test_a_residual_that_is_none_is_refused(value):
         ({"status": "forecast"}, "needs `date` and `falsified_by`"),
         ({"text": ""}, "field 'text' is missing"),
         ({"colour": "red"}, "unknown field 'colour'"),
-        ({"link": "chapters/none"}, "no page 'chapters/none'"),
-        ({"link": "chapters/page#eq-none"}, "has no label 'eq-none'"),
+        ({"link": "none"}, "no page 'none'"),
+        ({"link": "page#eq-none"}, "has no label 'eq-none'"),
         ({"note": ["a"]}, "'note' is of the wrong type"),
     ],
 )
@@ -214,7 +214,7 @@ def test_claims_with_one_id_are_refused_and_later_is_allowed(book):
 
 
 def test_coverage_names_a_label_that_is_gone(book):
-    section = toml("section", {"document": "d", "section": "s", "treated": "chapters/page"})
+    section = toml("section", {"document": "d", "section": "s", "treated": "page"})
     for label in ("later", "eq-fenced", ["eq-fenced", "eq-boxed"], "eq-gone"):
         rows = toml("equation", {"document": "d", "eq": "11.1", "label": label})
         (book / "evidence" / "coverage.toml").write_text(section + rows)
@@ -243,7 +243,7 @@ def test_the_ledger_is_written_by_workers_and_goes_stale(book):
     kind = {"mixer": "attention", "form": "chunked", "dtype": "float64", "T": 64}
     assert evidence.agreement(book) == [kind | {"error": "1e-13"}]
     assert rows["eq-dollar"] == {
-        "page": "chapters/page",
+        "page": "page",
         "residual": "1e-08",
         "tests": {"tests/test_page.py::test_two": "1e-08"},
     }
@@ -267,7 +267,7 @@ def test_a_partial_run_does_not_write_the_ledger(book):
 @pytest.mark.parametrize(
     ("page", "tests", "named"),
     [
-        (PAGE + "\n$$ g = h $$ (eq-alone)\n", TESTS, "equation 'eq-alone' of chapters/page has no test"),
+        (PAGE + "\n$$ g = h $$ (eq-alone)\n", TESTS, "equation 'eq-alone' of page has no test"),
         (
             PAGE,
             TESTS.replace('"eq-fenced"', '"eq-fenced", "eq-gone"'),

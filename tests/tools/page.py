@@ -1,18 +1,17 @@
 """The code that stands on a chapter's page, taken from the notebook itself, so that page and test agree."""
 
 import re
-from pathlib import Path
 
 import nbformat
 
-CHAPTERS = Path(__file__).resolve().parents[2] / "chapters"
+from _ext.pages import find
 
 
 class Page:
-    """One chapter; `scope` holds what its functions find defined, such as torch=torch."""
+    """One chapter, by its name; `scope` holds what its functions find defined, such as torch=torch."""
 
     def __init__(self, name, **scope):
-        self.cells = nbformat.read(CHAPTERS / f"{name}.ipynb", as_version=4).cells
+        self.cells = nbformat.read(find(name), as_version=4).cells
         self.scope = scope
 
     def _cell(self, name):
