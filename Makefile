@@ -9,7 +9,7 @@ PY     := $(BIN)/python
 # Two processes for the tests; more only share the memory bandwidth that the kernels live on.
 JOBS   ?= 2
 
-.PHONY: book page test lab notebooks ledger bench clean
+.PHONY: book page test lab notebooks ledger bench insert clean
 .DELETE_ON_ERROR:
 
 $(STAMP): requirements.txt pyproject.toml
@@ -21,13 +21,13 @@ $(STAMP): requirements.txt pyproject.toml
 # Chapters are executed side by side where the cache lacks them; then the book is drawn. A warning is a failure; -n
 # also warns of every reference that leads nowhere.
 book: $(STAMP)
-	$(PY) -m _ext.pages -n $(JOBS)
+	$(PY) -m _ext.run -n $(JOBS)
 	$(BIN)/jupyter-book build . -W --keep-going -n
 
 # One chapter, to look at while it is written: make page PAGE=05_linear_attention; the others keep their committed outputs.
 page: $(STAMP)
 	@test -n "$(PAGE)" || { echo "say which: make page PAGE=05_linear_attention"; exit 2; }
-	$(PY) -m _ext.pages $(PAGE)
+	$(PY) -m _ext.run $(PAGE)
 	POSTX_PAGE=$(PAGE) $(BIN)/jupyter-book build . --path-output _build/page -n -q
 
 # nbval executes every chapter and leaves the pages that it found right for the book; the browser tests and the
@@ -48,6 +48,10 @@ notebooks: $(STAMP)
 # Record the residual of every equation that a test holds, and how far every form is from its step.
 ledger: $(STAMP)
 	$(PY) -m pytest -n $(JOBS) --dist loadscope --ledger
+
+# Make room for a chapter: make insert NAME=ring_attention AFTER=hybrids
+insert: $(STAMP)
+	$(PY) -m _ext.pages insert $(NAME) $(AFTER)
 
 bench: $(STAMP)
 	$(PY) -m benchmarks

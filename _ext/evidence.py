@@ -1,6 +1,6 @@
 """What the book says and what holds it, read from the files: no Sphinx, no pytest, no execution.
 
-The evidence page, the pytest plugin in tests/conftest.py and tests/test_evidence.py all read through this
+The evidence page, the pytest plugin in tests/conftest.py and tests/book/test_evidence.py all read through this
 module, so a label, a test or a claim means the same thing in all three.
 """
 
@@ -10,6 +10,8 @@ import math
 import re
 import tomllib
 from pathlib import Path
+
+from _ext.pages import files as page_files
 
 STATUSES = ("reproduced", "reproduced in part", "cited", "forecast", "wrong as stated")
 NEEDS_NOTE = ("reproduced in part", "wrong as stated")
@@ -30,17 +32,15 @@ class EvidenceError(Exception):
 
 
 def pages(root: Path) -> dict[str, str]:
-    """Docname of every page under chapters/ to its Markdown (of a notebook: its Markdown cells)."""
+    """Name of every page under chapters/ to its Markdown (of a notebook: its Markdown cells)."""
     found = {}
-    for path in sorted((root / "chapters").glob("*")):
-        docname = f"chapters/{path.stem}"
-        if path.suffix == ".md":
-            found[docname] = path.read_text(encoding="utf8")
-        elif path.suffix == ".ipynb":
-            cells = json.loads(path.read_text(encoding="utf8"))["cells"]
-            texts = ("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
-            found[docname] = "\n\n".join(texts)
-    return {docname: _without_code(text) for docname, text in found.items()}
+    for name, path in page_files(root).items():
+        text = path.read_text(encoding="utf8")
+        if path.suffix == ".ipynb":
+            cells = json.loads(text)["cells"]
+            text = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+        found[name] = _without_code(text)
+    return found
 
 
 def _without_code(text: str) -> str:
@@ -62,24 +62,24 @@ def _without_code(text: str) -> str:
 
 
 def equations(root: Path) -> dict[str, str]:
-    """Label of every numbered equation to the docname of its page; a label used twice is an error."""
+    """Label of every numbered equation to the name of its page; a label used twice is an error."""
     found: dict[str, str] = {}
-    for docname, text in pages(root).items():
+    for page, text in pages(root).items():
         labels = [m[1] for block in _FENCED_MATH.finditer(text) for m in _OPTION_LABEL.finditer(block[1])]
         for label in labels + _DOLLAR_LABEL.findall(text):
             if label in found:
                 raise EvidenceError(
-                    f"equation {label!r} is labelled in {found[label]} and again in {docname}"
+                    f"equation {label!r} is labelled in {found[label]} and again in {page}"
                 )
-            found[label] = docname
+            found[label] = page
     return found
 
 
 def targets(root: Path) -> dict[str, set[str]]:
-    """Docname of every page to all labels on it that a claim can link to."""
+    """Name of every page to all labels on it that a claim can link to."""
     found = {d: {a or b for a, b in _TARGET.findall(text)} for d, text in pages(root).items()}
-    for label, docname in equations(root).items():
-        found[docname].add(label)
+    for label, page in equations(root).items():
+        found[page].add(label)
     return found
 
 
@@ -260,14 +260,14 @@ def agreement(root: Path) -> list[dict] | None:
 
 
 def check_link(known: dict[str, set[str]], where: str, link: str) -> None:
-    """Raise EvidenceError unless ``link`` is "later", or a docname or docname#label among ``targets``."""
+    """Raise EvidenceError unless ``link`` is "later", or a page or page#label among ``targets``."""
     if link == LATER:
         return
-    docname, _, label = link.partition("#")
-    if docname not in known:
-        raise EvidenceError(f"{where}: link {link!r}: no page {docname!r}; there are {', '.join(known)}")
-    if label and label not in known[docname]:
-        raise EvidenceError(f"{where}: link {link!r}: {docname} has no label {label!r}")
+    page, _, label = link.partition("#")
+    if page not in known:
+        raise EvidenceError(f"{where}: link {link!r}: no page {page!r}; there are {', '.join(known)}")
+    if label and label not in known[page]:
+        raise EvidenceError(f"{where}: link {link!r}: {page} has no label {label!r}")
 
 
 def _table(root: Path, name: str, key: str) -> list[dict]:

@@ -15,7 +15,7 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from _ext import evidence
+from _ext import evidence, pages
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +67,10 @@ class Drawing(SphinxDirective):
     def link(self, link: str) -> list[nodes.Node]:
         if link == evidence.LATER:
             return [nodes.emphasis(text="later")]
-        docname, _, label = link.partition("#")
+        page, _, label = link.partition("#")
         if label in self.known:
             return [nodes.Text("equation "), self.equation(label)]
-        return [PageLink("", docname=docname, label=label)]
+        return [PageLink("", docname=pages.docname(page, self.root), label=label)]
 
     def table(self, headers: list[str], rows: list[list], name: str) -> nodes.table:
         """A table whose cells are lists of inline nodes, or text."""
@@ -217,7 +217,7 @@ class Tests(Drawing):
 
     def draw(self):
         self.env.note_dependency(str(self.root / "evidence" / "ledger.json"))
-        here = [e for e, docname in self.known.items() if docname == self.env.docname]
+        here = [e for e, page in self.known.items() if page == pages.name(self.env.docname)]
         if not here:
             raise evidence.EvidenceError("postx-tests stands on a page without a numbered equation")
         ledger = evidence.read_ledger(self.root)

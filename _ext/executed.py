@@ -15,7 +15,7 @@ from jupyter_cache import get_cache
 from nbval.plugin import IPyNbCell
 
 import _ext.share  # noqa: F401  (the kernels inherit it)
-from _ext import pages
+from _ext import run
 from _ext.postx_book import cache_folder
 
 FIGURE = '<figure class="px-fig"'
@@ -62,7 +62,7 @@ class Pages:
         code = [cell for cell in nb.cells if cell.cell_type == "code"]
         for number, cell in enumerate(code):
             cell.outputs = cells[number]
-        pages.keep(self.root, file.path, nb, time.time() - self.started[file])
+        run.keep(self.root, file.path, nb, time.time() - self.started[file])
 
 
 def pytest_configure(config):

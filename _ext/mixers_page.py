@@ -15,7 +15,6 @@ from _ext.evidence_page import Drawing
 T = 8192
 # One layer of width 1,024 for all, by the names that the cost functions use. A filter is as long as the text.
 SIZES = {"B": 1, "H": 16, "G": 16, "K": 64, "V": 64, "D": 1024, "N": 16, "nope": 64, "rotary": 32, "R": 256}
-SPECIAL = {"hyena": {"W": T}}
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 READS = "What each mixer computes, in the notation of its file: S or h is the state, a prime transposes."
 COSTS = (
@@ -25,10 +24,12 @@ COSTS = (
 )
 
 
-def bill(name: str, mixer):
+def bill(mixer):
     """The mixer's own cost at the common sizes; what it does not take is left out."""
     known = inspect.signature(mixer.cost).parameters
-    sizes = {key: size for key, size in (SIZES | SPECIAL.get(name, {})).items() if key in known}
+    sizes = {key: size for key, size in SIZES.items() if key in known}
+    if hasattr(mixer, "GROWS"):
+        sizes[mixer.GROWS] = T
     return mixer.cost(T, **sizes)
 
 
@@ -43,6 +44,7 @@ def formula(mixer) -> list[str]:
 class Mixers(Drawing):
     def draw(self):
         from postx import mixers  # imports torch: only where the page is drawn
+        from postx.style import FAMILY
 
         self.env.note_dependency(str(self.root / "evidence" / "agreement.json"))
         worst: dict[tuple, float] = {}
@@ -50,7 +52,8 @@ class Mixers(Drawing):
             key = row["mixer"], row["dtype"]
             worst[key] = max(worst.get(key, 0.0), float(row["error"]))
         reads, costs = [], []
-        for name in mixers.names():
+        order = list(FAMILY)
+        for name in sorted(mixers.names(), key=lambda name: (order.index(mixers.load(name).FAMILY), name)):
             mixer = mixers.load(name)
             missing = [dtype for dtype in DTYPES if (name, dtype) not in worst]
             if missing:
@@ -60,7 +63,7 @@ class Mixers(Drawing):
             summary = mixer.__doc__.splitlines()[0]
             forms = ", ".join(["step", *mixers.forms(mixer)])
             reads.append([[nodes.strong(text=name)], summary, self.lines(formula(mixer)), forms])
-            cost = bill(name, mixer)
+            cost = bill(mixer)
             errors = [evidence.decade(worst[name, dtype]) for dtype in DTYPES]
             kept = f"{cost.state_floats:,.0f}" + ("" if cost.bounded else " (grows with the text)")
             costs.append([[nodes.strong(text=name)], f"{cost.flops / T:,.0f}", kept, *errors])

@@ -16,7 +16,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
-from _ext import cells, evidence, evidence_page, head, mixers_page, typography
+from _ext import cells, evidence, evidence_page, head, mixers_page, pages, typography
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,9 @@ def copy_mathjax(app: Sphinx) -> None:
 def check_equations(app: Sphinx, env) -> None:
     """Warn where Sphinx and evidence.py disagree about which equations the book has."""
     drawn = {label: docname for label, (docname, _) in env.get_domain("math").equations.items()}
-    read = {e: d for e, d in evidence.equations(Path(app.srcdir)).items() if d in env.all_docs}
+    root = Path(app.srcdir)
+    read = {e: pages.docname(page, root) for e, page in evidence.equations(root).items()}
+    read = {e: docname for e, docname in read.items() if docname in env.all_docs}
     for label in sorted(set(drawn.items()) ^ set(read.items())):
         who = "Sphinx" if label[0] in drawn else "_ext/evidence.py"
         log.warning("only %s sees equation %r on this page", who, label[0], location=label[1])
@@ -99,6 +101,20 @@ def mend_body(app: Sphinx, pagename: str, templatename: str, context: dict, doct
         context["body"] = re.sub(r"Solution to(<a [^>]*>) +", r"Solution to \1", body)
 
 
+def redirect_old_names(app: Sphinx, exception) -> None:
+    """A chapter that was moved is still found under its old number."""
+    if exception is not None or app.builder.format != "html":
+        return
+    root = Path(app.srcdir)
+    for old, page in pages.redirects(root).items():
+        target = f"{pages.find(page, root).stem}.html"
+        stub = Path(app.outdir) / "chapters" / f"{old}.html"
+        if not (root / "chapters" / f"{old}.ipynb").exists():
+            jump = f'<meta http-equiv="refresh" content="0; url={target}">'
+            text = f'<!doctype html><meta charset="utf-8">{jump}<title>{page}</title><a href="{target}">{page}</a>\n'
+            stub.write_text(text, encoding="utf8")
+
+
 def forget_failed_build(app: Sphinx, exception) -> None:
     """Sphinx warns only about pages that it reads, so a second build would hide the warnings of the first."""
     if exception is not None or app._warncount:
@@ -113,6 +129,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("env-check-consistency", check_equations)
     app.connect("doctree-read", drop_empty_heads)
     app.connect("html-page-context", mend_body)
+    app.connect("build-finished", redirect_old_names)
     app.connect("build-finished", forget_failed_build)
     for part in (cells, evidence_page, head, mixers_page, typography):
         part.setup(app)

@@ -17,7 +17,7 @@ import scipy.linalg
 import torch
 
 from benchmarks.measure import RESULTS, compare, seconds
-from postx.quant import gptq, pack, rotate, ternary, turbo, uniform
+from postx.quant import _pack, gptq, rotate, ternary, turbo, uniform
 
 # ---------------------------------------------------------------- GPTQ
 
@@ -94,14 +94,14 @@ def hadamard(n, rows=512):
 def packing(n):
     codes = torch.randint(0, 256, (n, n), dtype=torch.uint8)
     trits = torch.randint(-1, 2, (n, n), dtype=torch.int8)
-    kept = {bits: pack.pack(codes >> (8 - bits), bits) for bits in (2, 3, 4)} | {
-        "trits": pack.pack_trits(trits)
+    kept = {bits: _pack.pack(codes >> (8 - bits), bits) for bits in (2, 3, 4)} | {
+        "trits": _pack.pack_trits(trits)
     }
     for bits, packed in kept.items():
         moved = torch.empty((codes.numel() + packed.numel()) // 2, dtype=torch.uint8)
         there, some = torch.empty_like(moved), codes >> (8 - bits) if bits != "trits" else trits
-        does = (pack.pack_trits, pack.unpack_trits) if bits == "trits" else (
-            lambda x, bits=bits: pack.pack(x, bits), lambda p, width, bits=bits: pack.unpack(p, bits, width)
+        does = (_pack.pack_trits, _pack.unpack_trits) if bits == "trits" else (
+            lambda x, bits=bits: _pack.pack(x, bits), lambda p, width, bits=bits: _pack.unpack(p, bits, width)
         )  # fmt: skip
         compare(
             f"{n} x {n} codes of {bits} bits" if bits != "trits" else f"{n} x {n} trits",

@@ -16,9 +16,9 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 
 from benchmarks.measure import RESULTS, Peer, ceilings, limit_memory, seconds, table, timed
 from postx import scans
-from postx.mixers import _wy, mamba, ssd
-from postx.scans import cpu_selective
-from postx.scans.chunked import decay_chunked
+from postx.mixers import mamba, ssd
+from postx.scans import cpu_selective, delta_chunked
+from postx.scans.decay_chunked import decay_chunked
 
 BOTH = {"forward": False, "forward and backward": True}
 
@@ -169,7 +169,7 @@ def _free(scan, **more):
 def _wy_chunks(q, k, v, beta, g=None, **more):
     S = torch.zeros(1, HEADS, WIDTH, WIDTH)
     chunk = 64 if g is None or g.dim() == 3 else 16  # a decay for each key needs a table [chunk, chunk, K]
-    return _wy.in_chunks(q, k, v, beta, g, S, lengths_B=None, chunk=chunk, impl="torch", **more)
+    return delta_chunked.in_chunks(q, k, v, beta, g, S, lengths_B=None, chunk=chunk, impl="torch", **more)
 
 
 def tables(lengths):

@@ -11,7 +11,7 @@ of 128 tokens, and of 256 and 512, which were not trained; "plain" has the symbo
 
 import torch
 
-from experiments import results, sweep
+from experiments.runner import results, sweep
 from postx import tasks
 
 SYMBOLS, TOKENS, T, LONGER, SEEDS, RATES, D, STD = 16, 8, 128, (256, 512), (0, 1, 2), (1e-3, 3.2e-3, 1e-2), 64, 0.1
@@ -21,7 +21,7 @@ MODELS = {
     "Mamba": ("MM", {}),
     "Mamba-2": ("SS", {"S": {"K": 32}}),
     "attention": ("AA", {"A": {"H": 1}}),
-    "Gated DeltaNet": ("GG", {"G": {"H": 1, "G": 1, "conv": 4}}),
+    "Gated DeltaNet": ("GG", {"G": {"H": 1, "G": 1, "conv_size": 4}}),
     "RG-LRU": ("RR", {}),
 }
 SCANS = "MSG"  # by the Triton kernels on a GPU, token by token
@@ -69,7 +69,7 @@ def plain(rows, length):
 
 
 def table(path=results.RESULTS / "copying.jsonl"):
-    """Rows for the book: `experiments.results.table`."""
+    """Rows for the book: `experiments.runner.results.table`."""
     return results.table(path)
 
 

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from experiments import corpus
-from experiments.program import Program
-from experiments.results import read
-from experiments.sweep import arguments, key
-from postx import checkpoints
+from experiments.runner import corpus
+from experiments.runner.program import Program
+from experiments.runner.results import read
+from experiments.runner.sweep import arguments, key
 from postx.diffusion import masked, sedd, times
-from postx.diffusion.denoiser import Denoiser
+from postx.models import checkpoints
+from postx.models.denoiser import Denoiser
 from postx.train import measure
 
 Y, T = 256, 512

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 
 from experiments.diffusion_quality import causal_bits, diversity
-from postx import checkpoints, text
+from postx import text
 from postx.diffusion import blank, masked, times
+from postx.models import checkpoints
 
 Y, SPAN, DRAWS, LONG, SKIP = 256, 64, 64, 160, 64
 

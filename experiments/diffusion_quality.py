@@ -16,13 +16,13 @@ import zlib
 
 import torch
 
-from experiments import corpus
 from experiments.diffusion import causal_bits, windows
-from experiments.results import read
-from experiments.sweep import arguments, key
-from postx import checkpoints
+from experiments.runner import corpus
+from experiments.runner.results import read
+from experiments.runner.sweep import arguments, key
 from postx.diffusion import blank, masked
-from postx.lm import generate
+from postx.models import checkpoints
+from postx.models.lm import generate
 
 Y, T, SKIP, GRAM = 256, 512, 64, 8
 STEPS = (8, 16, 32, 64, 128, 256, 512)

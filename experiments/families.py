@@ -15,14 +15,14 @@ import time
 
 import torch
 
-from experiments import corpus
-from experiments.equal import config, spread
-from experiments.program import Program
-from experiments.sweep import arguments, best, build, sweep
+from experiments.runner import corpus
+from experiments.runner.equal import config, spread
+from experiments.runner.program import Program
+from experiments.runner.sweep import arguments, best, build, sweep
 
 DEPTH, D, T, TARGET = 8, 192, 512, 2_800_000
 TABLE = {
-    "A": {"H": 4}, "H": {"W": 512}, "T": {"H": 4}, "D": {"H": 4, "conv": 4}, "G": {"conv": 4}, "7": {"H": 4},
+    "A": {"H": 4}, "H": {"W": 512}, "T": {"H": 4}, "D": {"H": 4, "conv_size": 4}, "G": {"conv_size": 4}, "7": {"H": 4},
     "S": {"K": 64},
 }  # fmt: skip
 FAMILIES = {

@@ -14,9 +14,9 @@ attention layers are the same model for both families with causal attention.
 
 import torch
 
-from experiments import corpus
-from experiments.equal import config, kv_bytes, spread
-from experiments.sweep import arguments, best, read, sweep
+from experiments.runner import corpus
+from experiments.runner.equal import config, kv_bytes, spread
+from experiments.runner.sweep import arguments, best, read, sweep
 from postx import tasks
 from postx.train import measure
 
@@ -28,12 +28,12 @@ SIZES = {  # of each task; states are 512 numbers a layer on recall (RG-LRU: 64)
 }
 TABLES = {
     "recall": {
-        "A": {"H": 2, "conv": 4}, "L": {"H": 2, "window": 32, "conv": 4},
-        "S": {"K": 4, "V": 32}, "G": {"H": 2, "G": 2, "K": 16, "V": 16, "conv": 4}, "R": {},
+        "A": {"H": 2, "conv_size": 4}, "L": {"H": 2, "window": 32, "conv_size": 4},
+        "S": {"K": 4, "V": 32}, "G": {"H": 2, "G": 2, "K": 16, "V": 16, "conv_size": 4}, "R": {},
     },
     "text": {
-        "A": {"H": 2, "conv": 4}, "L": {"H": 2, "window": 128, "conv": 4},
-        "S": {"K": 16, "V": 64}, "G": {"H": 4, "G": 4, "K": 32, "V": 32, "conv": 4}, "R": {},
+        "A": {"H": 2, "conv_size": 4}, "L": {"H": 2, "window": 128, "conv_size": 4},
+        "S": {"K": 16, "V": 64}, "G": {"H": 4, "G": 4, "K": 32, "V": 32, "conv_size": 4}, "R": {},
     },
 }  # fmt: skip
 FAMILIES = {"ssd": ("S", "A"), "gated_deltanet": ("G", "A"), "rglru": ("R", "L")}

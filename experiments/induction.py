@@ -16,21 +16,21 @@ state that the model passes on, so memory does not grow with the length but for 
 
 import torch
 
-from experiments import results, sweep
+from experiments.runner import results, sweep
 from postx import tasks
 
 SYMBOLS, T, LONGEST, BLOCK, SEEDS, RATES = 16, 256, 65_536, 2_048, (0, 1, 2), (1e-3, 3.2e-3, 1e-2)
 D, STD, MORE = 64, 0.1, 7
 LENGTHS = tuple(2**k for k in range(6, 17))
 MODELS = {
-    "attention, no positions": ("AA", {"A": {"H": 1, "rope": None, "conv": 4}}),
-    "attention, rotary": ("AA", {"A": {"H": 1, "conv": 4}}),
-    "attention, ALiBi": ("AA", {"A": {"H": 4, "alibi": True, "conv": 4}}),
-    "attention, window 64": ("LL", {"L": {"H": 1, "window": 64, "conv": 4}}),
+    "attention, no positions": ("AA", {"A": {"H": 1, "rope": None, "conv_size": 4}}),
+    "attention, rotary": ("AA", {"A": {"H": 1, "conv_size": 4}}),
+    "attention, ALiBi": ("AA", {"A": {"H": 4, "alibi": True, "conv_size": 4}}),
+    "attention, window 64": ("LL", {"L": {"H": 1, "window": 64, "conv_size": 4}}),
     "attention, rotary - conv": ("AA", {"A": {"H": 1}}),
     "Mamba": ("MM", {}),
     "Mamba-2": ("SS", {"S": {"K": 32}}),
-    "Gated DeltaNet": ("GG", {"G": {"H": 1, "G": 1, "conv": 4}}),
+    "Gated DeltaNet": ("GG", {"G": {"H": 1, "G": 1, "conv_size": 4}}),
     "RG-LRU": ("RR", {}),
     "Hyena": ("HH", {"H": {"W": T}}),
 }
@@ -109,7 +109,7 @@ def at_length(lm, length, *, rows, block=BLOCK):
 
 
 def table(path=results.RESULTS / "induction.jsonl"):
-    """Rows for the book: `experiments.results.table`."""
+    """Rows for the book: `experiments.runner.results.table`."""
     return results.table(path)
 
 

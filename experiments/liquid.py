@@ -28,9 +28,9 @@ import torch
 from torch import nn
 
 from experiments import _synapses
-from experiments.results import RESULTS, mean_and_deviation, read
+from experiments.runner.results import RESULTS, mean_and_deviation, read
 from postx import scans
-from postx.mixers import cfc, liquid
+from postx.mixers import Still, cfc, liquid
 
 WIDTHS, RATES, SEEDS = (4, 8, 16, 32, 64), (3e-3, 1e-2, 3e-2), (0, 1, 2)
 STEPS, B, T, FIRST, HEAD = 400, 32, 32, 3, 16
@@ -106,7 +106,7 @@ class SSM(nn.Module):
     def __init__(self, n, width, N=4):
         super().__init__()
         self.inward = nn.Linear(n, width)
-        self.log_fade_DN = nn.Parameter(torch.full((width, N), math.log(0.2)))
+        self.log_fade_DN = Still(torch.full((width, N), math.log(0.2)))
         self.turn_DN = nn.Parameter(torch.linspace(0, 2, N).repeat(width, 1) + 0.2 * torch.rand(width, N))
         self.C_DN2 = nn.Parameter(torch.randn(width, N, 2) / N**0.5)
         self.skip_D = nn.Parameter(torch.randn(width))

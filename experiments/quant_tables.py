@@ -25,9 +25,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from experiments.results import read
-from postx import checkpoints, lm, scans, text
-from postx.quant import cache, network, rotate
+from experiments.runner.results import read
+from postx import scans, text
+from postx.models import checkpoints, lm, quantized, quantized_cache
+from postx.quant import rotate
 
 MODELS, BITS, T, ASKED, READ = ("attention", "ssd", "hybrid"), (4, 3, 2), 512, 40, 8
 RANGE = {"grid": "midrise", "clip": "search"}
@@ -48,7 +49,7 @@ METHODS = {  # name: (quantizer, its arguments, whether it is fed inputs, the bi
     "turn, gptq": ("rotate", {"base": "gptq"} | RANGE, True, BITS),
     "lattice, not fed": ("lattice", {}, False, (4, 2)),
     "lattice": ("lattice", {}, True, (4, 2)),
-    "stream turned": ("uniform", RANGE, False, BITS),  # of the model that network.turn gives
+    "stream turned": ("uniform", RANGE, False, BITS),  # of the model that quantized.turn gives
 }
 ONCE = ("nearest, groups of 64", "lloyd", "turn", "lattice, not fed", "stream turned")  # on one model only
 PLANTED = ("nearest, full range", "nearest", "nf4", "awq", "gptq", "turn", "turn, gptq", "lattice")
@@ -105,7 +106,7 @@ def planted(model):
 def kinds(model):
     """{kind: [(layer, rows)]}: what a layer does in its mixer or MLP; `inward` of an SSD layer by its parts."""
     found = {}
-    for name, layer in network.linears(model).items():
+    for name, layer in quantized.linears(model).items():
         place, part = name.split(".", 2)[2].rsplit(".", 1)
         if part == "inward":
             start = 0
@@ -129,15 +130,15 @@ def sample(model):
     return bytes(ids[0].tolist()).decode("utf8", "replace")
 
 
-def quantized(model, run, ids):
+def rounded(model, run, ids):
     """(the model in fewer bits, what is known of its layers): errors are means over layers, each relative."""
     method, bits, config = run["method"], run["bits"], checkpoints.record(run["model"])["config"]
     name, kw, fed, _ = METHODS[method]
     if method == "stream turned":
         config = config | {"tied": False}
-        model = network.turn(model, rotate.spin(torch.eye(192, dtype=torch.float64), 0))
+        model = quantized.turn(model, rotate.spin(torch.eye(192, dtype=torch.float64), 0))
     start = time.perf_counter()
-    small, report = network.quantized(model, name, bits, (ids if fed else ids[:2])[:, :-1], feed=fed, **kw)
+    small, report = quantized.quantized(model, name, bits, (ids if fed else ids[:2])[:, :-1], feed=fed, **kw)
     seconds = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
         size = checkpoints.save("small", small, config, {}, folder, packed=report.stored).stat().st_size
@@ -203,16 +204,16 @@ def make(run, model, judge, ids):
         return judge(small) | found
     if part == "kinds":
         places = kinds(model)[run["kind"]]
-        small, _ = network.quantized(model, "uniform", bits, ids[:1, :64], **RANGE)
+        small, _ = quantized.quantized(model, "uniform", bits, ids[:1, :64], **RANGE)
         mixed = only(model, small, places)
         weights = sum(model.get_submodule(name).weight[rows].numel() for name, rows in places)
         return judge(mixed) | {"weights": weights}
     with ExitStack() as stack:
         if method == "prod keys, mse values":
-            kept = stack.enter_context(cache.rounded(model, bits, form="prod", parts=("k",)))
-            stack.enter_context(cache.rounded(model, bits, form="mse", parts=("v",)))
+            kept = stack.enter_context(quantized_cache.rounded(model, bits, form="prod", parts=("k",)))
+            stack.enter_context(quantized_cache.rounded(model, bits, form="mse", parts=("v",)))
         else:
-            kept = stack.enter_context(cache.rounded(model, bits, form=method, parts=tuple(run["parts"])))
+            kept = stack.enter_context(quantized_cache.rounded(model, bits, form=method, parts=tuple(run["parts"])))
         return judge(model) | {
             "bits_per_number": kept.bits_per_number,
             "error": kept.error,

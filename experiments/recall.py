@@ -17,7 +17,7 @@ published form (Mamba, Mamba-2, RG-LRU) it has one here; "+ conv" and "- conv" s
 
 import torch
 
-from experiments import results, sweep
+from experiments.runner import results, sweep
 from postx import tasks
 
 SIZES = {"keys": 64, "values": 32, "fillers": 16}
@@ -29,19 +29,19 @@ SCANS = (
 )
 MIXERS = {
     "attention": ("A", HEADS),
-    "attention + conv": ("A", HEADS | {"conv": 4}),
+    "attention + conv": ("A", HEADS | {"conv_size": 4}),
     "local attention": ("L", HEADS | {"window": 16}),
     "linear attention": ("N", HEADS),
-    "linear attention + conv": ("N", HEADS | {"conv": 4}),
+    "linear attention + conv": ("N", HEADS | {"conv_size": 4}),
     "RetNet": ("T", HEADS),
     "GLA": ("W", HEADS),
     "DeltaNet": ("D", HEADS),
     "Gated DeltaNet": ("G", HEADS | {"G": 1}),
-    "Gated DeltaNet + conv": ("G", HEADS | {"G": 1, "conv": 4}),
+    "Gated DeltaNet + conv": ("G", HEADS | {"G": 1, "conv_size": 4}),
     "Mamba": ("M", {}),
-    "Mamba - conv": ("M", {"width": 1}),
+    "Mamba - conv": ("M", {"conv_size": 1}),
     "Mamba-2": ("S", {"K": 16}),
-    "Mamba-2 - conv": ("S", {"K": 16, "width": 1}),
+    "Mamba-2 - conv": ("S", {"K": 16, "conv_size": 1}),
     "RWKV-7": ("7", HEADS),
     "Hyena": ("H", {"W": T}),
     "S4D": ("I", {}),
@@ -88,7 +88,7 @@ def score(lm, run, at_once=64):
 
 
 def table(path=results.RESULTS / "recall.jsonl"):
-    """Rows for the book: `experiments.results.table`."""
+    """Rows for the book: `experiments.runner.results.table`."""
     return results.table(path)
 
 

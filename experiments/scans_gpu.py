@@ -22,9 +22,9 @@ import torch
 import triton
 
 from postx import scans
-from postx.mixers import _wy, mamba
-from postx.scans import gpu_ops
-from postx.scans.chunked import decay_chunked
+from postx.mixers import mamba
+from postx.scans import delta_chunked, gpu_ops
+from postx.scans.decay_chunked import decay_chunked
 
 SEED = 0
 BOUNDS = {torch.float32: 5e-5, torch.bfloat16: 4e-2}
@@ -65,7 +65,7 @@ def inputs(kind, sizes, dtype):
 def _delta_chunked(q, k, v, beta, g):
     S = v.new_zeros(v.shape[0], v.shape[2], k.shape[3], v.shape[3], dtype=torch.float32)
     q, k, v, beta, g = (x.float() for x in (q, k, v, beta, g))
-    return _wy.in_chunks(q, k, v, beta, g, S, lengths_B=None, chunk=64, impl="auto")
+    return delta_chunked.in_chunks(q, k, v, beta, g, S, lengths_B=None, chunk=64, impl="auto")
 
 
 def _mamba_chunked(u, delta, A, write, read):

@@ -30,12 +30,13 @@ import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from experiments import corpus
-from experiments.equal import config
-from experiments.results import RESULTS, read
-from experiments.sweep import arguments
-from postx import checkpoints, lm, mixers
+from experiments.runner import corpus
+from experiments.runner.equal import config
+from experiments.runner.results import RESULTS, read
+from experiments.runner.sweep import arguments
+from postx import mixers
 from postx.mixers import attention
+from postx.models import checkpoints, lm
 from postx.train import autocast
 
 D, TARGET, SEED = 192, 2_900_000, 0
@@ -43,7 +44,7 @@ LENGTHS = [2**k for k in range(8, 18)]
 BATCHES = 1, 16  # rows of one decoding step
 KEPT = "attention", "hybrid", "ssd"
 PATTERNS = {"local": "LLLALLLA", "gated_deltanet": "G" * 8, "rwkv7": "7" * 8}
-TABLE = {"A": {"H": 4}, "L": {"H": 4, "window": 128}, "G": {"conv": 4}, "7": {"H": 4}}
+TABLE = {"A": {"H": 4}, "L": {"H": 4, "window": 128}, "G": {"conv_size": 4}, "7": {"H": 4}}
 NAMES = "attention", "local", "hybrid", "ssd", "gated_deltanet", "rwkv7"
 STRETCH, STRETCHES, LONGEST_LOSS = 128, 64, 2**16
 AT_ONCE = {"cuda": 2**21, "cpu": 2**15}  # bytes in one pass of the loss

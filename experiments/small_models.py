@@ -18,10 +18,10 @@ import platform
 
 import torch
 
-from experiments import corpus
-from experiments.equal import config, spread
-from experiments.sweep import MODEL, arguments, key, read, sweep
-from postx import checkpoints
+from experiments.runner import corpus
+from experiments.runner.equal import config, spread
+from experiments.runner.sweep import MODEL, arguments, key, read, sweep
+from postx.models import checkpoints
 from postx.ngram import baseline
 
 DEPTH, D, T, TARGET = 8, 192, 512, 2_900_000

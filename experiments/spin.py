@@ -2,11 +2,11 @@
 
     python -m experiments.spin --out FOLDER/spin.jsonl [--text FILE.npz] [--small]
 
-R1 turns the residual stream and is folded into the weights (`postx.quant.network.turn`): without rounding the model's
-output is the same for every R1. Then weights are rounded to nearest, a scale and zero point a row, and the input of
-every linear layer of the blocks to its own bits, one step a token. The hidden units of the MLPs, which R1 does not
-reach, are turned by one fixed Hadamard matrix before they are rounded wherever the stream is turned (R4 of the paper).
-Scored: bits per byte of validation, of the same bytes for
+R1 turns the residual stream and is folded into the weights (`postx.models.quantized.turn`): without rounding the
+model's output is the same for every R1. Then weights are rounded to nearest, a scale and zero point a row, and the
+input of every linear layer of the blocks to its own bits, one step a token. The hidden units of the MLPs, which R1
+does not reach, are turned by one fixed Hadamard matrix before they are rounded wherever the stream is turned (R4 of
+the paper). Scored: bits per byte of validation, of the same bytes for
 
     none         the model as it is, no rotation at all
     hidden       R1 is the identity: the norms' scales are folded and the hidden units turned, no more
@@ -35,10 +35,10 @@ import time
 import torch
 from torch.func import functional_call
 
-from experiments import corpus
-from experiments.sweep import arguments, key, read
-from postx import checkpoints
-from postx.quant import network, rotate, uniform
+from experiments.runner import corpus
+from experiments.runner.sweep import arguments, key, read
+from postx.models import checkpoints, quantized
+from postx.quant import rotate, uniform
 from postx.quant.ternary import through
 
 BITS = ((4, 4), (3, 8), (3, 3))  # of weights and of inputs
@@ -54,17 +54,17 @@ class Rounded:
     def __init__(self, lm, weight_bits, input_bits):
         self.lm, self.bits = lm, weight_bits
         self.hidden = {
-            f"{name}.weight": layer for name, layer in network.linears(lm).items() if name.endswith("mlp.out")
+            f"{name}.weight": layer for name, layer in quantized.linears(lm).items() if name.endswith("mlp.out")
         }
         F = next(iter(self.hidden.values())).in_features
         self.R4 = rotate.spin(torch.eye(F), 999).to(lm.embed.weight)
         like = torch.eye(lm.embed.weight.shape[1]).to(lm.embed.weight)
-        self.body = {True: network.turn(lm, like), False: copy.deepcopy(lm)}
+        self.body = {True: quantized.turn(lm, like), False: copy.deepcopy(lm)}
         for layer in self.hidden:
             self.body[True].get_submodule(layer.removesuffix(".weight")).register_forward_pre_hook(self._turn)
         for body in self.body.values():
-            network.round_inputs(body, input_bits).requires_grad_(False).eval()
-        self.exact = {f"{name}.weight" for name in network.linears(lm)}
+            quantized.round_inputs(body, input_bits).requires_grad_(False).eval()
+        self.exact = {f"{name}.weight" for name in quantized.linears(lm)}
 
     def _turn(self, _, args):
         return (args[0] @ self.R4,)
@@ -73,7 +73,7 @@ class Rounded:
         """{name: weight} of the turned and rounded model; R None: not turned."""
         found = {name: x for name, x in self.lm.state_dict().items() if R is None or name in self.exact}
         if R is not None:
-            found |= network.turned(self.lm, R)
+            found |= quantized.turned(self.lm, R)
             found |= {name: found[name] @ self.R4 for name in self.hidden}
         return {
             name: through(x, uniform.round_trip(x, self.bits)) if name in self.exact else x

@@ -18,13 +18,13 @@ import datetime
 
 import torch
 
-from experiments import corpus
-from experiments.equal import config
-from experiments.results import read
-from experiments.sweep import MODEL, arguments, key, sweep
-from postx import checkpoints
-from postx.lm import LM
-from postx.quant import network, ternary
+from experiments.runner import corpus
+from experiments.runner.equal import config
+from experiments.runner.results import read
+from experiments.runner.sweep import MODEL, arguments, key, sweep
+from postx.models import checkpoints, quantized
+from postx.models.lm import LM
+from postx.quant import ternary
 
 DEPTH, T, OPTIONS = 8, 512, {"A": {"H": 4}}
 WIDTHS = {192: 2_900_000, 96: 725_000}  # width of the stream: parameters
@@ -116,7 +116,7 @@ def plain(run, weights):
     For a ternary run the linear layers keep all their digits: they are about to become trits.
     """
     lm = LM(**built(run))
-    kept = network.linears(lm) if run.get("trits") else {}
+    kept = quantized.linears(lm) if run.get("trits") else {}
     exact = {f"{name}.weight" for name in kept}
     lm.load_state_dict(
         {name: x if name in exact else x.bfloat16().to(x.dtype) for name, x in weights.items()}
@@ -127,8 +127,8 @@ def plain(run, weights):
 def in_trits(lm, text, T_):
     """(model, report): every linear layer of the blocks packed as trits and read back, inputs in 8 bits."""
     ids, _ = text.batches("train", 2, T_)(0)
-    small, report = network.quantized(lm, "ternary", None, ids.to(next(lm.parameters()).device), feed=False)
-    return network.round_inputs(small), report
+    small, report = quantized.quantized(lm, "ternary", None, ids.to(next(lm.parameters()).device), feed=False)
+    return quantized.round_inputs(small), report
 
 
 def counts(report, run):
@@ -170,11 +170,11 @@ def publish(out, text, about, folder=checkpoints.FOLDER):
         raise ValueError(f"text: {KEPT} was trained on {known['run']['task']}, this is {about}")
     lm, packed = checkpoints.load(KEPT, source), checkpoints.packed(KEPT, source)
     T_ = known["run"]["T"]
-    network.round_inputs(lm)
+    quantized.round_inputs(lm)
     found = {f"{split}_bits": round(corpus.bits(lm, text, split, T_), 4) for split in ("validation", "test")}
     twin = table(out)[known["run"]["name"].replace("ternary", "full")]
     known |= found | {
-        "inputs": "8 bits a token: postx.quant.network.round_inputs(lm)",
+        "inputs": "8 bits a token: postx.models.quantized.round_inputs(lm)",
         "measured": f"float32, CPU, these trits read back, inputs in 8 bits; windows of {T_} bytes, each byte after at "
         f"least {T_ // 2} others where there are as many",
         "twin": {"lr": twin["run"]["lr"], "decay": twin["run"]["decay"], **twin["metrics"]},

@@ -13,12 +13,7 @@ F MLP width, L layers, N state, C chunk.
 from dataclasses import dataclass
 from math import ceil, log2
 
-
-def positive(**sizes):
-    """Refuse a size that is not a whole number of at least 1; the error names it."""
-    for name, value in sizes.items():
-        if isinstance(value, bool) or int(value) != value or value < 1:
-            raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
+from postx.shapes import positive
 
 
 @dataclass(frozen=True)
@@ -180,10 +175,10 @@ def ssm_scan(T, *, B=1, D, N, selective=True, item=2):
                 B * D * N * (1 if selective else 2))
 
 
-def short_convolution(T, *, B=1, D, width=4, item=2):
-    """A causal depthwise convolution: 2 width FLOPs a token and channel; its state is width - 1 inputs."""
-    positive(T=T, B=B, D=D, width=width)
-    return Cost(2 * width * B * T * D, 2 * B * T * D * item, B * D * (width - 1))
+def short_convolution(T, *, B=1, D, conv_size=4, item=2):
+    """A causal depthwise convolution: 2 conv_size FLOPs a token and channel; its state is conv_size - 1 inputs."""
+    positive(T=T, B=B, D=D, conv_size=conv_size)
+    return Cost(2 * conv_size * B * T * D, 2 * B * T * D * item, B * D * (conv_size - 1))
 
 
 def long_convolution(T, *, B=1, D, item=4):
@@ -218,7 +213,7 @@ def transformer_block(T, *, D, B=1, H=None, G=None, K=None, F=None, gated=False,
         T, B=B, H=H, G=G, K=K, window=window, causal=causal, past=past, form=form, item=item)
 
 
-def mamba_block(T, *, D, B=1, N=16, expand=2, rank=None, width=4, item=2):
+def mamba_block(T, *, D, B=1, N=16, expand=2, rank=None, conv_size=4, item=2):
     """One Mamba block (Gu and Dao 2023): in-projection, short convolution, delta B C, scan, out-projection.
 
     Inner width expand D, delta of rank D / 16: about 6 D^2 weights, half of a Transformer block's 12 D^2.
@@ -226,12 +221,12 @@ def mamba_block(T, *, D, B=1, N=16, expand=2, rank=None, width=4, item=2):
     inner, rank = expand * D, rank or ceil(D / 16)
     tokens = B * T
     mixing = ssm_scan(T, B=B, D=inner, N=N, item=item)
-    mixing += short_convolution(T, B=B, D=inner, width=width, item=item)
+    mixing += short_convolution(T, B=B, D=inner, conv_size=conv_size, item=item)
     return (matmul(tokens, D, 2 * inner, item=item) + matmul(tokens, inner, rank + 2 * N, item=item)
             + matmul(tokens, rank, inner, item=item) + mixing + matmul(tokens, inner, D, item=item))
 
 
-def mamba2_block(T, *, D, B=1, N=128, P=64, G=1, expand=2, width=4, chunk=256, item=2):
+def mamba2_block(T, *, D, B=1, N=128, P=64, G=1, expand=2, conv_size=4, chunk=256, item=2):
     """One Mamba-2 block (Dao and Gu 2024): expand D / P heads, value width P, key width N, G groups of keys.
 
     State: expand D N and the short convolution's inputs. One token is the recurrence; more are chunked.
@@ -242,7 +237,7 @@ def mamba2_block(T, *, D, B=1, N=128, P=64, G=1, expand=2, width=4, chunk=256, i
     heads, tokens, mixed = inner // P, B * T, inner + 2 * G * N
     sizes = {"B": B, "H": heads, "K": N, "V": P, "item": item}
     core = decay_recurrence(T, **sizes) if T == 1 else chunked_recurrence(T, chunk=chunk, **sizes)
-    core += short_convolution(T, B=B, D=mixed, width=width, item=item)
+    core += short_convolution(T, B=B, D=mixed, conv_size=conv_size, item=item)
     return matmul(tokens, D, inner + mixed + heads, item=item) + core + matmul(tokens, inner, D, item=item)
 
 

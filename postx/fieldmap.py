@@ -1,6 +1,7 @@
 """The map of the field: a lane for each family, its works by year, and who descends from whom."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -11,6 +12,8 @@ from matplotlib.textpath import TextPath
 
 from postx.style import FAMILY, RC
 
+CHAPTERS = Path(__file__).resolve().parents[1] / "chapters"
+
 
 @dataclass(frozen=True)
 class Lane:
@@ -19,20 +22,20 @@ class Lane:
     family: str
     title: str
     cuts: str
-    chapters: tuple[int, ...]
+    chapters: tuple[str, ...]
     works: dict[str, float]
 
 
-CORE = (1, 3, 4, 5, 9, 10)
-COMPARED = 14  # the chapter about all lanes at once
+CORE = ("attention_cost", "selective_ssm", "ssd_duality", "linear_attention", "hybrids", "quantization_error")
+COMPARED = "the_race"  # the chapter about all lanes at once
 # Years are those of the first public version, with the month as a fraction: Mamba is of December 2023.
 LANES = (
     Lane(
-        "neutral", "Recurrent networks", "one state, one token after the other", (6,),
+        "neutral", "Recurrent networks", "one state, one token after the other", ("rnn_comeback",),
         {"Elman's RNN": 1990.2, "LSTM": 1997.9, "attention in RNNs": 2014.7},
     ),
     Lane(
-        "attention", "Transformer", "every token looks at every earlier one", (1,),
+        "attention", "Transformer", "every token looks at every earlier one", ("attention_cost",),
         {
             "Transformer": 2017.45, "MQA": 2019.85, "sliding window": 2020.3, "FlashAttention": 2022.4,
             "GQA": 2023.4, "MLA": 2024.35,
@@ -40,25 +43,26 @@ LANES = (
     ),
     Lane(
         "linear", "Linear attention and new RNNs", "replace the growing cache by a table of fixed size",
-        (5, 6),
+        ("linear_attention", "rnn_comeback"),
         {
             "Linear attention": 2020.5, "DeltaNet": 2021.15, "RWKV-4": 2023.4, "RetNet": 2023.55,
             "GLA": 2023.95, "RWKV-6": 2024.3, "Gated DeltaNet": 2024.95, "RWKV-7": 2025.2,
         },
     ),
     Lane(
-        "ssm", "State-space models", "replace re-reading by running notes", (2, 3, 4),
+        "ssm", "State-space models", "replace re-reading by running notes",
+        ("state_space_models", "selective_ssm", "ssd_duality"),
         {
             "HiPPO": 2020.6, "S4": 2021.85, "S4D": 2022.45, "Mamba": 2023.95, "Mamba-2": 2024.4,
             "Mamba-3": 2026.2,
         },
     ),
     Lane(
-        "conv", "Long convolutions", "replace attention by filters as long as the text", (7,),
+        "conv", "Long convolutions", "replace attention by filters as long as the text", ("long_convolutions",),
         {"H3": 2022.98, "Hyena": 2023.15},
     ),
     Lane(
-        "hybrid", "Hybrids", "keep a few attention layers, make the rest cheap", (8, 9),
+        "hybrid", "Hybrids", "keep a few attention layers, make the rest cheap", ("recall_lab", "hybrids"),
         {
             "StripedHyena": 2023.95, "Griffin": 2024.15, "Jamba": 2024.25, "Zamba": 2024.4,
             "MiniMax-01": 2025.05, "Nemotron-H": 2025.25, "LFM2": 2025.5, "Qwen3-Next": 2025.7,
@@ -66,18 +70,18 @@ LANES = (
         },
     ),
     Lane(
-        "liquid", "Liquid networks", "replace the clock of tokens by continuous time", (12,),
+        "liquid", "Liquid networks", "replace the clock of tokens by continuous time", ("liquid_networks",),
         {"LTC": 2020.45, "CfC": 2021.5},
     ),
     Lane(
-        "diffusion", "Text diffusion", "replaces left to right by rounds of refinement", (13,),
+        "diffusion", "Text diffusion", "replaces left to right by rounds of refinement", ("diffusion",),
         {
             "D3PM": 2021.5, "Plaid": 2023.4, "SEDD": 2023.8, "MDLM": 2024.45, "LLaDA": 2025.1,
             "Mercury": 2025.45,
         },
     ),
     Lane(
-        "quant", "Fewer bits", "cuts the bytes of a weight, in any lane above", (10, 11),
+        "quant", "Fewer bits", "cuts the bytes of a weight, in any lane above", ("quantization_error", "sub_four_bit"),
         {
             "GPTQ": 2022.8, "NF4": 2023.4, "QuIP#": 2024.1, "BitNet b1.58": 2024.15, "SpinQuant": 2024.4,
             "TurboQuant": 2025.3,
@@ -134,7 +138,15 @@ def _free(start, end, spans):
 
 def chapters(lane):
     """The chapters of a lane as the map writes them, with a star on the core path: "ch. 2, 3★, 4★"."""
-    return "ch. " + ", ".join(f"{n}★" if n in CORE else str(n) for n in lane.chapters)
+    return "ch. " + ", ".join(f"{number(name)}{'★' * (name in CORE)}" for name in lane.chapters)
+
+
+def number(chapter):
+    """The number of a chapter, which its file carries. Raises ValueError where there is no such chapter."""
+    found = [path.name[:2] for path in CHAPTERS.glob(f"[0-9][0-9]_{chapter}.ipynb")]
+    if len(found) != 1:
+        raise ValueError(f"chapter: no {chapter!r} in {CHAPTERS}")
+    return int(found[0])
 
 
 def draw():
@@ -155,7 +167,7 @@ def draw():
         for lane, layout, tall in zip(LANES, layouts, heights, strict=True):
             dots.update(_lane(ax, lane, layout, y, tall))
             y += tall + GAP
-        ax.text(9, height - 4, f"All lanes compared: ch. {COMPARED}", size=SIZE, va="bottom")
+        ax.text(9, height - 4, f"All lanes compared: ch. {number(COMPARED)}", size=SIZE, va="bottom")
         ax.text(WIDTH - 9, height - 4, "★ core path", size=SIZE, ha="right", va="bottom")  # not one line of text
         for older, newer in DESCENT:
             _arrow(ax, dots[older], dots[newer])

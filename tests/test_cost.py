@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from postx import cost
-from postx.configs import A100, H100
+from postx.models.published import A100, H100
 
 
 def counted(run):
@@ -278,10 +278,10 @@ def test_long_convolution_by_transform_count():
 
 
 def test_short_convolution_operations_and_state():
-    one = cost.short_convolution(1, D=1, width=3)
+    one = cost.short_convolution(1, D=1, conv_size=3)
     assert one.flops == 6
     assert one.state_floats == 2
-    assert cost.short_convolution(10, B=2, D=5, width=4).flops == 2 * 10 * 5 * 8
+    assert cost.short_convolution(10, B=2, D=5, conv_size=4).flops == 2 * 10 * 5 * 8
 
 
 # ---------------------------------------------------------------- blocks
@@ -407,7 +407,7 @@ def test_state_floats_of_the_reference_layers():
         assert cost.decay_recurrence(1, H=H, K=K, V=V).state_floats == floats
         assert cost.delta_recurrence(1, H=H, K=K, V=V).state_floats == floats
         assert cost.chunked_recurrence(9, H=H, K=K, V=V).state_floats == floats
-    assert cost.short_convolution(1, D=d, width=3).state_floats == 2 * d  # LFM2
+    assert cost.short_convolution(1, D=d, conv_size=3).state_floats == 2 * d  # LFM2
 
 
 @pytest.mark.equation("eq-state-price")

@@ -1,6 +1,7 @@
 """The map of the field: complete, in order of time, and nothing written over anything else."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,8 @@ from postx.fieldmap import CORE, DESCENT, LANES, WIDTH
 from postx.style import FAMILY
 
 WORKS = {name: (lane, year) for lane in LANES for name, year in lane.works.items()}
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +30,10 @@ def boxes(fig):
 def test_every_family_and_every_chapter_has_its_place():
     assert {lane.family for lane in LANES} == set(FAMILY)
     on_the_map = {n for lane in LANES for n in lane.chapters} | {fieldmap.COMPARED}
-    assert on_the_map == set(range(1, 15))
+    assert on_the_map == {path.stem[3:] for path in (ROOT / "chapters").glob("[0-9][0-9]_*.ipynb")}
+    assert fieldmap.number("linear_attention") == 5
+    with pytest.raises(ValueError, match="no 'linear'"):
+        fieldmap.number("linear")
     assert set(CORE) < on_the_map
     assert len(WORKS) == sum(len(lane.works) for lane in LANES)  # no name twice
 

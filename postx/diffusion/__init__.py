@@ -4,7 +4,6 @@
     sedd      tokens jump between the states of a graph; a network learns ratios of probabilities (SEDD)
     plaid     tokens become vectors, and Gaussian noise is added to those (Plaid)
     oracle    distributions small enough to enumerate, whose perfect networks are known
-    denoiser  a small bidirectional network for all of them
 
 The contract. A network is any callable, so an oracle or a table stands in for a trained one:
 
@@ -40,6 +39,31 @@ class Sample(NamedTuple):
     trajectory: list[torch.Tensor] | None = (
         None  # ids_BT before the first step and after each, with keep=True
     )
+
+
+class Record:
+    """Counts evaluations, and keeps the states where that is asked for."""
+
+    def __init__(self, ids_BT, keep):
+        self.nfe_B, self.calls = torch.zeros_like(ids_BT[:, 0]), 0
+        self.states = [ids_BT] if keep else None
+
+    def ask(self, denoiser, ids_BT, rows_B):
+        """The network's answer for those rows; None where no row needs one."""
+        wanted = int(rows_B.sum())
+        if not wanted:
+            return None
+        self.calls += 1
+        self.nfe_B = self.nfe_B + rows_B
+        with torch.no_grad():
+            return denoiser(ids_BT if wanted == len(ids_BT) else ids_BT[rows_B])
+
+    def keep(self, ids_BT):
+        if self.states is not None:
+            self.states.append(ids_BT)
+
+    def done(self, ids_BT):
+        return Sample(ids_BT, self.nfe_B, self.calls, self.states)
 
 
 @dataclass(frozen=True)

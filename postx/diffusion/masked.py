@@ -22,15 +22,14 @@ from torch.nn import functional
 
 from postx.diffusion import (
     LogLinear,
-    Sample,
+    Record,
     check_given,
     check_ids,
     pick,
     probabilities,
     times,
 )
-from postx.mixers import state_dtype
-from postx.shapes import check
+from postx.shapes import check, state_dtype
 
 RULES = ("low_confidence", "random")
 MOST = 12  # tokens whose 2^T patterns of masks are enumerated
@@ -234,28 +233,3 @@ def _masked_loss(denoiser, ids_BT, hidden_BT, Y):
     """The sum over hidden tokens of their losses, [B]; the shapes do not depend on the masks (CUDA graphs)."""
     logits_BTY = denoiser(torch.where(hidden_BT, Y, ids_BT))
     return torch.where(hidden_BT, losses(logits_BTY, ids_BT), 0).sum(1)
-
-
-class Record:
-    """Counts evaluations, and keeps the states where that is asked for."""
-
-    def __init__(self, ids_BT, keep):
-        self.nfe_B, self.calls = torch.zeros_like(ids_BT[:, 0]), 0
-        self.states = [ids_BT] if keep else None
-
-    def ask(self, denoiser, ids_BT, rows_B):
-        """The network's answer for those rows; None where no row needs one."""
-        wanted = int(rows_B.sum())
-        if not wanted:
-            return None
-        self.calls += 1
-        self.nfe_B = self.nfe_B + rows_B
-        with torch.no_grad():
-            return denoiser(ids_BT if wanted == len(ids_BT) else ids_BT[rows_B])
-
-    def keep(self, ids_BT):
-        if self.states is not None:
-            self.states.append(ids_BT)
-
-    def done(self, ids_BT):
-        return Sample(ids_BT, self.nfe_B, self.calls, self.states)

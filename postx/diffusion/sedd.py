@@ -23,10 +23,8 @@ from itertools import product
 import torch
 from torch.nn import functional
 
-from postx.diffusion import Geometric, LogLinear, Sample, check_given, check_ids, pick, times
-from postx.diffusion.masked import Record
-from postx.mixers import state_dtype
-from postx.shapes import check
+from postx.diffusion import Geometric, LogLinear, Record, Sample, check_given, check_ids, pick, times
+from postx.shapes import check, state_dtype
 
 PREDICTORS = ("analytic", "euler")
 MOST = 4096  # noisy sequences that are enumerated

@@ -6,17 +6,33 @@ A mixer module has
     step(S, *z_t, **w) -> (y_t, S)              one token; never modifies the S that it was given
     recurrent(*z, S=None, ..., **w) -> (y, S)   all tokens, left to right
     parallel, chunked                           likewise, where these forms exist
+    operator(*z, **w) -> (A, b)                 where the update is linear in S: all tokens together, S -> A S + b
     example(T, ...) -> (z, w)                   valid float64 inputs
     cost(T, ...) -> Cost                        FLOPs, bytes, floats of state
     Layer(D, ...)                               a torch module: Layer(x_BTD, S=None) -> (y_BTD, S)
 
 `z` are tensors with one entry per token ([B, T, ...], or [B, ...] in `step`), `w` what stays constant over time.
-A state is a tensor or a tuple of tensors whose first axis is the batch. Every form also takes
+A state is a tensor or a tuple of tensors whose first axis is the batch; `STATE = "S_BHKV"` names them with their axes.
+Every form also takes
 
     lengths_B   tokens of each row that are real: past them y is 0 and the state stands still
     reset_BT    True where a token begins a new sequence: the state is emptied before it
 
-Adding a mixer is adding a file: `names()` finds it, and `tests/test_contract.py` holds it to `by_step`.
+Adding a mixer is adding a file: `names()` finds it, and `tests/mixers/test_contract.py` holds it to `by_step`. Where it
+departs from the rule it says so itself, and nothing outside knows it by name:
+
+    FAMILY = "linear"              its color and its place on the overview page: a key of `postx.style.FAMILY`
+    LETTER = "G"                   its letter in a pattern; without one it goes by its name: LM(["kda", "mla"], 64)
+    VARIANTS = {"L": {...}}        further letters, which stand for options of its Layer
+    FOLLOW = "-"                   no MLP follows it, unless a model asks for one (the rule: "F")
+    AUTO = {"triton": "recurrent"} the form that form="auto" takes where Triton is ("triton"), on a CPU or for one token
+                                   ("near") and elsewhere ("far"), where that is not the first of `ORDER`
+    FIRST = {...}                  options of its Layer at its first place in a model
+    GROWS = "W"                    the size in `cost` that the overview page sets to the length of the text
+    Layer.TAKES = (...)            what its `forward` takes of a model's pass beside `SIDE`: "inplace", "cross"
+    Layer.OWN = ("delta",)         projections whose first weights are its own; a model starts the others (plain
+                                   `nn.Linear` children; what lies deeper is never started anew)
+    Still(tensor)                  a parameter that weight decay does not pull on: rates, decays, bonuses, mixes
 """
 
 import functools
@@ -25,8 +41,10 @@ import pkgutil
 import sys
 
 import torch
+from torch import nn
 
-from postx.shapes import check, check_lengths
+from postx import scans
+from postx.shapes import check, check_lengths, map_state, named
 
 FORMS = ("recurrent", "parallel", "chunked")
 FORM_ONLY = ("chunk", "impl")  # arguments that change how a form computes, never what
@@ -49,58 +67,33 @@ def forms(mixer) -> list[str]:
     return [form for form in FORMS if hasattr(mixer, form)]
 
 
-ALL_AT_ONCE = ("hyena", "rwkv4", "s4d", "shortconv")  # few large operations beat a loop over chunks on a GPU
-FUSED = ("deltanet", "gated_deltanet", "gla", "linear", "mamba", "retnet", "rwkv6", "rwkv7", "ssd")  # one kernel
-NEVER_STEPPED = ("attention", "hyena", "mla")  # their `recurrent` does the same work one token at a time
+# The forms that form="auto" prefers: near (on a CPU, whose numba kernels have their own backward, or for one token) and
+# far (on a GPU, where large products beat a loop).
+ORDER = {"near": ("recurrent", "chunked", "parallel"), "far": ("chunked", "parallel", "recurrent")}
+SIDE = ("form", "lengths_B", "reset_BT")  # what every Layer takes of a model's pass
+
+
+class Still(nn.Parameter):
+    """A parameter that weight decay leaves alone. (A type, because a mark on a parameter is lost in a copy.)"""
 
 
 def by_form(path: str, form: str, x_BTD):
     """The function of the imported mixer module `path` that its Layer should train with on x's device.
 
-    form="auto": `recurrent` on a CPU, whose numba kernels have their own backward, on a GPU where Triton has one
-    kernel for it, and for a single token; elsewhere `chunked`, or `parallel` where a loop over chunks is slower.
-    Attention and the long convolutions never step: chunked and parallel. A mixer that is not linear in its state has
-    `recurrent` alone. A form by name is taken as it is, where the mixer has it.
-    Raises ValueError that lists the forms there are.
+    form="auto" is the first of `ORDER` that the mixer has, unless its `AUTO` says otherwise. A form by name is taken
+    as it is. Raises ValueError that lists the forms there are.
     """
-    mixer, name = sys.modules[path], path.rpartition(".")[2]
+    mixer, there = sys.modules[path], forms(sys.modules[path])
     if form != "auto":
-        if form not in forms(mixer):
-            raise ValueError(f"form: {name} has {', '.join(map(repr, forms(mixer)))} and 'auto', not {form!r}")
+        if form not in there:
+            name = path.rpartition(".")[2]
+            raise ValueError(f"form: {name} has {', '.join(map(repr, there))} and 'auto', not {form!r}")
         return getattr(mixer, form)
-    if forms(mixer) == ["recurrent"]:
-        return mixer.recurrent
-    if name not in NEVER_STEPPED and (x_BTD.device.type == "cpu" or x_BTD.shape[1] == 1):
-        return mixer.recurrent
-    if name in FUSED and x_BTD.is_cuda and importlib.import_module("postx.scans").has_triton():
-        return mixer.recurrent
-    return mixer.parallel if name in ALL_AT_ONCE else mixer.chunked
-
-
-def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """States are at least float32: half precision loses a long sum."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
-def pick(impl: str, there: tuple[str, ...]) -> str:
-    """The implementation that `impl` names; "auto" is the last of those that are there, the fastest.
-
-    Raises ValueError that lists them.
-    """
-    if impl == "auto":
-        return there[-1]
-    if impl not in there:
-        raise ValueError(
-            f"impl: {impl!r} is not available here; there are 'auto', {', '.join(map(repr, there))}"
-        )
-    return impl
-
-
-def map_state(function, S, *others):
-    """Apply `function` to each tensor of a state (a tensor or a tuple), with the others' tensors beside it."""
-    if isinstance(S, tuple):
-        return tuple(map_state(function, *parts) for parts in zip(S, *others, strict=True))
-    return function(S, *others)
+    own = getattr(mixer, "AUTO", {})
+    place = "near" if x_BTD.device.type == "cpu" or x_BTD.shape[1] == 1 else "far"
+    if place == "far" and "triton" in own and x_BTD.is_cuda and scans.has_triton():
+        return getattr(mixer, own["triton"])
+    return getattr(mixer, next(f for f in (own.get(place), *ORDER[place]) if f in there))
 
 
 def select(mask_B: torch.Tensor, S, other):
@@ -147,17 +140,19 @@ def by_step(mixer, *z, S=None, lengths_B=None, reset_BT=None, **w):
 
 
 def packed(form):
-    """Give a form `reset_BT`: a row that holds several sequences is cut into rows that hold one each.
+    """The door of a form: its arguments are held to their names (`named`), and it is given `reset_BT`.
 
-    The form itself needs only `S` and `lengths_B`. The cost is padding to the longest of the sequences.
+    A row that holds several sequences is cut into rows that hold one each, so that the form itself needs only `S` and
+    `lengths_B`. The cost is padding to the longest of the sequences.
     """
+    form = named(form)
 
     @functools.wraps(form)
     def wrapper(*z, S=None, lengths_B=None, reset_BT=None, **w):
-        B, T = z[0].shape[:2]
-        check_lengths(lengths_B, B, T)
         if reset_BT is None:
             return form(*z, S=S, lengths_B=lengths_B, **w)
+        B, T = z[0].shape[:2]
+        check_lengths(lengths_B, B, T)
         check({"B": B, "T": T}, reset_BT=reset_BT)
         if reset_BT.dtype != torch.bool:
             raise ValueError(f"reset_BT: expected bool, got {reset_BT.dtype}")

@@ -7,7 +7,7 @@ Each token asks all tokens before it a question, and averages their values by ho
 z: q_BTHK, k_BTGK, v_BTGV. Reader head h uses key-value head h // (H / G).
 w: window (tokens; the sources are t-W+1..t), scale (K^-1/2 if None), rope (a `Rope`, or None), slopes_H (ALiBi's:
 slope (t - m) is taken off the score; see `alibi_slopes`).
-State: (k_BMGK, v_BMGV, pos_B), the KV cache of `postx.mixers._cache`: rotated keys, values, and the number of
+State: (k_BMGK, v_BMGV, pos_B), the KV cache of `postx.parts.cache`: rotated keys, values, and the number of
 tokens that each row has seen. It grows with the text, or is a ring of W slots. It keeps the dtype of k and v;
 scores and softmax are computed in at least float32.
 
@@ -20,22 +20,27 @@ from torch import nn
 from torch.nn import functional
 
 from postx import cost as costs
-from postx.mixers import _cache, _conv, _tiles, by_form, packed, pick, state_dtype
-from postx.mixers._rope import Rope
-from postx.shapes import check, check_shared
+from postx.mixers import by_form, packed
+from postx.parts import cache, conv, tiles
+from postx.parts.rope import Rope
+from postx.shapes import check, check_shared, named, pick, real, state_dtype
 
 __all__ = ["Layer", "Rope", "bidirectional", "chunked", "cost", "example", "init", "parallel", "recurrent", "step"]
+FAMILY, LETTER = "attention", "A"
+STATE = "k_BMGK", "v_BMGV", "pos_B"
+VARIANTS = {"L": {"window": 64}}  # local
+AUTO = {"near": "chunked"}  # its `recurrent` does the same work, one token at a time
 
 
+@named
 def init(q_BHK, k_BGK, v_BGV, *, window=None, **_):
     """An empty cache: no slots, or W empty slots under a window. Other constants do not matter here."""
-    sizes = check(q_BHK=q_BHK, k_BGK=k_BGK, v_BGV=v_BGV)
-    _cache.check_window(window)
-    B, G = sizes["B"], sizes["G"]
-    slots = [x.new_zeros(B, window or 0, G, x.shape[-1]) for x in (k_BGK, v_BGV)]
-    return *slots, torch.zeros(B, dtype=torch.int64, device=k_BGK.device)
+    cache.check_window(window)
+    slots = [x.new_zeros(len(x), window or 0, *x.shape[1:]) for x in (k_BGK, v_BGV)]
+    return *slots, torch.zeros(len(k_BGK), dtype=torch.int64, device=k_BGK.device)
 
 
+@named
 def step(S, q_BHK, k_BGK, v_BGV, *, window=None, scale=None, rope=None, slopes_H=None, inplace=False):
     """Store this token's key and value, then average all stored values by softmax(scale * q . k).
 
@@ -43,12 +48,12 @@ def step(S, q_BHK, k_BGK, v_BGV, *, window=None, scale=None, rope=None, slopes_H
     into the cache and doubles its capacity when it is full; the S that was given must then not be used again.
     Raises ValueError for shapes that do not fit, a G that does not divide H, a cache of another window.
     """
-    _validate(S, window, check(q_BHK=q_BHK, k_BGK=k_BGK, v_BGV=v_BGV))
+    cache.check_ring(S, window)
     if rope is not None:
         q_BHK, k_BGK = rope.rotate(q_BHK, S[2]), rope.rotate(k_BGK, S[2])
-    S = k_BMGK, v_BMGV, pos_B = _cache.append(S, (k_BGK, v_BGV), window, inplace=inplace)
-    M = _cache.used(S)
-    position_BM = _cache.held(pos_B, k_BMGK.shape[1], window)[:, :M]
+    S = k_BMGK, v_BMGV, pos_B = cache.append(S, (k_BGK, v_BGV), window, inplace=inplace)
+    M = cache.used(S)
+    position_BM = cache.held(pos_B, k_BMGK.shape[1], window)[:, :M]
     far_BTM = (pos_B[:, None] - 1 - position_BM)[:, None]
     fall = None if slopes_H is None else (slopes_H, far_BTM)
     y_BTHV = read(q_BHK[:, None], k_BMGK[:, :M], v_BMGV[:, :M], (position_BM >= 0)[:, None], scale, fall)
@@ -73,62 +78,59 @@ def read(q_BTHK, k_BMGK, v_BMGV, visible_BTM, scale=None, fall=None):
 
 
 @packed
-def recurrent(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, impl="auto", **w):
+def recurrent(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, **w):
     """`step` on one token after the other, over one cache that is allocated once.
 
     Token t reads the slots that were filled by then, so nothing is copied per token; a sequence of T tokens
     still takes T (T + 1) / 2 dot products per head. Returns (y_BTHV, S); raises as `step` does.
     """
-    pick(impl, _tiles.IMPLS)
     seen, S = _look(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, **w)
     window, outputs = w.get("window"), []
     for t in range(q_BTHK.shape[1]):
         after = seen.cached + t + 1
         first = 0 if window is None or t < window - 1 else after - window  # the cached part is out of sight
-        mask = _cache.visible(seen.position_BT[:, t : t + 1], seen.position_BM[:, first:after], window)
+        mask = cache.visible(seen.position_BT[:, t : t + 1], seen.position_BM[:, first:after], window)
         k, v = seen.k_BMGK[:, first:after], seen.v_BMGV[:, first:after]
         fall = _fall(seen.position_BT[:, t : t + 1], seen.position_BM[:, first:after], **w)
         outputs.append(read(seen.q_BTHK[:, t : t + 1], k, v, mask, w.get("scale"), fall))
-    return _cache.real(lengths_B, torch.cat(outputs, 1))[0], S
+    return real(torch.cat(outputs, 1), lengths_B), S
 
 
 @packed
-def parallel(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, impl="auto", **w):
+def parallel(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, **w):
     """All tokens at once: one masked table of T x M scores per head, the textbook's softmax(Q K' + mask) V.
 
     Absolute positions decide the mask, so cached tokens (S) and windows need nothing special. Quadratic in
     both compute and memory. Returns (y_BTHV, S); raises as `step` does.
     """
-    pick(impl, _tiles.IMPLS)
     seen, S = _look(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, **w)
-    mask = _cache.visible(seen.position_BT, seen.position_BM, w.get("window"))
+    mask = cache.visible(seen.position_BT, seen.position_BM, w.get("window"))
     fall = _fall(seen.position_BT, seen.position_BM, **w)
     y = read(seen.q_BTHK, seen.k_BMGK, seen.v_BMGV, mask, w.get("scale"), fall)
-    return _cache.real(lengths_B, y)[0], S
+    return real(y, lengths_B), S
 
 
 @packed
 def chunked(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, chunk=64, impl="auto", **w):
     """The same numbers from tiles of `chunk` sources, with a running softmax: no T x T table ever exists.
 
-    Quadratic in compute, linear in memory (T x chunk scores at a time), in training too: see `_tiles.attend`.
+    Quadratic in compute, linear in memory (T x chunk scores at a time), in training too: see `tiles.attend`.
     impl "sdpa" is torch's fused kernel; it is there on a GPU, for rows without a cache, lengths or ALiBi, and "auto"
-    takes it. Returns (y_BTHV, S); raises as `step` does, and ValueError for a chunk below 1.
+    takes it. Returns (y_BTHV, S); raises as `step` does.
     """
     plain = S is None and lengths_B is None and w.get("slopes_H") is None
-    impl = pick(impl, (*_tiles.IMPLS, "sdpa") if plain and q_BTHK.is_cuda else _tiles.IMPLS)
-    _tiles.check_chunk(chunk)
+    impl = pick(impl, ("torch", "sdpa") if plain and q_BTHK.is_cuda else ("torch",))
     seen, S = _look(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, **w)
     if impl == "sdpa":
         return _fused(seen, w.get("window"), w.get("scale")), S
     w = {name: w.get(name) for name in ("window", "scale", "slopes_H")}
-    y = _tiles.attend(*seen, chunk=chunk, **w)
-    return _cache.real(lengths_B, y)[0], S
+    y = tiles.attend(*seen, chunk=chunk, **w)
+    return real(y, lengths_B), S
 
 
 def _fused(seen, window, scale):
     """torch's own kernel, which tiles queries too."""
-    mask = None if window is None else _cache.visible(seen.position_BT, seen.position_BM, window)[:, None]
+    mask = None if window is None else cache.visible(seen.position_BT, seen.position_BM, window)[:, None]
     y_BHTV = functional.scaled_dot_product_attention(
         *(x.transpose(1, 2) for x in (seen.q_BTHK, seen.k_BMGK, seen.v_BMGV)),
         attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True,
@@ -136,15 +138,14 @@ def _fused(seen, window, scale):
     return y_BHTV.transpose(1, 2)
 
 
+@named
 def bidirectional(q_BTHK, k_BTGK, v_BTGV, *, scale=None, rope=None):
     """All tokens look at all: y_t = sum over every m of softmax(scale * q_t . k_m) v_m, y_BTHV. No state, no mask.
 
     For networks that are given a whole text at once (masked and Gaussian diffusion). By torch's fused kernel.
     """
-    sizes = check(q_BTHK=q_BTHK, k_BTGK=k_BTGK, v_BTGV=v_BTGV)
-    check_shared("G", sizes["G"], sizes["H"])
     if rope is not None:
-        position_1T = torch.arange(sizes["T"], device=q_BTHK.device)[None]
+        position_1T = torch.arange(q_BTHK.shape[1], device=q_BTHK.device)[None]
         q_BTHK, k_BTGK = rope.rotate(q_BTHK, position_1T), rope.rotate(k_BTGK, position_1T)
     y_BHTV = functional.scaled_dot_product_attention(
         *(x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGV)), scale=scale, enable_gqa=True
@@ -181,23 +182,25 @@ class Layer(nn.Module):
 
     `Layer(x_BTD, S=None) -> (y_BTD, S)`, computed by `chunked`; one token with `inplace=True` by `step`.
     G = H, K = D / H and V = K by default. Positions: `rope` is True for the default `Rope`, a `Rope`, or None;
-    alibi=True takes its place. conv=4 mixes each channel of q, k and v with its last 4 tokens first, and adds
+    alibi=True takes its place. conv_size=4 mixes each channel of q, k and v with its last 4 tokens first, and adds
     their last inputs to the state. qk_norm=True: an RMS norm over each head's q and k before they are rotated.
     D_in: the width of x where it is not D. out_bias: a bias on the way back (RecurrentGemma).
     causal=False: every token sees every other, by `bidirectional`; there is no state then, and S comes back empty.
     Raises ValueError where G does not divide H, or H does not divide D and K is not given.
     """
 
+    TAKES = ("inplace",)
+
     def __init__(
         self, D, H=4, G=None, K=None, V=None, window=None, rope=True, chunk=64,
-        *, alibi=False, conv=0, qk_norm=False, D_in=None, out_bias=False, causal=True,
+        *, alibi=False, conv_size=0, qk_norm=False, D_in=None, out_bias=False, causal=True,
     ):  # fmt: skip
         super().__init__()
-        if not causal and (window is not None or alibi or conv):
-            raise ValueError("causal: False goes without window, alibi and conv, which look at earlier tokens only")
+        if not causal and (window is not None or alibi or conv_size):
+            raise ValueError("causal: False goes without window, alibi and conv_size: they look at earlier tokens only")
         G = G or H
         check_shared("G", G, H)
-        _cache.check_window(window)
+        cache.check_window(window)
         if K is None and D % H:
             raise ValueError(f"D: expected a multiple of H={H} where K is not given, got D={D}")
         K = K or D // H
@@ -208,7 +211,7 @@ class Layer(nn.Module):
         self.register_buffer("slopes_H", alibi_slopes(H) if alibi else None, persistent=False)
         widths = [heads * width for heads, width in self.heads]
         self.q, self.k, self.v = (nn.Linear(D_in or D, width, bias=False) for width in widths)
-        self.conv = _conv.Mixed(widths, conv)
+        self.conv = conv.Mixed(widths, conv_size)
         self.norms = nn.ModuleList(nn.RMSNorm(K, eps=1e-6) for _ in range(2)) if qk_norm else None
         self.out = nn.Linear(H * V, D, bias=out_bias)
 
@@ -235,27 +238,17 @@ class Layer(nn.Module):
         return self.out(y.flatten(2)), (*S, *S_conv)
 
 
-def _validate(S, window, sizes):
-    """Hold a cache to the sizes of the tokens, and to the window."""
-    check_shared("G", sizes["G"], sizes["H"])
-    _cache.check_window(window)
-    k_BMGK, v_BMGV, pos_B = S
-    held = {letter: sizes[letter] for letter in "BGKV"}
-    _cache.check_ring(check(held, k_BMGK=k_BMGK, v_BMGV=v_BMGV, pos_B=pos_B)["M"], window)
-
-
 def _look(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, *, window=None, scale=None, rope=None, slopes_H=None):
     """What the tokens can look at, with their positions, and the cache after them; scale and slopes are used later."""
-    sizes = check(q_BTHK=q_BTHK, k_BTGK=k_BTGK, v_BTGV=v_BTGV)
-    B, T, fresh = sizes["B"], sizes["T"], S is None
+    (B, T), fresh = q_BTHK.shape[:2], S is None
     if fresh:
         S = init(*(x.new_empty(B, *x.shape[2:]) for x in (q_BTHK, k_BTGK, v_BTGV)), window=window)
-    _validate(S, window, sizes)
-    q_BTHK, k_BTGK, v_BTGV = _cache.real(lengths_B, q_BTHK, k_BTGK, v_BTGV)
-    position_BT = _cache.positions(S[2], T)
+    cache.check_ring(S, window)
+    q_BTHK, k_BTGK, v_BTGV = (real(x, lengths_B) for x in (q_BTHK, k_BTGK, v_BTGV))
+    position_BT = cache.positions(S[2], T)
     if rope is not None:
         q_BTHK, k_BTGK = rope.rotate(q_BTHK, position_BT), rope.rotate(k_BTGK, position_BT)
-    past = _cache.unfilled(S) if fresh else S
-    (k_BMGK, v_BMGV), position_BM, cached = _cache.join(past, (k_BTGK, v_BTGV), window)
-    seen = _tiles.Seen(q_BTHK, k_BMGK, v_BMGV, position_BT, position_BM, cached)
-    return seen, _cache.extend(S, (k_BTGK, v_BTGV), lengths_B, window)
+    past = cache.unfilled(S) if fresh else S
+    (k_BMGK, v_BMGV), position_BM, cached = cache.join(past, (k_BTGK, v_BTGV), window)
+    seen = tiles.Seen(q_BTHK, k_BMGK, v_BMGV, position_BT, position_BM, cached)
+    return seen, cache.extend(S, (k_BTGK, v_BTGV), lengths_B, window)

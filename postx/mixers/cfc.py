@@ -23,23 +23,27 @@ import math
 import torch
 from torch import nn
 
-from postx.cost import Cost, positive
-from postx.mixers import by_form, packed, state_dtype
-from postx.shapes import check, check_lengths
+from postx.cost import Cost
+from postx.mixers import Still, by_form, packed
+from postx.shapes import named, positive, real, state_dtype
 
+FAMILY = "liquid"
+STATE = "h_BD"
 HEADS = ("left", "right", "rate", "shift")
+SIZES = {"H": len(HEADS)}
 
 
+@named
 def init(u_BF, dt_B, *, r_DF, heads_HFD, bias_HD):
     """All zeros: h_BD, at least float32."""
-    sizes = _check(check(u_BF=u_BF, dt_B=dt_B), dt_B, r_DF, heads_HFD, bias_HD)
-    return torch.zeros(sizes["B"], sizes["D"], dtype=state_dtype(u_BF.dtype), device=u_BF.device)
+    _forward_in_time(dt_B)
+    return u_BF.new_zeros(len(u_BF), len(r_DF), dtype=state_dtype(u_BF.dtype))
 
 
+@named
 def step(S, u_BF, dt_B, *, r_DF, heads_HFD, bias_HD, inplace=False):
     """One token that comes dt after the last. Returns (y_BD, S), the same numbers twice."""
-    sizes = _check(check(u_BF=u_BF, dt_B=dt_B), dt_B, r_DF, heads_HFD, bias_HD)
-    check(sizes, h_BD=S)
+    _forward_in_time(dt_B)
     u, dt, r, heads, bias = (x.to(S.dtype) for x in (u_BF, dt_B[:, None], r_DF, heads_HFD, bias_HD))
     b = 1.7159 * torch.tanh(0.666 * (u + S @ r))
     left, right, rate, shift = torch.einsum("bf,hfd->hbd", b, heads) + bias[:, None]
@@ -52,12 +56,9 @@ def step(S, u_BF, dt_B, *, r_DF, heads_HFD, bias_HD, inplace=False):
 @packed
 def recurrent(u_BTF, dt_BT, *, r_DF, heads_HFD, bias_HD, S=None, lengths_B=None):
     """All tokens, left to right, in torch: the state is inside of every nonlinearity. Returns (y_BTD, S)."""
-    sizes = _check(check(u_BTF=u_BTF, dt_BT=dt_BT), dt_BT, r_DF, heads_HFD, bias_HD)
-    check_lengths(lengths_B, sizes["B"], sizes["T"])
+    _forward_in_time(dt_BT)
     kind = state_dtype(u_BTF.dtype)
-    if S is None:
-        S = torch.zeros(sizes["B"], sizes["D"], dtype=kind, device=u_BTF.device)
-    check(sizes, h_BD=S)
+    S = u_BTF.new_zeros(len(u_BTF), len(r_DF), dtype=kind) if S is None else S
     u, dt, r, bias = (x.to(kind) for x in (u_BTF, dt_BT[..., None], r_DF, bias_HD.flatten()))
     wide = heads_HFD.to(kind).permute(1, 0, 2).flatten(1)  # the four heads side by side: one product
     ys = []
@@ -67,17 +68,12 @@ def recurrent(u_BTF, dt_BT, *, r_DF, heads_HFD, bias_HD, S=None, lengths_B=None)
         h = torch.lerp(left.tanh(), right.tanh(), torch.sigmoid(rate * dt_B1 + shift))
         S = h if lengths_B is None else torch.where((t < lengths_B)[:, None], h, S)
         ys.append(h)
-    y = torch.stack(ys, 1)
-    if lengths_B is not None:
-        y = y.masked_fill((torch.arange(sizes["T"], device=y.device) >= lengths_B[:, None])[..., None], 0)
-    return y.to(u_BTF.dtype), S
+    return real(torch.stack(ys, 1), lengths_B).to(u_BTF.dtype), S
 
 
-def _check(sizes, dt, r_DF, heads_HFD, bias_HD):
-    sizes = check(sizes | {"H": len(HEADS)}, r_DF=r_DF, heads_HFD=heads_HFD, bias_HD=bias_HD)
+def _forward_in_time(dt):
     if dt.device.type == "cpu" and bool((dt < 0).any()):  # on a GPU the question would stop the queue
         raise ValueError(f"dt: expected times >= 0, got {dt.min().item()}")
-    return sizes
 
 
 def example(T, *, B=2, D=5, F=7, seed=0):
@@ -115,7 +111,7 @@ class Layer(nn.Module):
         self.inward, self.out = nn.Linear(D, F), nn.Linear(width, D)
         self.r_DF = nn.Parameter(torch.empty(width, F).uniform_(-1, 1) * math.sqrt(6 / (D + width + F)))
         self.heads_HFD = nn.Parameter(torch.empty(4, F, width).uniform_(-1, 1) * math.sqrt(6 / (F + width)))
-        self.bias_HD = nn.Parameter(torch.zeros(4, width))
+        self.bias_HD = Still(torch.zeros(4, width))
 
     def forward(self, x_BTD, S=None, *, dt_BT=None, form="auto", **side):
         dt_BT = torch.ones_like(x_BTD[..., 0]) if dt_BT is None else dt_BT

@@ -22,19 +22,25 @@ from torch import nn
 
 from postx import scans
 from postx.cost import delta_recurrence
-from postx.mixers import _conv, _wy, by_form, packed, state_dtype
-from postx.shapes import check, check_lengths
+from postx.mixers import by_form, packed
+from postx.parts import conv
+from postx.scans import delta_chunked, operators
+from postx.shapes import empty, named, state_dtype
+
+FAMILY, LETTER = "linear", "D"
+STATE = "S_BHKV"
+AUTO = {"triton": "recurrent"}  # one kernel
 
 
+@named
 def init(q_BHK, k_BHK, v_BHV, beta_BH):
     """The empty table, S_BHKV."""
-    sizes = check(q_BHK=q_BHK, k_BHK=k_BHK, v_BHV=v_BHV, beta_BH=beta_BH)
-    return torch.zeros([sizes[x] for x in "BHKV"], dtype=state_dtype(v_BHV.dtype), device=v_BHV.device)
+    return empty(k_BHK, v_BHV)
 
 
+@named
 def step(S, q_BHK, k_BHK, v_BHV, beta_BH, *, inplace=False):
     """One token: look up k, move what is there towards v by beta, read with q. Returns (y_BHV, S)."""
-    check(check(q_BHK=q_BHK, k_BHK=k_BHK, v_BHV=v_BHV, beta_BH=beta_BH), S_BHKV=S)
     q, k, v, beta = (x.to(S.dtype) for x in (q_BHK, k_BHK, v_BHV, beta_BH))
     missing = beta[..., None] * (v - torch.einsum("bhk,bhkv->bhv", k, S))
     written = k[..., None] * missing[..., None, :]
@@ -45,30 +51,27 @@ def step(S, q_BHK, k_BHK, v_BHV, beta_BH, *, inplace=False):
 @packed
 def recurrent(q_BTHK, k_BTHK, v_BTHV, beta_BTH, *, S=None, lengths_B=None, impl="auto"):
     """All tokens, left to right. Returns (y_BTHV, S)."""
-    terms, S = _terms(q_BTHK, k_BTHK, v_BTHV, beta_BTH, S, lengths_B)
-    y, S = scans.delta(*terms, None, S, lengths_B=lengths_B, impl=impl)
+    y, S = scans.delta(*_terms(q_BTHK, k_BTHK, v_BTHV, beta_BTH), None, S, lengths_B=lengths_B, impl=impl)
     return y.to(v_BTHV.dtype), S
 
 
 @packed
-def chunked(q_BTHK, k_BTHK, v_BTHV, beta_BTH, *, S=None, lengths_B=None, chunk=64, impl="auto"):
-    """A triangular system within a chunk, the table between chunks: linear in T. Returns (y_BTHV, S).
-
-    Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
-    """
-    terms, S = _terms(q_BTHK, k_BTHK, v_BTHV, beta_BTH, S, lengths_B)
-    y, S = _wy.in_chunks(*terms, None, S, lengths_B=lengths_B, chunk=chunk, impl=impl)
+def chunked(q_BTHK, k_BTHK, v_BTHV, beta_BTH, *, S=None, lengths_B=None, chunk=64):
+    """A triangular system within a chunk, the table between chunks: linear in T. Returns (y_BTHV, S)."""
+    y, S = delta_chunked.in_chunks(*_terms(q_BTHK, k_BTHK, v_BTHV, beta_BTH), None, S, lengths_B=lengths_B, chunk=chunk)
     return y.to(v_BTHV.dtype), S
 
 
-def _terms(q_BTHK, k_BTHK, v_BTHV, beta_BTH, S, lengths_B):
+def _terms(q_BTHK, k_BTHK, v_BTHV, beta_BTH):
     """The arguments of `scans.delta` up to beta, in the state's dtype: q scaled, and v as far as it is written."""
-    sizes = check(q_BTHK=q_BTHK, k_BTHK=k_BTHK, v_BTHV=v_BTHV, beta_BTH=beta_BTH)
-    check_lengths(lengths_B, sizes["B"], sizes["T"])
-    S = init(q_BTHK[:, 0], k_BTHK[:, 0], v_BTHV[:, 0], beta_BTH[:, 0]) if S is None else S
-    check(sizes, S_BHKV=S)
     q, k, v, beta = (x.to(state_dtype(x.dtype)) for x in (q_BTHK, k_BTHK, v_BTHV, beta_BTH))
-    return (q * sizes["K"] ** -0.5, k, v * beta[..., None], beta), S
+    return q * q.shape[-1] ** -0.5, k, v * beta[..., None], beta
+
+
+@named
+def operator(q_BTHK, k_BTHK, v_BTHV, beta_BTH):
+    """What these tokens do to any state: see `postx.scans.operators`."""
+    return operators.full(lambda v, S: recurrent(q_BTHK, k_BTHK, v, beta_BTH, S=S)[1], k_BTHK, v_BTHV)
 
 
 def example(T, *, B=2, H=2, K=6, V=5, seed=0):
@@ -88,17 +91,17 @@ class Layer(nn.Module):
     """Projections, SiLU, keys and queries of length 1, a norm a head: Layer(x_BTD, S=None) -> (y_BTD, S).
 
     negative_eigenvalues=True doubles beta to (0, 2), so that a token can reflect what is stored under its key
-    (Grazzi et al. 2024, arXiv 2411.12537). conv=4, as published, mixes each channel of q, k and v with its last
+    (Grazzi et al. 2024, arXiv 2411.12537). conv_size=4, as published, mixes each channel of q, k and v with its last
     4 tokens before the SiLU; their last inputs then join the state.
     """
 
-    def __init__(self, D, *, H=2, K=None, V=None, negative_eigenvalues=False, conv=0):
+    def __init__(self, D, *, H=2, K=None, V=None, negative_eigenvalues=False, conv_size=0):
         super().__init__()
         self.H, self.top = H, 2.0 if negative_eigenvalues else 1.0
         K, V = K or D // H, V or D // H
         self.q, self.k = nn.Linear(D, H * K, bias=False), nn.Linear(D, H * K, bias=False)
         self.v, self.beta = nn.Linear(D, H * V, bias=False), nn.Linear(D, H, bias=False)
-        self.conv = _conv.Mixed((H * K, H * K, H * V), conv)
+        self.conv = conv.Mixed((H * K, H * K, H * V), conv_size)
         self.norm, self.out = nn.RMSNorm(V, eps=1e-5), nn.Linear(H * V, D, bias=False)
 
     def forward(self, x_BTD, S=None, *, form="auto", **side):

@@ -22,60 +22,61 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost, delta_recurrence
-from postx.mixers import _conv, _wy, by_form, packed, state_dtype
-from postx.shapes import check, check_lengths, check_shared
+from postx.mixers import by_form, packed
+from postx.parts import conv
+from postx.scans import delta_chunked, operators
+from postx.shapes import check_shared, empty, named, state_dtype
+
+FAMILY, LETTER = "linear", "G"
+STATE = "S_BHKV"
+AUTO = {"triton": "recurrent"}  # one kernel
 
 
+@named
 def init(q_BGK, k_BGK, v_BHV, beta_BH, g_BH):
     """The empty table, S_BHKV: one a value head."""
-    sizes = check(q_BGK=q_BGK, k_BGK=k_BGK, v_BHV=v_BHV, beta_BH=beta_BH, g_BH=g_BH)
-    check_shared("k_BGK", sizes["G"], sizes["H"])
-    return torch.zeros([sizes[x] for x in "BHKV"], dtype=state_dtype(v_BHV.dtype), device=v_BHV.device)
+    return empty(k_BGK, v_BHV)
 
 
+@named
 def step(S, q_BGK, k_BGK, v_BHV, beta_BH, g_BH, *, inplace=False):
     """One token: let the table fade, then move what is under k towards v, and read with q. Returns (y_BHV, S)."""
-    sizes = check(q_BGK=q_BGK, k_BGK=k_BGK, v_BHV=v_BHV, beta_BH=beta_BH, g_BH=g_BH)
-    share = check_shared("k_BGK", sizes["G"], sizes["H"])
-    check(sizes, S_BHKV=S)
     q, k, v, beta, g = (x.to(S.dtype) for x in (q_BGK, k_BGK, v_BHV, beta_BH, g_BH))
-    q, k = (x.repeat_interleave(share, 1) for x in (q, k))
+    q, k = (x.repeat_interleave(v.shape[1] // x.shape[1], 1) for x in (q, k))
     keep = g.exp()[..., None, None]
     S = S.mul_(keep) if inplace else S * keep
     missing = beta[..., None] * (v - torch.einsum("bhk,bhkv->bhv", k, S))
     written = k[..., None] * missing[..., None, :]
     S = S.add_(written) if inplace else S + written
-    return torch.einsum("bhk,bhkv->bhv", q * sizes["K"] ** -0.5, S).to(v_BHV.dtype), S
+    return torch.einsum("bhk,bhkv->bhv", q * q.shape[-1] ** -0.5, S).to(v_BHV.dtype), S
 
 
 @packed
 def recurrent(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTH, *, S=None, lengths_B=None, impl="auto"):
     """All tokens, left to right. Returns (y_BTHV, S)."""
-    terms, S = _terms(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTH, S, lengths_B)
+    terms = _terms(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTH)
     y, S = scans.delta(*terms, S, lengths_B=lengths_B, impl=impl)
     return y.to(v_BTHV.dtype), S
 
 
 @packed
-def chunked(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTH, *, S=None, lengths_B=None, chunk=64, impl="auto"):
-    """A triangular system within a chunk, the table between chunks: linear in T. Returns (y_BTHV, S).
-
-    Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
-    """
-    terms, S = _terms(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTH, S, lengths_B)
-    y, S = _wy.in_chunks(*terms, S, lengths_B=lengths_B, chunk=chunk, impl=impl)
+def chunked(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTH, *, S=None, lengths_B=None, chunk=64):
+    """A triangular system within a chunk, the table between chunks: linear in T. Returns (y_BTHV, S)."""
+    terms = _terms(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTH)
+    y, S = delta_chunked.in_chunks(*terms, S, lengths_B=lengths_B, chunk=chunk)
     return y.to(v_BTHV.dtype), S
 
 
-def _terms(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTH, S, lengths_B):
+def _terms(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTH):
     """The arguments of `scans.delta` up to g. There k reads the state before it fades, so its beta is beta exp(g)."""
-    sizes = check(q_BTGK=q_BTGK, k_BTGK=k_BTGK, v_BTHV=v_BTHV, beta_BTH=beta_BTH, g_BTH=g_BTH)
-    check_shared("k_BTGK", sizes["G"], sizes["H"])
-    check_lengths(lengths_B, sizes["B"], sizes["T"])
-    S = init(*(x[:, 0] for x in (q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTH))) if S is None else S
-    check(sizes, S_BHKV=S)
     q, k, v, beta, g = (x.to(state_dtype(x.dtype)) for x in (q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTH))
-    return (q * sizes["K"] ** -0.5, k, v * beta[..., None], beta * g.exp(), g), S
+    return q * q.shape[-1] ** -0.5, k, v * beta[..., None], beta * g.exp(), g
+
+
+@named
+def operator(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTH):
+    """What these tokens do to any state: see `postx.scans.operators`."""
+    return operators.full(lambda v, S: recurrent(q_BTGK, k_BTGK, v, beta_BTH, g_BTH, S=S)[1], k_BTGK, v_BTHV)
 
 
 def example(T, *, B=2, H=4, G=2, K=6, V=5, seed=0):
@@ -97,11 +98,11 @@ class Layer(nn.Module):
     """DeltaNet's layer with a decay a head, g = -exp(A) softplus(. + bias), and a gate on the normed output.
 
     Layer(x_BTD, S=None) -> (y_BTD, S). The bias starts so that exp(g) forgets at rates spread from 0.001 to 0.1,
-    and exp(A) from 1 to 16, as in Mamba-2. negative_eigenvalues=True doubles beta to (0, 2). conv=4, as
+    and exp(A) from 1 to 16, as in Mamba-2. negative_eigenvalues=True doubles beta to (0, 2). conv_size=4, as
     published, mixes each channel of q, k and v with its last 4 tokens before the SiLU; their inputs join the state.
     """
 
-    def __init__(self, D, *, H=4, G=None, K=None, V=None, negative_eigenvalues=False, conv=0):
+    def __init__(self, D, *, H=4, G=None, K=None, V=None, negative_eigenvalues=False, conv_size=0):
         super().__init__()
         G = G or max(1, H // 2)
         check_shared("G", G, H)
@@ -109,7 +110,7 @@ class Layer(nn.Module):
         K, V = K or max(1, D // H), V or max(1, D // H)
         self.q, self.k = nn.Linear(D, G * K, bias=False), nn.Linear(D, G * K, bias=False)
         self.v, self.gate = nn.Linear(D, H * V, bias=False), nn.Linear(D, H * V, bias=False)
-        self.conv = _conv.Mixed((G * K, G * K, H * V), conv)
+        self.conv = conv.Mixed((G * K, G * K, H * V), conv_size)
         self.beta, self.rate = nn.Linear(D, H, bias=False), nn.Linear(D, H, bias=False)
         spread = torch.exp(torch.linspace(math.log(0.001), math.log(0.1), H))
         self.bias_H = nn.Parameter(spread + torch.log(-torch.expm1(-spread)))  # softplus(bias) = spread

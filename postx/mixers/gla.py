@@ -18,23 +18,27 @@ from torch.nn.functional import logsigmoid, silu
 
 from postx import scans
 from postx.cost import Cost, decay_recurrence
-from postx.mixers import _conv, by_form, packed, pick, state_dtype
-from postx.scans.chunked import decay_chunked
-from postx.shapes import check
+from postx.mixers import by_form, packed
+from postx.parts import conv
+from postx.scans import operators
+from postx.scans.decay_chunked import decay_chunked
+from postx.shapes import check, empty, named, state_dtype
 
+FAMILY, LETTER = "linear", "W"
+STATE = "S_BHKV"
+AUTO = {"triton": "recurrent"}  # one kernel
 TEMPERATURE = 16  # a gate of 1/2 then keeps 0.958 of the table, not half of it
 
 
+@named
 def init(q_BHK, k_BHK, v_BHV, g_BHK):
     """The empty table of each head, S_BHKV."""
-    sizes = check(q_BHK=q_BHK, k_BHK=k_BHK, v_BHV=v_BHV, g_BHK=g_BHK)
-    B, H, K, V = (sizes[letter] for letter in "BHKV")
-    return torch.zeros(B, H, K, V, dtype=state_dtype(v_BHV.dtype), device=v_BHV.device)
+    return empty(k_BHK, v_BHV)
 
 
+@named
 def step(S, q_BHK, k_BHK, v_BHV, g_BHK, *, inplace=False):
     """One token: row i of the table fades by exp(g_i), k v' is written, q reads. Returns (y_BHV, S)."""
-    check(q_BHK=q_BHK, k_BHK=k_BHK, v_BHV=v_BHV, g_BHK=g_BHK)
     q, k, v, g = (x.to(S.dtype) for x in (q_BHK, k_BHK, v_BHV, g_BHK))
     keep, written = g.exp()[..., None], k[..., None] * v[..., None, :]
     S = S.mul_(keep).add_(written) if inplace else keep * S + written
@@ -44,26 +48,19 @@ def step(S, q_BHK, k_BHK, v_BHV, g_BHK, *, inplace=False):
 @packed
 def recurrent(q_BTHK, k_BTHK, v_BTHV, g_BTHK, *, S=None, lengths_B=None, impl="auto"):
     """All tokens, left to right. Returns (y_BTHV, S)."""
-    check(q_BTHK=q_BTHK, k_BTHK=k_BTHK, v_BTHV=v_BTHV, g_BTHK=g_BTHK)
     return scans.decay(_scaled(q_BTHK), k_BTHK, v_BTHV, g_BTHK, S, lengths_B=lengths_B, impl=impl)
 
 
 @packed
 def parallel(q_BTHK, k_BTHK, v_BTHV, g_BTHK, *, S=None, lengths_B=None):
     """All pairs at once, each key channel with its own decay: one chunk of T tokens. Returns (y_BTHV, S)."""
-    check(q_BTHK=q_BTHK, k_BTHK=k_BTHK, v_BTHV=v_BTHV, g_BTHK=g_BTHK)
-    z = _scaled(q_BTHK), k_BTHK, v_BTHV, g_BTHK
-    return decay_chunked(*z, S, lengths_B=lengths_B, chunk=max(1, v_BTHV.shape[1]))
+    T = v_BTHV.shape[1]
+    return decay_chunked(_scaled(q_BTHK), k_BTHK, v_BTHV, g_BTHK, S, lengths_B=lengths_B, chunk=T)
 
 
 @packed
-def chunked(q_BTHK, k_BTHK, v_BTHV, g_BTHK, *, S=None, lengths_B=None, chunk=64, impl="auto"):
-    """Quadratic within a chunk of tokens, the table between chunks: linear in T. Returns (y_BTHV, S).
-
-    Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
-    """
-    pick(impl, ("torch",))
-    check(q_BTHK=q_BTHK, k_BTHK=k_BTHK, v_BTHV=v_BTHV, g_BTHK=g_BTHK)
+def chunked(q_BTHK, k_BTHK, v_BTHV, g_BTHK, *, S=None, lengths_B=None, chunk=64):
+    """Quadratic within a chunk of tokens, the table between chunks: linear in T. Returns (y_BTHV, S)."""
     return decay_chunked(_scaled(q_BTHK), k_BTHK, v_BTHV, g_BTHK, S, lengths_B=lengths_B, chunk=chunk)
 
 
@@ -74,6 +71,12 @@ def log_decay(x):
 
 def _scaled(q):
     return q.to(state_dtype(q.dtype)) * q.shape[-1] ** -0.5
+
+
+@named
+def operator(q_BTHK, k_BTHK, v_BTHV, g_BTHK):
+    """What these tokens do to any state: see `postx.scans.operators`."""
+    return operators.fade(g_BTHK, recurrent(q_BTHK, k_BTHK, v_BTHV, g_BTHK)[1])
 
 
 def example(T, *, B=2, H=4, K=8, V=6, seed=0):
@@ -94,18 +97,18 @@ class Layer(nn.Module):
     """Gated linear attention between projections: Layer(x_BTD, S=None) -> (y_BTD, S).
 
     Keys are D / 2 wide over all heads, values D; the decay comes through `rank` channels; an RMS norm over each
-    head's outputs, with one weight for all heads; a swish gate. conv=4 mixes each channel of
+    head's outputs, with one weight for all heads; a swish gate. conv_size=4 mixes each channel of
     q, k and v with its last 4 tokens; their inputs then join the state.
     """
 
-    def __init__(self, D, *, H=4, K=None, V=None, rank=16, conv=0):
+    def __init__(self, D, *, H=4, K=None, V=None, rank=16, conv_size=0):
         super().__init__()
         if D % (2 * H) and (K is None or V is None):
             raise ValueError(f"D: expected a multiple of 2 H = {2 * H} where K or V is not given, got {D}")
         self.H, K, V = H, K or D // (2 * H), V or D // H
         self.q, self.k = nn.Linear(D, H * K, bias=False), nn.Linear(D, H * K, bias=False)
         self.v, self.gate = nn.Linear(D, H * V, bias=False), nn.Linear(D, H * V, bias=False)
-        self.conv = _conv.Mixed((H * K, H * K, H * V), conv)
+        self.conv = conv.Mixed((H * K, H * K, H * V), conv_size)
         self.decay = nn.Sequential(nn.Linear(D, rank, bias=False), nn.Linear(rank, H * K))
         self.norm, self.out = nn.RMSNorm(V, eps=1e-5), nn.Linear(H * V, D, bias=False)
 

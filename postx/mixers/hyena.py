@@ -23,24 +23,30 @@ import torch
 from torch import nn
 
 from postx.cost import Cost, long_convolution
-from postx.mixers import _conv, by_form, packed, pick, s4d, state_dtype
-from postx.shapes import check, check_lengths
+from postx.mixers import Still, by_form, packed, s4d
+from postx.parts import conv
+from postx.shapes import check, named, real, state_dtype
+
+FAMILY, LETTER = "conv", "H"
+STATE = "S_BLW-1D"
+AUTO = {"near": "parallel", "far": "parallel"}  # few large operations beat any loop
+GROWS = "W"
 
 
+@named
 def init(v_BD, x_BLD, *, response_LDW, skip_LD):
     """No past: zeros S_BLWD [B, L, W-1, D], at least float32."""
-    sizes = _check_weights(check(v_BD=v_BD, x_BLD=x_BLD), response_LDW, skip_LD)
-    shape = sizes["B"], sizes["L"], sizes["W"] - 1, sizes["D"]
-    return torch.zeros(shape, dtype=state_dtype(v_BD.dtype), device=v_BD.device)
+    B, L, D = x_BLD.shape
+    return v_BD.new_zeros(B, L, _taps(response_LDW) - 1, D, dtype=state_dtype(v_BD.dtype))
 
 
+@named
 def step(S, v_BD, x_BLD, *, response_LDW, skip_LD, inplace=False):
     """One token: level by level, the filter's dot product with what is kept, then the gate. Returns (y_BD, S)."""
-    sizes = _check_weights(check(v_BD=v_BD, x_BLD=x_BLD), response_LDW, skip_LD)
-    _check_state(S, sizes)
+    _taps(response_LDW)
     z, levels = v_BD.to(S.dtype), []
-    for n in range(sizes["L"]):
-        y, kept = _conv.step(S[:, n], z, response_LDW[n].flip(1), inplace=inplace)
+    for n in range(len(response_LDW)):
+        y, kept = conv.step(S[:, n], z, response_LDW[n].flip(1), inplace=inplace)
         z = x_BLD[:, n] * (y + skip_LD[n] * z)
         levels.append(kept)
     return z.to(v_BD.dtype), S if inplace else torch.stack(levels, 1)
@@ -51,7 +57,7 @@ def recurrent(v_BTD, x_BTLD, *, response_LDW, skip_LD, S=None, lengths_B=None, i
     """All tokens, left to right, a dot product of W taps each: T W L products a channel. Returns (y_BTD, S)."""
 
     def convolve(z, response_DW, S):
-        return _conv.scan(z, response_DW.flip(1), S, lengths_B, impl)
+        return conv.scan(z, response_DW.flip(1), S, lengths_B, impl)
 
     return _levels(convolve, v_BTD, x_BTLD, response_LDW, skip_LD, S, lengths_B)
 
@@ -66,15 +72,12 @@ def parallel(v_BTD, x_BTLD, *, response_LDW, skip_LD, S=None, lengths_B=None):
 
 
 @packed
-def chunked(v_BTD, x_BTLD, *, response_LDW, skip_LD, S=None, lengths_B=None, chunk=64, impl="auto"):
+def chunked(v_BTD, x_BTLD, *, response_LDW, skip_LD, S=None, lengths_B=None, chunk=64):
     """Chunks of tokens by FFT, each with the last W - 1 inputs before it. Returns (y_BTD, S).
 
     Overlap-save: a transform of chunk + W - 1 points gives `chunk` outputs, so memory is bounded, and a chunk
-    much shorter than W is wasteful. Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
+    much shorter than W is wasteful.
     """
-    if chunk < 1:
-        raise ValueError(f"chunk: expected at least 1 token, got {chunk}")
-    pick(impl, ("torch",))
     outputs = []
     for t in range(0, v_BTD.shape[1], chunk):
         v, x = v_BTD[:, t : t + chunk], x_BTLD[:, t : t + chunk]
@@ -86,24 +89,20 @@ def chunked(v_BTD, x_BTLD, *, response_LDW, skip_LD, S=None, lengths_B=None, chu
 
 def _by_fft(v_BTD, x_BTLD, response_LDW, skip_LD, S, lengths_B):
     def convolve(z, response_DW, S):
-        return _conv.long_convolution(z, response_DW, S, lengths_B)
+        return conv.long_convolution(z, response_DW, S, lengths_B)
 
     return _levels(convolve, v_BTD, x_BTLD, response_LDW, skip_LD, S, lengths_B)
 
 
 def _levels(convolve, v_BTD, x_BTLD, response_LDW, skip_LD, S, lengths_B):
     """Level by level: convolve(z, response_DW, S_BWD) -> (y_BTD, S_BWD), then the skip and the gate."""
-    sizes = _check(v_BTD, x_BTLD, response_LDW, skip_LD, lengths_B)
-    if S is not None:
-        _check_state(S, sizes)
+    _taps(response_LDW)
     z, levels = v_BTD.to(state_dtype(v_BTD.dtype)), []
-    for n in range(sizes["L"]):
+    for n in range(len(response_LDW)):
         y, kept = convolve(z, response_LDW[n], None if S is None else S[:, n])
         z = x_BTLD[:, :, n] * (y + skip_LD[n] * z)
         levels.append(kept)
-    if lengths_B is not None:
-        z = z * (torch.arange(sizes["T"], device=z.device) < lengths_B[:, None])[..., None]
-    return z.to(v_BTD.dtype), torch.stack(levels, 1)
+    return real(z, lengths_B).to(v_BTD.dtype), torch.stack(levels, 1)
 
 
 def shift(taps_DN, W):
@@ -126,24 +125,12 @@ def h3(taps_DN, W, *, delta_D, A_DN, C_DN):
     return torch.stack([shift(taps_DN, W), s4d.kernel(W, delta_D=delta_D, A_DN=A_DN, C_DN=C_DN)])
 
 
-def _check_weights(sizes, response_LDW, skip_LD):
-    sizes = check(sizes, response_LDW=response_LDW, skip_LD=skip_LD)
-    if sizes["W"] < 1 or sizes["L"] < 1:
+def _taps(response_LDW):
+    """W. Raises ValueError where there is no level or no tap."""
+    if not response_LDW.numel():
         shape = tuple(response_LDW.shape)
         raise ValueError(f"response_LDW: expected at least one level and one tap, got shape {shape}")
-    return sizes
-
-
-def _check(v_BTD, x_BTLD, response_LDW, skip_LD, lengths_B):
-    sizes = _check_weights(check(v_BTD=v_BTD, x_BTLD=x_BTLD), response_LDW, skip_LD)
-    check_lengths(lengths_B, sizes["B"], sizes["T"])
-    return sizes
-
-
-def _check_state(S, sizes):
-    shape = sizes["B"], sizes["L"], sizes["W"] - 1, sizes["D"]
-    if S.shape != shape:
-        raise ValueError(f"S_BLWD: expected axes [B, L, W-1, D] = {shape}, got shape {tuple(S.shape)}")
+    return response_LDW.shape[2]
 
 
 def example(T, *, B=2, L=2, D=3, W=21, seed=0):
@@ -201,29 +188,29 @@ class Filters(nn.Module):
 
 
 class Layer(nn.Module):
-    """Hyena of any order: Layer(x_BTD, S=None) -> (y_BTD, S), with S = (short convolution's, the levels').
+    """Hyena of any order: Layer(x_BTD, S=None) -> (y_BTD, S), with S = (the levels', short convolution's).
 
     One projection to v and `order` gates, a short convolution over all of them, implicit filters of W taps at
     most, and a projection back. A text may be longer than W: what is further back than W tokens is not seen.
     """
 
-    def __init__(self, D, *, order=2, W=256, short=3, hidden=64):
+    def __init__(self, D, *, order=2, W=256, conv_size=3, hidden=64):
         super().__init__()
         if order < 1:
             raise ValueError(f"order: expected at least 1 level, got {order}")
         width = (order + 1) * D
         self.input, self.out = nn.Linear(D, width), nn.Linear(D, D)
-        self.weight_DW = nn.Parameter(torch.randn(width, short) / math.sqrt(short))
+        self.weight_DW = nn.Parameter(torch.randn(width, conv_size) / math.sqrt(conv_size))
         self.filters = Filters(order, D, W, hidden=hidden)
-        self.skip_LD = nn.Parameter(torch.randn(order, D))
+        self.skip_LD = Still(torch.randn(order, D))
 
     def forward(self, x_BTD, S=None, *, form="auto", lengths_B=None, reset_BT=None, **side):
-        S_short, S_long = S if S else (None, None)
-        z, S_short = _conv.short_convolution(
+        S_long, S_short = S if S else (None, None)
+        z, S_short = conv.short_convolution(
             self.input(x_BTD), self.weight_DW, None, S_short, lengths_B, reset_BT
         )
         v, *gates = z.chunk(self.skip_LD.shape[0] + 1, -1)
         weights = {"response_LDW": self.filters(), "skip_LD": self.skip_LD}
         side |= {"lengths_B": lengths_B, "reset_BT": reset_BT}
         y, S_long = by_form(__name__, form, x_BTD)(v, torch.stack(gates, 2), S=S_long, **weights, **side)
-        return self.out(y), (S_short, S_long)
+        return self.out(y), (S_long, S_short)

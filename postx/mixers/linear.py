@@ -17,9 +17,15 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost
-from postx.mixers import _conv, by_form, packed, pick, state_dtype
-from postx.scans.chunked import decay_chunked
-from postx.shapes import check, check_lengths, check_shared
+from postx.mixers import by_form, packed
+from postx.parts import conv
+from postx.scans import operators
+from postx.scans.decay_chunked import decay_chunked
+from postx.shapes import check_shared, empty, named, state_dtype
+
+FAMILY, LETTER = "linear", "N"
+STATE = "S_BGKV+1"
+AUTO = {"triton": "recurrent"}  # one kernel
 
 
 def phi(x):
@@ -28,27 +34,24 @@ def phi(x):
     return torch.relu(x) + torch.exp(x.clamp(max=0))  # one of the two stands still; `where` is slower
 
 
+@named
 def init(q_BHK, k_BGK, v_BGV):
     """The empty table, S_BHKV with one table a key-value head (H = G here) and V + 1 columns."""
-    sizes = check(q_BHK=q_BHK, k_BGK=k_BGK, v_BGV=v_BGV)
-    B, G, K, V = (sizes[letter] for letter in "BGKV")
-    return torch.zeros(B, G, K, V + 1, dtype=state_dtype(v_BGV.dtype), device=v_BGV.device)
+    return empty(k_BGK, _with_ones(v_BGV))
 
 
+@named
 def step(S, q_BHK, k_BGK, v_BGV, *, inplace=False):
     """One token: write phi(k) [v, 1]' into the table, read it with phi(q). Returns (y_BHV, S)."""
-    sizes = check(q_BHK=q_BHK, k_BGK=k_BGK, v_BGV=v_BGV)
-    share = check_shared("k_BGK", sizes["G"], sizes["H"])
     written = phi(k_BGK)[..., None] * _with_ones(v_BGV)[..., None, :]
     S = S.add_(written) if inplace else S + written
-    q_BGHK = phi(q_BHK).unflatten(1, (sizes["G"], share))
+    q_BGHK = phi(q_BHK).unflatten(1, (k_BGK.shape[1], -1))
     return _normalise(torch.einsum("bghk,bgkv->bghv", q_BGHK, S).flatten(1, 2), v_BGV), S
 
 
 @packed
 def recurrent(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, impl="auto"):
     """All tokens, left to right. Returns (y_BTHV, S)."""
-    _check(q_BTHK, k_BTGK, v_BTGV, lengths_B)
     G = k_BTGK.shape[2]
     # Readers that share a table read it in turns: one scan for each reader of a group, all on the same writes.
     readers = phi(q_BTHK).unflatten(2, (G, -1)).unbind(3)
@@ -61,31 +64,19 @@ def recurrent(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, impl="auto"):
 @packed
 def parallel(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None):
     """All pairs at once, as attention without softmax: quadratic in T. Returns (y_BTHV, S)."""
-    return _in_chunks(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, max(1, q_BTHK.shape[1]))
+    return _in_chunks(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, q_BTHK.shape[1])
 
 
 @packed
-def chunked(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, chunk=64, impl="auto"):
-    """Quadratic within a chunk of tokens, the table between chunks: linear in T. Returns (y_BTHV, S).
-
-    Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
-    """
-    pick(impl, ("torch",))
+def chunked(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, chunk=64):
+    """Quadratic within a chunk of tokens, the table between chunks: linear in T. Returns (y_BTHV, S)."""
     return _in_chunks(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, chunk)
 
 
 def _in_chunks(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, chunk):
-    _check(q_BTHK, k_BTGK, v_BTGV, lengths_B)
     z = phi(q_BTHK), phi(k_BTGK), _with_ones(v_BTGV)
     y, S = decay_chunked(*z, None, S, lengths_B=lengths_B, chunk=chunk)
     return _normalise(y, v_BTGV), S
-
-
-def _check(q_BTHK, k_BTGK, v_BTGV, lengths_B):
-    sizes = check(q_BTHK=q_BTHK, k_BTGK=k_BTGK, v_BTGV=v_BTGV)
-    check_shared("k_BTGK", sizes["G"], sizes["H"])
-    check_lengths(lengths_B, sizes["B"], sizes["T"])
-    return sizes
 
 
 def _with_ones(v):
@@ -101,6 +92,13 @@ def _normalise(y, like):
     return torch.where(empty, torch.zeros_like(total), y[..., :-1] / total.masked_fill(empty, 1)).to(
         like.dtype
     )
+
+
+@named
+def operator(q_BTHK, k_BTGK, v_BTGV):
+    """What these tokens do to any state: see `postx.scans.operators`."""
+    S = recurrent(q_BTHK, k_BTGK, v_BTGV)[1]
+    return operators.Fade(torch.ones_like(S), S)
 
 
 def example(T, *, B=2, H=4, G=2, K=8, V=6, seed=0):
@@ -124,16 +122,16 @@ def cost(T, *, B=1, H=4, G=None, K=64, V=64, item=4) -> Cost:
 class Layer(nn.Module):
     """Projections around the mixer: Layer(x_BTD, S=None) -> (y_BTD, S).
 
-    conv=4 mixes each channel of q, k and v with its last 4 tokens first; their inputs then join the state.
+    conv_size=4 mixes each channel of q, k and v with its last 4 tokens first; their inputs then join the state.
     """
 
-    def __init__(self, D, *, H=4, G=None, K=None, V=None, conv=0):
+    def __init__(self, D, *, H=4, G=None, K=None, V=None, conv_size=0):
         super().__init__()
         self.H, self.G = H, H if G is None else G
         K, V = K or D // H, V or D // H
         self.q, self.k = nn.Linear(D, H * K, bias=False), nn.Linear(D, self.G * K, bias=False)
         self.v, self.out = nn.Linear(D, self.G * V, bias=False), nn.Linear(H * V, D, bias=False)
-        self.conv = _conv.Mixed((H * K, self.G * K, self.G * V), conv)
+        self.conv = conv.Mixed((H * K, self.G * K, self.G * V), conv_size)
 
     def forward(self, x_BTD, S=None, *, form="auto", **side):
         S, S_conv = (S[:1], S[1:]) if S else (None, ())

@@ -33,24 +33,28 @@ import torch
 from torch import nn
 
 from postx import scans
-from postx.cost import Cost, positive
-from postx.mixers import _liquid, by_form, packed, pick, state_dtype
-from postx.shapes import check, check_lengths
+from postx.cost import Cost
+from postx.mixers import by_form, packed
+from postx.scans import cpu_liquid
+from postx.shapes import named, pick, positive, real, state_dtype, whole
 
+FAMILY = "liquid"
+STATE = "h_BD"
 SOLVERS = ("fused", "exact")
 IMPLEMENTATIONS = ("torch", "numba")
 
 
+@named
 def init(u_BD, dt_B, *, delta_D, A_D, peak_D, r_DD=None, unfolds=6, solver="fused"):
     """All neurons at rest: zeros h_BD, at least float32."""
-    sizes = _check(check(u_BD=u_BD, dt_B=dt_B), dt_B, delta_D, A_D, peak_D, r_DD, unfolds, solver)
-    return torch.zeros(sizes["B"], sizes["D"], dtype=state_dtype(u_BD.dtype), device=u_BD.device)
+    _check(dt_B, r_DD, unfolds, solver)
+    return torch.zeros_like(u_BD, dtype=state_dtype(u_BD.dtype))
 
 
+@named
 def step(S, u_BD, dt_B, *, delta_D, A_D, peak_D, r_DD=None, unfolds=6, solver="fused", inplace=False):
     """One token: the input u holds for a time dt. Returns (y_BD, S), the same numbers twice."""
-    sizes = _check(check(u_BD=u_BD, dt_B=dt_B), dt_B, delta_D, A_D, peak_D, r_DD, unfolds, solver)
-    check(sizes, h_BD=S)
+    _check(dt_B, r_DD, unfolds, solver)
     u, dt, delta, A, peak, r = _cast(S.dtype, u_BD, dt_B[:, None], delta_D, A_D, peak_D, r_DD)
     if solver == "exact":
         g, b = _exact(u, dt, delta, A, peak)
@@ -69,30 +73,24 @@ def recurrent(
 
     With r_DD a loop of its own, impl "torch" or (on a CPU) "numba"; without it the affine scan in either.
     """
-    sizes = _check(check(u_BTD=u_BTD, dt_BT=dt_BT), dt_BT, delta_D, A_D, peak_D, r_DD, unfolds, solver)
-    check_lengths(lengths_B, sizes["B"], sizes["T"])
+    _check(dt_BT, r_DD, unfolds, solver)
     chosen = pick(impl, IMPLEMENTATIONS if u_BTD.device.type == "cpu" else IMPLEMENTATIONS[:1])
     kind = state_dtype(u_BTD.dtype)
-    if S is None:
-        S = torch.zeros(sizes["B"], sizes["D"], dtype=kind, device=u_BTD.device)
-    check(sizes, h_BD=S)
+    S = torch.zeros_like(u_BTD[:, 0], dtype=kind) if S is None else S
     u, dt, delta, A, peak, r = _cast(kind, u_BTD, dt_BT[..., None], delta_D, A_D, peak_D, r_DD)
-    if lengths_B is not None:  # past a row's end no time passes
-        dt = dt.masked_fill((torch.arange(sizes["T"], device=u.device) >= lengths_B[:, None])[..., None], 0)
+    dt = real(dt, lengths_B)  # past a row's end no time passes
     if r is None:
         g, b = _exact(u, dt, delta, A, peak) if solver == "exact" else _closed(u, dt, delta, A, peak, unfolds)
         y, S = scans.affine(g, b, S, lengths_B=lengths_B, impl="reference" if chosen == "torch" else "numba")
     elif chosen == "numba":
-        y, S = _liquid.Fused.apply(u, dt[..., 0], r, delta, A, peak, S, unfolds)
+        y, S = cpu_liquid.Fused.apply(u, dt[..., 0], r, delta, A, peak, S, unfolds)
     else:
         ys = []
         for u_BD, dt_B1 in zip(u.unbind(1), dt.unbind(1), strict=True):
             S = _fused(S, u_BD, dt_B1 / unfolds, delta, A, peak, r, unfolds)
             ys.append(S)
         y = torch.stack(ys, 1)
-    if lengths_B is not None:
-        y = y.masked_fill((torch.arange(sizes["T"], device=y.device) >= lengths_B[:, None])[..., None], 0)
-    return y.to(u_BTD.dtype), S
+    return real(y, lengths_B).to(u_BTD.dtype), S
 
 
 def _fused(h, u, s, delta, A, peak, r, unfolds):
@@ -121,13 +119,12 @@ def _cast(kind, *tensors):
     return [None if x is None else x.to(kind) for x in tensors]
 
 
-def _check(sizes, dt, delta_D, A_D, peak_D, r_DD, unfolds, solver):
-    positive(unfolds=unfolds)
+def _check(dt, r_DD, unfolds, solver):
+    whole(unfolds=unfolds)
     if solver not in SOLVERS or (solver == "exact" and r_DD is not None):
         raise ValueError(f"solver: expected 'fused', or 'exact' where r_DD is None, got {solver!r}")
     if dt.device.type == "cpu" and bool((dt < 0).any()):  # on a GPU the question would stop the queue
         raise ValueError(f"dt: expected times >= 0, got {dt.min().item()}")
-    return check(sizes, delta_D=delta_D, A_D=A_D, peak_D=peak_D, r_DD=r_DD)
 
 
 def example(T, *, B=2, D=5, seed=0, recurrent=True):

@@ -23,20 +23,26 @@ from torch.nn.functional import silu, softplus
 
 from postx import scans
 from postx.cost import Cost, ssm_scan
-from postx.mixers import _conv, by_form, packed, pick, state_dtype
-from postx.shapes import check, check_lengths
+from postx.mixers import Still, by_form, packed
+from postx.parts import conv
+from postx.scans import operators
+from postx.shapes import check, named, real, state_dtype
+
+FAMILY, LETTER = "ssm", "M"
+STATE = "S_BDN"
+FOLLOW = "-"  # the block has its own gate and expansion
+AUTO = {"triton": "recurrent"}  # one kernel
 
 
+@named
 def init(u_BD, delta_BD, write_BN, read_BN, *, A_DN, skip_D):
     """Nothing written yet: zeros S_BDN, at least float32."""
-    sizes = check(u_BD=u_BD, delta_BD=delta_BD, write_BN=write_BN, read_BN=read_BN, A_DN=A_DN, skip_D=skip_D)
-    shape = sizes["B"], sizes["D"], sizes["N"]
-    return torch.zeros(shape, dtype=state_dtype(u_BD.dtype), device=u_BD.device)
+    return u_BD.new_zeros(*u_BD.shape, A_DN.shape[1], dtype=state_dtype(u_BD.dtype))
 
 
+@named
 def step(S, u_BD, delta_BD, write_BN, read_BN, *, A_DN, skip_D, inplace=False):
     """One token: the state fades, is written to, and is read. Returns (y_BD, S)."""
-    check(u_BD=u_BD, delta_BD=delta_BD, write_BN=write_BN, read_BN=read_BN, A_DN=A_DN, skip_D=skip_D)
     u, delta, write, read = (x.to(S.dtype) for x in (u_BD, delta_BD, write_BN, read_BN))
     keep, written = torch.exp(delta[..., None] * A_DN), (delta * u)[..., None] * write[:, None]
     S = S.mul_(keep).add_(written) if inplace else keep * S + written
@@ -49,10 +55,9 @@ def recurrent(
     u_BTD, delta_BTD, write_BTN, read_BTN, *, A_DN, skip_D, S=None, lengths_B=None, impl="auto"
 ):
     """All tokens, left to right, through the diagonal scan. Returns (y_BTD, S)."""
-    _check(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, lengths_B)
     u = u_BTD.to(state_dtype(u_BTD.dtype))
     y, S = scans.diagonal(u, delta_BTD, A_DN, write_BTN, read_BTN, S, lengths_B=lengths_B, impl=impl)
-    return _mask(y + skip_D * u, lengths_B).to(u_BTD.dtype), S
+    return real(y + skip_D * u, lengths_B).to(u_BTD.dtype), S
 
 
 @packed
@@ -61,23 +66,14 @@ def parallel(u_BTD, delta_BTD, write_BTN, read_BTN, *, A_DN, skip_D, S=None, len
 
     Every round touches all of [B, T, D, N], which is what makes it slow on a CPU; `chunked` bounds the memory.
     """
-    sizes = _check(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, lengths_B)
-    z = u_BTD, delta_BTD, write_BTN, read_BTN
-    return _in_chunks(*z, A_DN, skip_D, S, lengths_B, sizes["T"])
+    return _in_chunks(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, S, lengths_B, u_BTD.shape[1])
 
 
 @packed
 def chunked(
-    u_BTD, delta_BTD, write_BTN, read_BTN, *, A_DN, skip_D, S=None, lengths_B=None, chunk=64, impl="auto"
+    u_BTD, delta_BTD, write_BTN, read_BTN, *, A_DN, skip_D, S=None, lengths_B=None, chunk=64
 ):
-    """An associative scan within each chunk of tokens, the state between chunks. Returns (y_BTD, S).
-
-    Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
-    """
-    if chunk < 1:
-        raise ValueError(f"chunk: expected at least 1 token, got {chunk}")
-    pick(impl, ("torch",))
-    _check(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, lengths_B)
+    """An associative scan within each chunk of tokens, the state between chunks. Returns (y_BTD, S)."""
     return _in_chunks(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, S, lengths_B, chunk)
 
 
@@ -101,8 +97,7 @@ def _in_chunks(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, S, lengths_B
     u, delta, write, read = (x.to(state_dtype(x.dtype)) for x in (u_BTD, delta_BTD, write_BTN, read_BTN))
     B, T, D = u.shape
     S = u.new_zeros(B, D, A_DN.shape[1]) if S is None else S
-    check({"B": B, "D": D, "N": A_DN.shape[1]}, S_BDN=S)
-    delta = _mask(delta, lengths_B)  # a step of length 0 keeps all and writes nothing
+    delta = real(delta, lengths_B)  # a step of length 0 keeps all and writes nothing
     outputs = []
     for t in range(0, T, chunk):
         d, x = delta[:, t : t + chunk], (delta * u)[:, t : t + chunk]
@@ -113,23 +108,15 @@ def _in_chunks(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, S, lengths_B
         outputs.append(torch.einsum("btdn,btn->btd", h, read[:, t : t + chunk]))
         S = h[:, -1]
     y = torch.cat(outputs, 1) + skip_D * u
-    return _mask(y, lengths_B).to(u_BTD.dtype), S
+    return real(y, lengths_B).to(u_BTD.dtype), S
 
 
-def _check(u_BTD, delta_BTD, write_BTN, read_BTN, A_DN, skip_D, lengths_B):
-    sizes = check(
-        u_BTD=u_BTD, delta_BTD=delta_BTD, write_BTN=write_BTN, read_BTN=read_BTN, A_DN=A_DN, skip_D=skip_D
-    )
-    check_lengths(lengths_B, sizes["B"], sizes["T"])
-    return sizes
-
-
-def _mask(x, lengths_B):
-    """Zero past each row's length."""
-    if lengths_B is None:
-        return x
-    real_BT = torch.arange(x.shape[1], device=x.device) < lengths_B[:, None]
-    return torch.where(real_BT[..., None], x, torch.zeros_like(x))
+@named
+def operator(u_BTD, delta_BTD, write_BTN, read_BTN, *, A_DN, skip_D):
+    """What these tokens do to any state: see `postx.scans.operators`."""
+    z, wide = (u_BTD, delta_BTD, write_BTN, read_BTN), state_dtype(delta_BTD.dtype)
+    keep_BDN = torch.exp(delta_BTD.sum(1, dtype=wide)[..., None] * A_DN)
+    return operators.Fade(keep_BDN, recurrent(*z, A_DN=A_DN, skip_D=skip_D)[1])
 
 
 def example(T, *, B=2, D=5, N=4, seed=0):
@@ -157,15 +144,18 @@ class Layer(nn.Module):
 
     `expand` D channels inside, delta through `rank` = D / 16 of them. delta starts log-uniform in [1e-3, 0.1]
     (by its bias), A at -1..-N, the skip at 1. norms=True puts an RMS norm on
-    delta's channels, write and read (Jamba). S = (last inputs of the convolution, S_BDN).
+    delta's channels, write and read (Jamba). S = (S_BDN, last inputs of the convolution).
     """
 
-    def __init__(self, D, *, N=16, expand=2, rank=None, width=4, norms=False):
+    OWN = ("delta",)
+
+    def __init__(self, D, *, N=16, expand=2, rank=None, conv_size=4, norms=False):
         super().__init__()
         inner, self.N, self.rank = expand * D, N, rank or math.ceil(D / 16)
+        bound = conv_size**-0.5
         self.inward = nn.Linear(D, 2 * inner, bias=False)
-        self.taps_DW = nn.Parameter(torch.empty(inner, width).uniform_(-(width**-0.5), width**-0.5))
-        self.taps_bias_D = nn.Parameter(torch.empty(inner).uniform_(-(width**-0.5), width**-0.5))
+        self.taps_DW = nn.Parameter(torch.empty(inner, conv_size).uniform_(-bound, bound))
+        self.taps_bias_D = nn.Parameter(torch.empty(inner).uniform_(-bound, bound))
         self.choose = nn.Linear(inner, self.rank + 2 * N, bias=False)
         self.delta = nn.Linear(self.rank, inner)
         sizes = self.rank, N, N
@@ -174,19 +164,19 @@ class Layer(nn.Module):
         first = torch.empty(inner).uniform_(math.log(1e-3), math.log(0.1)).exp()
         with torch.no_grad():
             self.delta.bias.copy_(first + torch.log(-torch.expm1(-first)))  # softplus of this is `first`
-        self.log_rate_DN = nn.Parameter(torch.log(-decays(inner, N)))
+        self.log_rate_DN = Still(torch.log(-decays(inner, N)))
         self.skip_D = nn.Parameter(torch.ones(inner))
         self.out = nn.Linear(inner, D, bias=False)
 
     def forward(self, x_BTD, S=None, *, form="auto", **side):
         check({"D": self.inward.in_features}, x_BTD=x_BTD)
         u, gate = self.inward(x_BTD).chunk(2, -1)
-        S_conv, S = S or (None, None)
-        u, S_conv = _conv.short_convolution(u, self.taps_DW, self.taps_bias_D, S_conv, **side)
+        S, S_conv = S or (None, None)
+        u, S_conv = conv.short_convolution(u, self.taps_DW, self.taps_bias_D, S_conv, **side)
         u = silu(u)
         delta, write, read = self.choose(u).split([self.rank, self.N, self.N], -1)
         if self.norms is not None:
             delta, write, read = (n(x) for n, x in zip(self.norms, (delta, write, read), strict=True))
         w = {"A_DN": -torch.exp(self.log_rate_DN), "skip_D": self.skip_D}
         y, S = by_form(__name__, form, x_BTD)(u, softplus(self.delta(delta)), write, read, S=S, **w, **side)
-        return self.out(y * silu(gate)), (S_conv, S)
+        return self.out(y * silu(gate)), (S, S_conv)

@@ -11,7 +11,7 @@ z: q_BTHK, queries [content, rotary] side by side; c_BTR, latents after their RM
 before rotation. The widths differ: K = nope + rotary for q, K = rotary for r.
 w: up_k_HKR (K = nope here) and up_v_HVR, the up-projections; scale, (nope + rotary)^-1/2 if None; rope, a
 `Rope` over the rotary channels (interleaved pairs), or None.
-State: (c_BMR, r_BMK, pos_B), a cache as in `postx.mixers._cache`, in the inputs' dtype; arithmetic is in at
+State: (c_BMR, r_BMK, pos_B), a cache as in `postx.parts.cache`, in the inputs' dtype; arithmetic is in at
 least float32. It grows with the text.
 
 | paper | c_t^KV | k_t^R | W^UK, W^UV | d_c | d_h^R |
@@ -25,24 +25,28 @@ import torch
 from torch import nn
 
 from postx.cost import Cost, matmul
-from postx.mixers import _cache, _tiles, by_form, packed, pick, state_dtype
-from postx.mixers._rope import Rope
+from postx.mixers import by_form, packed
 from postx.mixers.attention import read
-from postx.shapes import check
+from postx.parts import cache, tiles
+from postx.parts.rope import Rope
+from postx.shapes import check, named, real, state_dtype
 
 __all__ = ["Layer", "chunked", "cost", "example", "init", "parallel", "recurrent", "step", "step_absorbed"]
-
+FAMILY, LETTER = "attention", "K"
+STATE = "c_BMR", "r_BMK", "pos_B"
+APART = "r_BK", "r_BTK", "r_BMK", "up_k_HKR"  # their K: rotary, or nope; that of q is both
+AUTO = {"near": "chunked"}  # its `recurrent` does the same work, one token at a time
 ROPE = Rope(pairing="interleaved")
 
 
+@named
 def init(q_BHK, c_BR, r_BK, **_):
     """An empty cache: no latents and no rotary keys. The constants do not matter here."""
-    B = check(q_BHK=q_BHK, c_BR=c_BR)["B"]
-    check({"B": B}, r_BK=r_BK)
-    slots = [x.new_zeros(B, 0, x.shape[-1]) for x in (c_BR, r_BK)]
-    return *slots, torch.zeros(B, dtype=torch.int64, device=c_BR.device)
+    slots = [x.new_zeros(len(x), 0, x.shape[-1]) for x in (c_BR, r_BK)]
+    return *slots, torch.zeros(len(c_BR), dtype=torch.int64, device=c_BR.device)
 
 
+@named
 def step(S, q_BHK, c_BR, r_BK, *, up_k_HKR, up_v_HVR, scale=None, rope=ROPE, inplace=False):
     """Store this token's latent and rotary key, grow all keys and values from the cache, and attend to them.
 
@@ -50,11 +54,12 @@ def step(S, q_BHK, c_BR, r_BK, *, up_k_HKR, up_v_HVR, scale=None, rope=ROPE, inp
     doubles its capacity when it is full, and the S that was given must not be used again.
     Raises ValueError for shapes that do not fit.
     """
-    q_B1HK, slots, filled_B1M, S = _store(S, q_BHK, c_BR, r_BK, up_k_HKR, up_v_HVR, rope, inplace)
+    q_B1HK, slots, filled_B1M, S = _store(S, q_BHK, c_BR, r_BK, up_k_HKR, rope, inplace)
     k_BMHK, v_BMHV = expand(*slots, up_k_HKR, up_v_HVR)
     return read(q_B1HK, k_BMHK, v_BMHV, filled_B1M, scale)[:, 0].to(c_BR.dtype), S
 
 
+@named
 def step_absorbed(S, q_BHK, c_BR, r_BK, *, up_k_HKR, up_v_HVR, scale=None, rope=ROPE, inplace=False):
     """The same token from the latents as they lie: queries go down to R, and the average of latents comes up.
 
@@ -62,7 +67,7 @@ def step_absorbed(S, q_BHK, c_BR, r_BK, *, up_k_HKR, up_v_HVR, scale=None, rope=
     2 (R + 1) (nope + V) + 2 rotary: see `cost`.
     """
     scale = q_BHK.shape[-1] ** -0.5 if scale is None else scale  # of the full key, not of the absorbed one
-    q_B1HK, slots, filled_B1M, S = _store(S, q_BHK, c_BR, r_BK, up_k_HKR, up_v_HVR, rope, inplace)
+    q_B1HK, slots, filled_B1M, S = _store(S, q_BHK, c_BR, r_BK, up_k_HKR, rope, inplace)
     c_BM1R, r_BM1K = (x.to(state_dtype(x.dtype))[:, :, None] for x in slots)
     content, rotary = q_B1HK.to(c_BM1R.dtype).split([up_k_HKR.shape[1], r_BK.shape[-1]], -1)
     down = torch.einsum("bthk,hkr->bthr", content, up_k_HKR.to(c_BM1R.dtype))
@@ -82,41 +87,38 @@ def expand(c_BMR, r_BMK, up_k_HKR, up_v_HVR):
 
 
 @packed
-def recurrent(q_BTHK, c_BTR, r_BTK, *, S=None, lengths_B=None, impl="auto", up_k_HKR, up_v_HVR, scale=None,
+def recurrent(q_BTHK, c_BTR, r_BTK, *, S=None, lengths_B=None, up_k_HKR, up_v_HVR, scale=None,
               rope=ROPE):
     """`step` on one token after the other, but each latent is expanded once. Returns (y_BTHV, S)."""
-    pick(impl, _tiles.IMPLS)
     seen, S = _look(q_BTHK, c_BTR, r_BTK, S, lengths_B, up_k_HKR, up_v_HVR, rope)
     outputs = []
     for t in range(q_BTHK.shape[1]):
         after = seen.cached + t + 1
-        mask = _cache.visible(seen.position_BT[:, t : t + 1], seen.position_BM[:, :after], None)
+        mask = cache.visible(seen.position_BT[:, t : t + 1], seen.position_BM[:, :after], None)
         k, v = seen.k_BMGK[:, :after], seen.v_BMGV[:, :after]
         outputs.append(read(seen.q_BTHK[:, t : t + 1], k, v, mask, scale))
     return _finish(torch.cat(outputs, 1), c_BTR, lengths_B), S
 
 
 @packed
-def parallel(q_BTHK, c_BTR, r_BTK, *, S=None, lengths_B=None, impl="auto", up_k_HKR, up_v_HVR, scale=None,
+def parallel(q_BTHK, c_BTR, r_BTK, *, S=None, lengths_B=None, up_k_HKR, up_v_HVR, scale=None,
              rope=ROPE):
     """All tokens at once, over expanded keys and values: one T x M table per head. Returns (y_BTHV, S)."""
-    pick(impl, _tiles.IMPLS)
     seen, S = _look(q_BTHK, c_BTR, r_BTK, S, lengths_B, up_k_HKR, up_v_HVR, rope)
-    mask = _cache.visible(seen.position_BT, seen.position_BM, None)
+    mask = cache.visible(seen.position_BT, seen.position_BM, None)
     return _finish(read(seen.q_BTHK, seen.k_BMGK, seen.v_BMGV, mask, scale), c_BTR, lengths_B), S
 
 
 @packed
-def chunked(q_BTHK, c_BTR, r_BTK, *, S=None, lengths_B=None, chunk=64, impl="auto", up_k_HKR, up_v_HVR,
+def chunked(q_BTHK, c_BTR, r_BTK, *, S=None, lengths_B=None, chunk=64, up_k_HKR, up_v_HVR,
             scale=None, rope=ROPE):
-    """`parallel` in tiles of `chunk` sources (see `postx.mixers._tiles`): no T x T table exists.
+    """`parallel` in tiles of `chunk` sources (see `postx.parts.tiles`): no T x T table exists.
 
     Expanded, because a pair then costs 2 (nope + rotary + V) FLOPs instead of 2 (2 R + rotary) absorbed.
     Returns (y_BTHV, S).
     """
-    pick(impl, _tiles.IMPLS)
     seen, S = _look(q_BTHK, c_BTR, r_BTK, S, lengths_B, up_k_HKR, up_v_HVR, rope)
-    return _finish(_tiles.attend(*seen, scale=scale, chunk=chunk), c_BTR, lengths_B), S
+    return _finish(tiles.attend(*seen, scale=scale, chunk=chunk), c_BTR, lengths_B), S
 
 
 def example(T, B=2, H=4, nope=6, rotary=4, R=5, V=3, seed=0):
@@ -160,6 +162,8 @@ class Layer(nn.Module):
     `step_absorbed`. Rq is the queries' latent width. No biases.
     """
 
+    TAKES = ("inplace",)
+
     def __init__(self, D, H=4, R=None, Rq=None, nope=None, rotary=None, V=None, rope=ROPE, chunk=64):
         super().__init__()
         nope = nope or max(1, D // H)
@@ -189,15 +193,11 @@ class Layer(nn.Module):
         return self.out(y.flatten(2)), S
 
 
-def _validate(S, B, q, c, r, up_k_HKR, up_v_HVR):
-    """Hold widths to each other: q is [content of up_k, rotary of r], and the cache is made of c and r."""
-    sizes = check({"R": c.shape[-1], "H": q.shape[-2]}, up_k_HKR=up_k_HKR)
-    check({"R": c.shape[-1], "H": q.shape[-2]}, up_v_HVR=up_v_HVR)
-    nope, rotary = sizes["K"], r.shape[-1]
+def _widths(q, r, up_k_HKR):
+    """Raise ValueError unless a query is [content of up_k, rotary of r]."""
+    nope, rotary = up_k_HKR.shape[1], r.shape[-1]
     if q.shape[-1] != nope + rotary:
         raise ValueError(f"q: expected K = nope + rotary = {nope} + {rotary}, got shape {tuple(q.shape)}")
-    c_BMR, r_BMK, pos_B = S
-    check({"B": B, "R": c.shape[-1], "K": rotary}, c_BMR=c_BMR, r_BMK=r_BMK, pos_B=pos_B)
 
 
 def _rotate(q, r, nope, position, rope):
@@ -208,34 +208,30 @@ def _rotate(q, r, nope, position, rope):
     return torch.cat([q[..., :nope], turned], -1), rope.rotate(r[..., None, :], position)[..., 0, :]
 
 
-def _store(S, q_BHK, c_BR, r_BK, up_k_HKR, up_v_HVR, rope, inplace):
+def _store(S, q_BHK, c_BR, r_BK, up_k_HKR, rope, inplace):
     """Put one token into the cache; return its query, the slots in use, which are filled, and the cache."""
-    B = check(q_BHK=q_BHK, c_BR=c_BR)["B"]
-    check({"B": B}, r_BK=r_BK)
-    _validate(S, B, q_BHK, c_BR, r_BK, up_k_HKR, up_v_HVR)
+    _widths(q_BHK, r_BK, up_k_HKR)
     q_BHK, r_BK = _rotate(q_BHK, r_BK, up_k_HKR.shape[1], S[2], rope)
-    S = c_BMR, r_BMK, pos_B = _cache.append(S, (c_BR, r_BK), None, inplace=inplace)
-    M = _cache.used(S)
-    filled_BM = _cache.held(pos_B, M, None) >= 0
+    S = c_BMR, r_BMK, pos_B = cache.append(S, (c_BR, r_BK), None, inplace=inplace)
+    M = cache.used(S)
+    filled_BM = cache.held(pos_B, M, None) >= 0
     return q_BHK[:, None], (c_BMR[:, :M], r_BMK[:, :M]), filled_BM[:, None], S
 
 
 def _look(q_BTHK, c_BTR, r_BTK, S, lengths_B, up_k_HKR, up_v_HVR, rope):
     """Queries, expanded keys and values of all sources, their positions, and the cache after them."""
-    sizes = check(q_BTHK=q_BTHK, c_BTR=c_BTR)
-    B, T = sizes["B"], sizes["T"]
-    check({"B": B, "T": T}, r_BTK=r_BTK)
+    B, T = c_BTR.shape[:2]
+    _widths(q_BTHK, r_BTK, up_k_HKR)
     if S is None:
         S = init(*(x.new_empty(B, *x.shape[2:]) for x in (q_BTHK, c_BTR, r_BTK)))
-    _validate(S, B, q_BTHK, c_BTR, r_BTK, up_k_HKR, up_v_HVR)
-    q_BTHK, c_BTR, r_BTK = _cache.real(lengths_B, q_BTHK, c_BTR, r_BTK)
-    position_BT = _cache.positions(S[2], T)
+    q_BTHK, c_BTR, r_BTK = (real(x, lengths_B) for x in (q_BTHK, c_BTR, r_BTK))
+    position_BT = cache.positions(S[2], T)
     q_BTHK, r_BTK = _rotate(q_BTHK, r_BTK, up_k_HKR.shape[1], position_BT, rope)
-    slots, position_BM, cached = _cache.join(S, (c_BTR, r_BTK), None)
+    slots, position_BM, cached = cache.join(S, (c_BTR, r_BTK), None)
     k_BMHK, v_BMHV = expand(*slots, up_k_HKR, up_v_HVR)
-    seen = _tiles.Seen(q_BTHK, k_BMHK, v_BMHV, position_BT, position_BM, cached)
-    return seen, _cache.extend(S, (c_BTR, r_BTK), lengths_B, None)
+    seen = tiles.Seen(q_BTHK, k_BMHK, v_BMHV, position_BT, position_BM, cached)
+    return seen, cache.extend(S, (c_BTR, r_BTK), lengths_B, None)
 
 
 def _finish(y_BTHV, c_BTR, lengths_B):
-    return _cache.real(lengths_B, y_BTHV.to(c_BTR.dtype))[0]
+    return real(y_BTHV.to(c_BTR.dtype), lengths_B)

@@ -19,10 +19,16 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost, decay_recurrence
-from postx.mixers import _conv, by_form, packed, pick, state_dtype
-from postx.mixers._rope import Rope
-from postx.scans.chunked import decay_chunked
-from postx.shapes import check, check_lengths
+from postx.mixers import by_form, packed
+from postx.parts import conv
+from postx.parts.rope import Rope
+from postx.scans import operators
+from postx.scans.decay_chunked import decay_chunked
+from postx.shapes import check, empty, named, real, state_dtype
+
+FAMILY, LETTER = "linear", "T"
+STATE = "S_BHKV"
+AUTO = {"triton": "recurrent"}  # one kernel
 
 
 def log_gamma(H, dtype=torch.float64):
@@ -30,16 +36,15 @@ def log_gamma(H, dtype=torch.float64):
     return torch.log1p(-(2.0 ** (-5 - torch.arange(H, dtype=torch.float64)))).to(dtype)
 
 
+@named
 def init(q_BHK, k_BHK, v_BHV, *, g_H):
     """The empty table of each head, S_BHKV."""
-    sizes = check(q_BHK=q_BHK, k_BHK=k_BHK, v_BHV=v_BHV, g_H=g_H)
-    B, H, K, V = (sizes[letter] for letter in "BHKV")
-    return torch.zeros(B, H, K, V, dtype=state_dtype(v_BHV.dtype), device=v_BHV.device)
+    return empty(k_BHK, v_BHV)
 
 
+@named
 def step(S, q_BHK, k_BHK, v_BHV, *, g_H, inplace=False):
     """One token: the table fades by exp(g), k v' is written, q reads. Returns (y_BHV, S)."""
-    check(q_BHK=q_BHK, k_BHK=k_BHK, v_BHV=v_BHV, g_H=g_H)
     q, k, v = (x.to(S.dtype) for x in (q_BHK, k_BHK, v_BHV))
     gamma, written = g_H.to(S.dtype).exp()[:, None, None], k[..., None] * v[..., None, :]
     S = S.mul_(gamma).add_(written) if inplace else gamma * S + written
@@ -49,45 +54,30 @@ def step(S, q_BHK, k_BHK, v_BHV, *, g_H, inplace=False):
 @packed
 def recurrent(q_BTHK, k_BTHK, v_BTHV, *, g_H, S=None, lengths_B=None, impl="auto"):
     """All tokens, left to right. Returns (y_BTHV, S)."""
-    check(q_BTHK=q_BTHK, k_BTHK=k_BTHK, v_BTHV=v_BTHV, g_H=g_H)
     return scans.decay(_scaled(q_BTHK), k_BTHK, v_BTHV, g_H, S, lengths_B=lengths_B, impl=impl)
 
 
 @packed
 def parallel(q_BTHK, k_BTHK, v_BTHV, *, g_H, S=None, lengths_B=None):
     """All pairs at once, (Q K' * D) V with D of `decay_mask`: quadratic in T. Returns (y_BTHV, S)."""
-    sizes = check(q_BTHK=q_BTHK, k_BTHK=k_BTHK, v_BTHV=v_BTHV, g_H=g_H)
-    B, T = sizes["B"], sizes["T"]
-    check_lengths(lengths_B, B, T)
-    kind = state_dtype(v_BTHV.dtype)
-    if S is None:
-        S = init(q_BTHK[:, 0], k_BTHK[:, 0], v_BTHV[:, 0], g_H=g_H)
-    check(sizes, S_BHKV=S)
+    (B, T), kind = v_BTHV.shape[:2], state_dtype(v_BTHV.dtype)
+    S = empty(k_BTHK[:, 0], v_BTHV[:, 0]) if S is None else S
     q, k, v, g = _scaled(q_BTHK).to(kind), k_BTHK.to(kind), v_BTHV.to(kind), g_H.to(kind)
     token = torch.arange(T, device=v.device)
     ends = torch.full((B,), T, device=v.device) if lengths_B is None else lengths_B
-    if lengths_B is not None:  # whatever pads a row, NaN included, is not read
-        past = (token >= ends[:, None])[..., None, None]
-        k, v = k.masked_fill(past, 0), v.masked_fill(past, 0)
+    k, v = real(k, lengths_B), real(v, lengths_B)
     scores = torch.einsum("bthk,bmhk->bhtm", q, k) * decay_mask(T, g)
     y = torch.einsum("bhtm,bmhv->bthv", scores, v)
     y = y + torch.einsum("bthk,ht,bhkv->bthv", q, _fade(g, token + 1), S)
 
     left = _fade(g, ends[:, None] - 1 - token)  # [H, B, T]: what is left of each write at its row's end
     S = _fade(g, ends).mT[..., None, None] * S + torch.einsum("bmhk,hbm,bmhv->bhkv", k, left, v)
-    if lengths_B is not None:
-        y = y.masked_fill(past, 0)
-    return y.to(v_BTHV.dtype), S
+    return real(y, lengths_B).to(v_BTHV.dtype), S
 
 
 @packed
-def chunked(q_BTHK, k_BTHK, v_BTHV, *, g_H, S=None, lengths_B=None, chunk=64, impl="auto"):
-    """Quadratic within a chunk of tokens, the table between chunks: linear in T. Returns (y_BTHV, S).
-
-    Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
-    """
-    pick(impl, ("torch",))
-    check(q_BTHK=q_BTHK, k_BTHK=k_BTHK, v_BTHV=v_BTHV, g_H=g_H)
+def chunked(q_BTHK, k_BTHK, v_BTHV, *, g_H, S=None, lengths_B=None, chunk=64):
+    """Quadratic within a chunk of tokens, the table between chunks: linear in T. Returns (y_BTHV, S)."""
     return decay_chunked(_scaled(q_BTHK), k_BTHK, v_BTHV, g_H, S, lengths_B=lengths_B, chunk=chunk)
 
 
@@ -110,6 +100,13 @@ def _scaled(q):
     return q.to(state_dtype(q.dtype)) * q.shape[-1] ** -0.5
 
 
+@named
+def operator(q_BTHK, k_BTHK, v_BTHV, *, g_H):
+    """What these tokens do to any state: see `postx.scans.operators`."""
+    keep_H11 = (q_BTHK.shape[1] * g_H.to(state_dtype(v_BTHV.dtype))).exp()[:, None, None]
+    return operators.Fade(keep_H11, recurrent(q_BTHK, k_BTHK, v_BTHV, g_H=g_H)[1])
+
+
 def example(T, *, B=2, H=4, K=8, V=6, seed=0):
     """Valid float64 inputs: ((q_BTHK, k_BTHK, v_BTHV), dict(g_H)), with the paper's decays."""
     generator = torch.Generator().manual_seed(seed)
@@ -127,18 +124,18 @@ class Layer(nn.Module):
     """Multi-scale retention: Layer(x_BTD, S=None) -> (y_BTD, S), S = (table, position of the next token).
 
     K = D / H and V = 2 D / H; a group norm over each head's V outputs; a swish gate. q and k are rotated by plain
-    rotary angles on interleaved pairs: the decay that the paper's xPos adds to the rotation is left out. conv=4
+    rotary angles on interleaved pairs: the decay that the paper's xPos adds to the rotation is left out. conv_size=4
     mixes each channel of q, k and v with its last 4 tokens before the rotation; their inputs then join the state.
     """
 
-    def __init__(self, D, *, H=8, conv=0):
+    def __init__(self, D, *, H=8, conv_size=0):
         super().__init__()
         if D % (2 * H):
             raise ValueError(f"D: expected a multiple of 2 H = {2 * H} (pairs to rotate), got {D}")
         self.H, self.rope = H, Rope(pairing="interleaved")
         self.q, self.k = nn.Linear(D, D, bias=False), nn.Linear(D, D, bias=False)
         self.v, self.gate = nn.Linear(D, 2 * D, bias=False), nn.Linear(D, 2 * D, bias=False)
-        self.conv = _conv.Mixed((D, D, 2 * D), conv)
+        self.conv = conv.Mixed((D, D, 2 * D), conv_size)
         self.norm, self.out = nn.GroupNorm(H, 2 * D, affine=False), nn.Linear(2 * D, D, bias=False)
         self.register_buffer("g_H", log_gamma(H, torch.get_default_dtype()))
 

@@ -28,25 +28,28 @@ import torch
 from torch import nn
 
 from postx import scans
-from postx.cost import Cost, positive
-from postx.mixers import _conv, by_form, packed, pick, state_dtype
-from postx.shapes import check, check_lengths
+from postx.cost import Cost
+from postx.mixers import Still, by_form, packed
+from postx.parts import conv
+from postx.scans import operators
+from postx.shapes import named, positive, real, state_dtype
 
-FIRST = ("whole", "scaled")
+FAMILY, LETTER = "ssm", "R"
+STATE = "h_BD", "started_B"
+STARTS = ("whole", "scaled")
 
 
+@named
 def init(x_BD, r_BD, i_BD, *, delta_D, first="whole", max_slope=None):
     """Nothing remembered, nothing started: (zeros h_BD, at least float32, and zeros started_B)."""
-    sizes = _check(check(x_BD=x_BD, r_BD=r_BD, i_BD=i_BD), delta_D, first)
-    h = torch.zeros(sizes["B"], sizes["D"], dtype=state_dtype(x_BD.dtype), device=x_BD.device)
-    return h, torch.zeros(sizes["B"], dtype=torch.int64, device=x_BD.device)
+    h = torch.zeros_like(x_BD, dtype=state_dtype(x_BD.dtype))
+    return h, torch.zeros(len(x_BD), dtype=torch.int64, device=x_BD.device)
 
 
+@named
 def step(S, x_BD, r_BD, i_BD, *, delta_D, first="whole", max_slope=None, inplace=False):
     """One token: forget by a, add the gated and scaled input. Returns (y_BD, S)."""
-    sizes = _check(check(x_BD=x_BD, r_BD=r_BD, i_BD=i_BD), delta_D, first)
     h, started = S
-    check(sizes, h_BD=h, started_B=started)
     g, b = _drive(x_BD, r_BD, i_BD, delta_D, started == 0, first, max_slope)
     if inplace:
         h, started = h.mul_(g.exp()).add_(b), started.fill_(1)
@@ -71,7 +74,7 @@ def parallel(x_BTD, r_BTD, i_BTD, *, delta_D, first="whole", max_slope=None, S=N
     g, b, h, started = _prepare(x_BTD, r_BTD, i_BTD, delta_D, first, max_slope, S, lengths_B)
     y, G = _prefix(g, b)
     y = y + G.exp() * h[:, None]
-    return _mask(y.to(x_BTD.dtype), lengths_B), (y[:, -1], started)
+    return real(y.to(x_BTD.dtype), lengths_B), (y[:, -1], started)
 
 
 @packed
@@ -86,15 +89,8 @@ def chunked(
     S=None,
     lengths_B=None,
     chunk=64,
-    impl="auto",
 ):
-    """Prefix sums within all chunks of tokens at once, h from chunk to chunk: T log C work. Returns (y_BTD, S).
-
-    Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
-    """
-    if chunk < 1:
-        raise ValueError(f"chunk: expected at least 1 token, got {chunk}")
-    pick(impl, ("torch",))
+    """Prefix sums within all chunks of tokens at once, h from chunk to chunk: T log C work. Returns (y_BTD, S)."""
     g, b, h, started = _prepare(x_BTD, r_BTD, i_BTD, delta_D, first, max_slope, S, lengths_B)
     T = g.shape[1]
     # Tokens that fill up the last chunk neither fade nor write, so h after them is h after the last real one.
@@ -105,7 +101,7 @@ def chunked(
         begins.append(h)
         h = fade_BD * h + y_BD
     y = (y + fade * torch.stack(begins, 1)[:, :, None]).flatten(1, 2)[:, :T]
-    return _mask(y.to(x_BTD.dtype), lengths_B), (h, started)
+    return real(y.to(x_BTD.dtype), lengths_B), (h, started)
 
 
 def _prefix(g, b):
@@ -130,6 +126,8 @@ def rate(lambda_D, c=8.0):
 
 def _drive(x, r, i, delta_D, begins, first, max_slope):
     """Log-decay and write, g = -delta r and sqrt(1 - exp(2 g)) i x; the write of a first token may be whole."""
+    if first not in STARTS:
+        raise ValueError(f"first: expected 'whole' or 'scaled', got {first!r}")
     kind = state_dtype(x.dtype)
     x, r, i = (z.to(kind) for z in (x, r, i))
     g = -delta_D.to(kind) * r
@@ -142,33 +140,13 @@ def _drive(x, r, i, delta_D, begins, first, max_slope):
 
 def _prepare(x_BTD, r_BTD, i_BTD, delta_D, first, max_slope, S, lengths_B):
     """Log-decays and writes, neither past a row's end, h before the first token, and who will have started."""
-    sizes = _check(check(x_BTD=x_BTD, r_BTD=r_BTD, i_BTD=i_BTD), delta_D, first)
-    B, T = sizes["B"], sizes["T"]
-    check_lengths(lengths_B, B, T)
-    if S is None:
-        S = init(x_BTD[:, 0], r_BTD[:, 0], i_BTD[:, 0], delta_D=delta_D, first=first)
-    h, started = S
-    check(sizes, h_BD=h, started_B=started)
-    token = torch.arange(T, device=x_BTD.device)
+    h, started = init(x_BTD[:, 0], r_BTD[:, 0], i_BTD[:, 0], delta_D=delta_D) if S is None else S
+    token = torch.arange(x_BTD.shape[1], device=x_BTD.device)
     begins_BT = (started == 0)[:, None] & (token == 0)
     g, b = _drive(x_BTD, r_BTD, i_BTD, delta_D, begins_BT, first, max_slope)
     if lengths_B is None:
         return g, b, h, torch.ones_like(started)
-    past_BT1 = (token >= lengths_B[:, None])[..., None]
-    return g.masked_fill(past_BT1, 0), b.masked_fill(past_BT1, 0), h, started | (lengths_B > 0).long()
-
-
-def _check(sizes, delta_D, first):
-    if first not in FIRST:
-        raise ValueError(f"first: expected 'whole' or 'scaled', got {first!r}")
-    return check(sizes, delta_D=delta_D)
-
-
-def _mask(y, lengths_B):
-    """Zero past each row's length."""
-    if lengths_B is None:
-        return y
-    return y * (torch.arange(y.shape[1], device=y.device) < lengths_B[:, None])[..., None]
+    return real(g, lengths_B), real(b, lengths_B), h, started | (lengths_B > 0).long()
 
 
 class _BoundedSqrt(torch.autograd.Function):
@@ -185,6 +163,15 @@ class _BoundedSqrt(torch.autograd.Function):
     def backward(ctx, dy):
         (y,) = ctx.saved_tensors
         return dy * (0.5 / y).clamp(max=ctx.bound), None
+
+
+@named
+def operator(x_BTD, r_BTD, i_BTD, *, delta_D, **w):
+    """What these tokens do to any state: see `postx.scans.operators`."""
+    h, started = init(x_BTD[:, 0], r_BTD[:, 0], i_BTD[:, 0], delta_D=delta_D)
+    keep_BD = torch.exp(-delta_D * r_BTD.sum(1, dtype=h.dtype))
+    S = recurrent(x_BTD, r_BTD, i_BTD, delta_D=delta_D, S=(h, started + 1), **w)[1]
+    return operators.Fade((keep_BD, started), S)
 
 
 def example(T, *, B=2, D=5, seed=0, first="whole"):
@@ -205,31 +192,31 @@ def cost(T, *, B=1, D=5, item=4) -> Cost:
 
 
 class Layer(nn.Module):
-    """Griffin's recurrent block: Layer(x_BTD, S=None) -> (y_BTD, S), with S = (short convolution's, h, started).
+    """Griffin's recurrent block: Layer(x_BTD, S=None) -> (y_BTD, S), with S = (h, started, short convolution's).
 
-    out(gelu(gate(x)) * rglru(conv(in(x)))): a short convolution of W taps, and gates r and i from H diagonal blocks.
+    out(gelu(gate(x)) * rglru(conv(in(x)))): a short convolution, and gates r and i from H diagonal blocks.
     Lambda starts so that a^c is uniform in [0.9, 0.999] (paper, sec. 2.4; the codes draw a, not a^c, from there).
     """
 
-    def __init__(self, D, *, width=None, H=4, W=4, c=8.0, first="whole", max_slope=1000.0):
+    def __init__(self, D, *, width=None, H=4, conv_size=4, c=8.0, first="whole", max_slope=1000.0):
         super().__init__()
         width = width or D
         if width % H:
             raise ValueError(f"H: {H} blocks do not divide the width {width}")
         self.c, self.first, self.max_slope = c, first, max_slope
         self.gate, self.input = nn.Linear(D, width), nn.Linear(D, width)
-        self.weight_DW = nn.Parameter(torch.randn(width, W) / math.sqrt(W))
+        self.weight_DW = nn.Parameter(torch.randn(width, conv_size) / math.sqrt(conv_size))
         self.bias_D = nn.Parameter(torch.zeros(width))
         block = width // H
         self.gates_HKV = nn.Parameter(torch.randn(H, block, 2 * block) / math.sqrt(block))
-        self.gates_HV = nn.Parameter(torch.zeros(H, 2 * block))
+        self.gates_HV = Still(torch.zeros(H, 2 * block))
         a_D = torch.empty(width).uniform_(0.9, 0.999)
         self.lambda_D = nn.Parameter(torch.log(torch.expm1(-torch.log(a_D) / c)))  # inverse of softplus
         self.out = nn.Linear(width, D)
 
     def forward(self, x_BTD, S=None, *, form="auto", lengths_B=None, reset_BT=None, **side):
-        S_conv, *S = S if S else (None,)
-        x, S_conv = _conv.short_convolution(
+        *S, S_conv = S if S else (None,)
+        x, S_conv = conv.short_convolution(
             self.input(x_BTD), self.weight_DW, self.bias_D, S_conv, lengths_B, reset_BT
         )
         blocks = x.unflatten(-1, (self.gates_HKV.shape[0], -1))
@@ -238,4 +225,4 @@ class Layer(nn.Module):
         weights = {"delta_D": rate(self.lambda_D, self.c), "first": self.first, "max_slope": self.max_slope}
         side |= {"lengths_B": lengths_B, "reset_BT": reset_BT}
         y, S = by_form(__name__, form, x_BTD)(x, r, i, S=tuple(S) or None, **weights, **side)
-        return self.out(nn.functional.gelu(self.gate(x_BTD)) * y), (S_conv, *S)
+        return self.out(nn.functional.gelu(self.gate(x_BTD)) * y), (*S, S_conv)

@@ -18,21 +18,26 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost
-from postx.mixers import by_form, packed, pick, state_dtype
-from postx.mixers._shift import token_shift
-from postx.shapes import check, check_lengths
+from postx.mixers import Still, by_form, packed
+from postx.parts.shift import token_shift
+from postx.scans import operators
+from postx.shapes import check, named, real, state_dtype
+
+FAMILY, LETTER = "linear", "4"
+STATE = "num_BD", "den_BD", "max_BD"
+AUTO = {"far": "parallel"}  # few large operations beat a loop over chunks
 
 
+@named
 def init(k_BD, v_BD, *, g_D, u_D):
     """The average over nothing: (num_BD, den_BD, max_BD) = (0, 0, a finite floor)."""
-    check(k_BD=k_BD, v_BD=v_BD, g_D=g_D, u_D=u_D)
     zeros = torch.zeros_like(v_BD, dtype=_kind(k_BD, v_BD))
     return zeros, zeros.clone(), torch.full_like(zeros, scans.START)
 
 
+@named
 def step(S, k_BD, v_BD, *, g_D, u_D, inplace=False):
     """One token: read the faded sums and the token itself with weight e^(u + k), then add it. Returns (y_BD, S)."""
-    check(k_BD=k_BD, v_BD=v_BD, g_D=g_D, u_D=u_D)
     num, den, top = S[0], S[1], S[2].detach()
     k, v, g, u = (x.to(num.dtype) for x in (k_BD, v_BD, g_D, u_D))
     peak = torch.maximum(top, u + k).detach()
@@ -52,7 +57,6 @@ def step(S, k_BD, v_BD, *, g_D, u_D, inplace=False):
 @packed
 def recurrent(k_BTD, v_BTD, *, g_D, u_D, S=None, lengths_B=None, impl="auto"):
     """All tokens, left to right. Returns (y_BTD, S)."""
-    check(k_BTD=k_BTD, v_BTD=v_BTD, g_D=g_D, u_D=u_D)
     return scans.logspace(k_BTD, v_BTD, g_D, u_D, S, lengths_B=lengths_B, impl=impl)
 
 
@@ -66,14 +70,8 @@ def parallel(k_BTD, v_BTD, *, g_D, u_D, S=None, lengths_B=None):
 
 
 @packed
-def chunked(k_BTD, v_BTD, *, g_D, u_D, S=None, lengths_B=None, chunk=64, impl="auto"):
-    """`parallel` on each chunk of tokens, the state between chunks. Returns (y_BTD, S).
-
-    Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
-    """
-    if chunk < 1:
-        raise ValueError(f"chunk: expected at least 1 token, got {chunk}")
-    pick(impl, ("torch",))
+def chunked(k_BTD, v_BTD, *, g_D, u_D, S=None, lengths_B=None, chunk=64):
+    """`parallel` on each chunk of tokens, the state between chunks. Returns (y_BTD, S)."""
     outputs = []
     for i, (k, v) in enumerate(zip(k_BTD.split(chunk, 1), v_BTD.split(chunk, 1), strict=True)):
         left = None if lengths_B is None else (lengths_B - i * chunk).clamp(0, k.shape[1])
@@ -83,11 +81,8 @@ def chunked(k_BTD, v_BTD, *, g_D, u_D, S=None, lengths_B=None, chunk=64, impl="a
 
 
 def _by_doubling(k_BTD, v_BTD, g_D, u_D, S, lengths_B):
-    sizes = check(k_BTD=k_BTD, v_BTD=v_BTD, g_D=g_D, u_D=u_D)
-    B, T = sizes["B"], sizes["T"]
-    check_lengths(lengths_B, B, T)
+    B, T = v_BTD.shape[:2]
     S = init(k_BTD[:, 0], v_BTD[:, 0], g_D=g_D, u_D=u_D) if S is None else S
-    check(sizes, **dict(zip(("num_BD", "den_BD", "max_BD"), S, strict=True)))
     k, v, g, u = (x.to(S[0].dtype) for x in (k_BTD, v_BTD, g_D, u_D))
 
     # Slot 0 holds the state that came in, slot t + 1 token t alone; after the rounds each holds all up to it.
@@ -105,10 +100,8 @@ def _by_doubling(k_BTD, v_BTD, g_D, u_D, S, lengths_B):
     before = tuple(x[:, :-1] for x in sums)
     own = torch.exp(u + k - (u + k).detach())
     num, den, _ = scans.merge(before, (own * v, own, (u + k).detach()))
-    y = (num / den).to(v_BTD.dtype)
+    y = real(num / den, lengths_B).to(v_BTD.dtype)
     ends = torch.full((B,), T, device=v.device) if lengths_B is None else lengths_B.long()
-    if lengths_B is not None:
-        y = y.masked_fill((torch.arange(T, device=v.device) >= ends[:, None])[..., None], 0)
     return y, tuple(x[torch.arange(B, device=v.device), ends] for x in sums)
 
 
@@ -122,6 +115,12 @@ def _fade(sums, g):
 
 def _kind(k, v):
     return state_dtype(torch.promote_types(k.dtype, v.dtype))
+
+
+@named
+def operator(k_BTD, v_BTD, *, g_D, u_D):
+    """What these tokens do to any state: see `postx.scans.operators`."""
+    return operators.Logspace(k_BTD.shape[1] * g_D, recurrent(k_BTD, v_BTD, g_D=g_D, u_D=u_D)[1])
 
 
 def example(T, *, B=2, D=6, seed=0):
@@ -147,7 +146,7 @@ class Layer(nn.Module):
 
     def __init__(self, D):
         super().__init__()
-        self.mix_3D = nn.Parameter(torch.linspace(0, 1, D).repeat(3, 1))
+        self.mix_3D = Still(torch.linspace(0, 1, D).repeat(3, 1))
         self.decay_D = nn.Parameter(torch.linspace(-5, 3, D))
         self.u_D = nn.Parameter(torch.arange(D) % 3 * 0.5 - 0.5 + torch.tensor(0.3).log())
         self.k, self.v, self.r, self.out = (nn.Linear(D, D, bias=False) for _ in range(4))

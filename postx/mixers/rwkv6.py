@@ -18,25 +18,29 @@ from torch.nn.functional import silu
 
 from postx import scans
 from postx.cost import Cost, decay_recurrence
-from postx.mixers import by_form, packed, pick, state_dtype
-from postx.mixers._shift import token_shift
-from postx.scans.chunked import decay_chunked
-from postx.shapes import check
+from postx.mixers import Still, by_form, packed
+from postx.parts.shift import token_shift
+from postx.scans import operators
+from postx.scans.decay_chunked import decay_chunked
+from postx.shapes import check, empty, named
+
+FAMILY, LETTER = "linear", "6"
+STATE = "S_BHKV"
+AUTO = {"triton": "recurrent"}  # one kernel
 
 
+@named
 def init(q_BHK, k_BHK, v_BHV, g_BHK, *, u_HK):
     """The empty table of each head, S_BHKV."""
-    sizes = check(q_BHK=q_BHK, k_BHK=k_BHK, v_BHV=v_BHV, g_BHK=g_BHK, u_HK=u_HK)
-    B, H, K, V = (sizes[letter] for letter in "BHKV")
-    return torch.zeros(B, H, K, V, dtype=state_dtype(v_BHV.dtype), device=v_BHV.device)
+    return empty(k_BHK, v_BHV)
 
 
+@named
 def step(S, q_BHK, k_BHK, v_BHV, g_BHK, *, u_HK, inplace=False):
     """One token: q reads the old table and the token itself times u; then rows fade, k v' is written.
 
     Returns (y_BHV, S).
     """
-    check(q_BHK=q_BHK, k_BHK=k_BHK, v_BHV=v_BHV, g_BHK=g_BHK, u_HK=u_HK)
     q, k, v, g, u = (x.to(S.dtype) for x in (q_BHK, k_BHK, v_BHV, g_BHK, u_HK))
     written = k[..., None] * v[..., None, :]
     y = torch.einsum("bhk,bhkv->bhv", q, S + u[..., None] * written).to(v_BHV.dtype)
@@ -47,32 +51,28 @@ def step(S, q_BHK, k_BHK, v_BHV, g_BHK, *, u_HK, inplace=False):
 @packed
 def recurrent(q_BTHK, k_BTHK, v_BTHV, g_BTHK, *, u_HK, S=None, lengths_B=None, impl="auto"):
     """All tokens, left to right. Returns (y_BTHV, S)."""
-    z = _checked(q_BTHK, k_BTHK, v_BTHV, g_BTHK, u_HK)
+    z = q_BTHK, k_BTHK, v_BTHV, g_BTHK
     return scans.decay(*z, S, read="before", u_HK=u_HK, lengths_B=lengths_B, impl=impl)
 
 
 @packed
 def parallel(q_BTHK, k_BTHK, v_BTHV, g_BTHK, *, u_HK, S=None, lengths_B=None):
     """All pairs at once, each key channel with its own decay: one chunk of T tokens. Returns (y_BTHV, S)."""
-    z = _checked(q_BTHK, k_BTHK, v_BTHV, g_BTHK, u_HK)
-    T = max(1, v_BTHV.shape[1])
+    z, T = (q_BTHK, k_BTHK, v_BTHV, g_BTHK), v_BTHV.shape[1]
     return decay_chunked(*z, S, read="before", u_HK=u_HK, lengths_B=lengths_B, chunk=T)
 
 
 @packed
-def chunked(q_BTHK, k_BTHK, v_BTHV, g_BTHK, *, u_HK, S=None, lengths_B=None, chunk=64, impl="auto"):
-    """Quadratic within a chunk of tokens, the table between chunks: linear in T. Returns (y_BTHV, S).
-
-    Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
-    """
-    pick(impl, ("torch",))
-    z = _checked(q_BTHK, k_BTHK, v_BTHV, g_BTHK, u_HK)
+def chunked(q_BTHK, k_BTHK, v_BTHV, g_BTHK, *, u_HK, S=None, lengths_B=None, chunk=64):
+    """Quadratic within a chunk of tokens, the table between chunks: linear in T. Returns (y_BTHV, S)."""
+    z = q_BTHK, k_BTHK, v_BTHV, g_BTHK
     return decay_chunked(*z, S, read="before", u_HK=u_HK, lengths_B=lengths_B, chunk=chunk)
 
 
-def _checked(q_BTHK, k_BTHK, v_BTHV, g_BTHK, u_HK):
-    check(q_BTHK=q_BTHK, k_BTHK=k_BTHK, v_BTHV=v_BTHV, g_BTHK=g_BTHK, u_HK=u_HK)
-    return q_BTHK, k_BTHK, v_BTHV, g_BTHK
+@named
+def operator(q_BTHK, k_BTHK, v_BTHV, g_BTHK, *, u_HK):
+    """What these tokens do to any state: see `postx.scans.operators`."""
+    return operators.fade(g_BTHK, recurrent(q_BTHK, k_BTHK, v_BTHV, g_BTHK, u_HK=u_HK)[1])
 
 
 def example(T, *, B=2, H=4, K=8, V=6, seed=0):
@@ -106,7 +106,7 @@ class Layer(nn.Module):
         if D % (2 * H) and (K is None or V is None):
             raise ValueError(f"D: expected a multiple of 2 H = {2 * H} where K or V is not given, got {D}")
         self.H, K, V = H, K or D // (2 * H), V or D // H
-        self.first_D, self.mix_5D = nn.Parameter(torch.full((D,), 0.5)), nn.Parameter(torch.full((5, D), 0.5))
+        self.first_D, self.mix_5D = nn.Parameter(torch.full((D,), 0.5)), Still(torch.full((5, D), 0.5))
         self.mix_down = nn.Linear(D, 5 * rank, bias=False)
         self.mix_up_5RD = nn.Parameter(torch.empty(5, rank, D))
         nn.init.uniform_(self.mix_up_5RD, -0.01, 0.01)
@@ -115,8 +115,8 @@ class Layer(nn.Module):
         self.decay = nn.Sequential(
             nn.Linear(D, rank, bias=False), nn.Tanh(), nn.Linear(rank, H * K, bias=False)
         )
-        self.decay_HK = nn.Parameter(torch.linspace(-6, 1, K).repeat(H, 1))
-        self.u_HK = nn.Parameter(torch.linspace(0, 1, K).repeat(H, 1))
+        self.decay_HK = Still(torch.linspace(-6, 1, K).repeat(H, 1))
+        self.u_HK = Still(torch.linspace(0, 1, K).repeat(H, 1))
         self.norm, self.out = nn.GroupNorm(H, H * V, eps=64e-5), nn.Linear(H * V, D, bias=False)
 
     def forward(self, x_BTD, S=None, *, form="auto", **side):

@@ -27,9 +27,15 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost
-from postx.mixers import _wy, by_form, packed, state_dtype
-from postx.shapes import check, check_lengths
+from postx.mixers import Still, by_form, packed
+from postx.parts.shift import token_shift
+from postx.scans import delta_chunked, operators
+from postx.shapes import check, empty, named, state_dtype
 
+FAMILY, LETTER = "linear", "7"
+STATE = "S_BHKV"
+AUTO = {"triton": "recurrent"}  # one kernel
+FIRST = {"value_rank": 0}  # it gives its value to the later ones, and blends in none
 FASTEST = -math.exp(-0.5)  # the log-decay's lower end: a key keeps at least exp(-0.6065) = 0.545 of itself a token
 
 
@@ -38,17 +44,16 @@ def log_decay(x):
     return FASTEST * torch.sigmoid(x)
 
 
+@named
 def init(r_BHK, k_BHK, v_BHV, removal_BHK, a_BHK, g_BHK):
     """The empty table, S_BHKV."""
-    sizes = check(r_BHK=r_BHK, k_BHK=k_BHK, v_BHV=v_BHV, removal_BHK=removal_BHK, a_BHK=a_BHK, g_BHK=g_BHK)
-    return torch.zeros([sizes[x] for x in "BHKV"], dtype=state_dtype(v_BHV.dtype), device=v_BHV.device)
+    return empty(k_BHK, v_BHV)
 
 
+@named
 def step(S, r_BHK, k_BHK, v_BHV, removal_BHK, a_BHK, g_BHK, *, inplace=False):
     """One token: take out, fade, write, read with r. Returns (y_BHV, S)."""
-    named = dict(r_BHK=r_BHK, k_BHK=k_BHK, v_BHV=v_BHV, removal_BHK=removal_BHK, a_BHK=a_BHK, g_BHK=g_BHK)
-    check(check(**named), S_BHKV=S)
-    r, k, v, removal, a, g = (x.to(S.dtype) for x in named.values())
+    r, k, v, removal, a, g = (x.to(S.dtype) for x in (r_BHK, k_BHK, v_BHV, removal_BHK, a_BHK, g_BHK))
     held = torch.einsum("bhk,bhkv->bhv", removal, S)
     change = k[..., None] * v[..., None, :] - (removal * a)[..., None] * held[..., None, :]
     keep = g.exp()[..., None]
@@ -59,34 +64,33 @@ def step(S, r_BHK, k_BHK, v_BHV, removal_BHK, a_BHK, g_BHK, *, inplace=False):
 @packed
 def recurrent(r_BTHK, k_BTHK, v_BTHV, removal_BTHK, a_BTHK, g_BTHK, *, S=None, lengths_B=None, impl="auto"):
     """All tokens, left to right. Returns (y_BTHV, S)."""
-    terms, keys, S = _terms(r_BTHK, k_BTHK, v_BTHV, removal_BTHK, a_BTHK, g_BTHK, S, lengths_B)
-    return scans.delta(*terms, S, **keys, lengths_B=lengths_B, impl=impl)
+    z = r_BTHK, k_BTHK, v_BTHV, None, g_BTHK
+    return scans.delta(*z, S, **_keys(removal_BTHK, a_BTHK), lengths_B=lengths_B, impl=impl)
 
 
 @packed
 def chunked(
-    r_BTHK, k_BTHK, v_BTHV, removal_BTHK, a_BTHK, g_BTHK, *, S=None, lengths_B=None, chunk=16, impl="auto"
+    r_BTHK, k_BTHK, v_BTHV, removal_BTHK, a_BTHK, g_BTHK, *, S=None, lengths_B=None, chunk=16
 ):
     """A triangular system within a chunk, the table between chunks: linear in T. Returns (y_BTHV, S).
 
-    Holds C^2 K numbers a head at a time. Raises ValueError for a chunk below 1, or an impl other than "auto" and
-    "torch".
+    Holds C^2 K numbers a head at a time.
     """
-    terms, keys, S = _terms(r_BTHK, k_BTHK, v_BTHV, removal_BTHK, a_BTHK, g_BTHK, S, lengths_B)
-    return _wy.in_chunks(*terms, S, **keys, lengths_B=lengths_B, chunk=chunk, impl=impl)
+    z = r_BTHK, k_BTHK, v_BTHV, None, g_BTHK
+    return delta_chunked.in_chunks(*z, S, **_keys(removal_BTHK, a_BTHK), lengths_B=lengths_B, chunk=chunk)
 
 
-def _terms(r_BTHK, k_BTHK, v_BTHV, removal_BTHK, a_BTHK, g_BTHK, S, lengths_B):
-    """The arguments of `scans.delta` up to g, and its b and c: removal reads, removal * a takes out."""
-    named = dict(
-        r_BTHK=r_BTHK, k_BTHK=k_BTHK, v_BTHV=v_BTHV, removal_BTHK=removal_BTHK, a_BTHK=a_BTHK, g_BTHK=g_BTHK
-    )
-    sizes = check(**named)
-    check_lengths(lengths_B, sizes["B"], sizes["T"])
-    S = init(*(x[:, 0] for x in named.values())) if S is None else S
-    check(sizes, S_BHKV=S)
+def _keys(removal_BTHK, a_BTHK):
+    """The b and c of `scans.delta`: removal reads, removal * a takes out."""
     removal, a = (x.to(state_dtype(x.dtype)) for x in (removal_BTHK, a_BTHK))
-    return (r_BTHK, k_BTHK, v_BTHV, None, g_BTHK), {"b_BTHK": removal * a, "c_BTHK": removal}, S
+    return {"b_BTHK": removal * a, "c_BTHK": removal}
+
+
+@named
+def operator(r_BTHK, k_BTHK, v_BTHV, removal_BTHK, a_BTHK, g_BTHK):
+    """What these tokens do to any state: see `postx.scans.operators`."""
+    more = removal_BTHK, a_BTHK, g_BTHK
+    return operators.full(lambda v, S: recurrent(r_BTHK, k_BTHK, v, *more, S=S)[1], k_BTHK, v_BTHV)
 
 
 def example(T, *, B=2, H=2, K=6, V=5, seed=0):
@@ -118,12 +122,14 @@ class Layer(nn.Module):
     without. ranks: those of decay, a and gate, where they differ.
     """
 
+    TAKES = ("cross",)
+
     def __init__(self, D, *, H=None, rank=32, ranks=None, value_rank=0):
         super().__init__()
         self.H = H = H or max(1, D // 64)
         if D % H:
             raise ValueError(f"D: expected a multiple of H={H}, got {D}")
-        self.mix_6D = nn.Parameter(torch.full((6, D), 0.5))
+        self.mix_6D = Still(torch.full((6, D), 0.5))
         self.r, self.k, self.v, self.out = (nn.Linear(D, D, bias=False) for _ in range(4))
         down = [nn.Linear(D, n, bias=False) for n in ranks or (rank,) * 3]
         up = [nn.Linear(x.out_features, D, bias=i < 2) for i, x in enumerate(down)]
@@ -134,12 +140,12 @@ class Layer(nn.Module):
             self.value = nn.Sequential(nn.Linear(D, value_rank, bias=False), nn.Linear(value_rank, D))
         nn.init.uniform_(self.decay[-1].bias, -6, 1)
         self.removal_D, self.scale_D = nn.Parameter(torch.full((D,), 0.85)), nn.Parameter(torch.ones(D))
-        self.u_HK = nn.Parameter(torch.full((H, D // H), 0.1))
+        self.u_HK = Still(torch.full((H, D // H), 0.1))
         self.norm = nn.GroupNorm(H, D, eps=64e-5)
 
     def forward(self, x_BTD, S=None, *, form="auto", cross=None, **side):
         check({"D": self.mix_6D.shape[1]}, x_BTD=x_BTD)
-        previous, last_BD = _previous(x_BTD, S[1] if S else None, **side)
+        previous, last_BD = token_shift(x_BTD, S[1] if S else None, **side)
         seen = (x_BTD[:, :, None] + (previous - x_BTD)[:, :, None] * self.mix_6D).unbind(2)
         projections = self.r, self.decay, self.k, self.v, self.a, self.gate
         r, d, k, v, a, gate = (project(x) for project, x in zip(projections, seen, strict=True))
@@ -156,15 +162,3 @@ class Layer(nn.Module):
         y, table = by_form(__name__, form, x_BTD)(r, k, v, removal, a, log_decay(d), S=S[0] if S else None, **side)
         y = self.norm(y.flatten(0, 1).flatten(1)).view_as(v) + (r * k * self.u_HK).sum(-1, keepdim=True) * v
         return self.out(y.flatten(2) * gate), (table, last_BD)
-
-
-def _previous(x_BTD, S_BD=None, *, lengths_B=None, reset_BT=None):
-    """The token before each token (zeros before the first of a sequence), and the last real one."""
-    B, T, D = x_BTD.shape
-    check_lengths(lengths_B, B, T)
-    S_BD = x_BTD.new_zeros(B, D) if S_BD is None else S_BD
-    check({"B": B, "T": T, "D": D}, S_BD=S_BD, reset_BT=reset_BT)
-    seen = torch.cat([S_BD[:, None], x_BTD], 1)
-    end_B = torch.full((B,), T, device=x_BTD.device) if lengths_B is None else lengths_B.long()
-    previous = seen[:, :-1] if reset_BT is None else seen[:, :-1].masked_fill(reset_BT[..., None], 0)
-    return previous, seen[torch.arange(B, device=x_BTD.device), end_B]

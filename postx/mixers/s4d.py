@@ -19,21 +19,27 @@ from torch import nn
 
 from postx import scans
 from postx.cost import Cost, ssm_scan
-from postx.mixers import by_form, packed, pick, state_dtype
-from postx.mixers._hippo import INITS, hippo_legs, inv, legs, lin, normal_plus_low_rank  # noqa: F401
-from postx.shapes import check, check_lengths
+from postx.mixers import Still, by_form, packed
+from postx.parts.hippo import INITS, hippo_legs, inv, legs, lin, normal_plus_low_rank  # noqa: F401
+from postx.scans import operators
+from postx.shapes import named, real, state_dtype
+
+FAMILY, LETTER = "ssm", "I"
+STATE = "S_BDN"
+AUTO = {"far": "parallel"}  # few large operations beat a loop over chunks
 
 
+@named
 def init(u_BD, *, delta_D, A_DN, C_DN, skip_D):
     """All oscillators at rest: complex zeros S_BDN, at least complex64."""
-    sizes = _check_weights(check(u_BD=u_BD), delta_D, A_DN, C_DN, skip_D)
-    shape = sizes["B"], sizes["D"], sizes["N"]
-    return torch.zeros(shape, dtype=_kind(u_BD, A_DN), device=u_BD.device)
+    _complex(A_DN=A_DN, C_DN=C_DN)
+    return u_BD.new_zeros(*u_BD.shape, A_DN.shape[1], dtype=_kind(u_BD, A_DN))
 
 
+@named
 def step(S, u_BD, *, delta_D, A_DN, C_DN, skip_D, inplace=False):
     """One token: each oscillator turns, fades, and is pushed by u. Returns (y_BD, S)."""
-    _check_weights(check(u_BD=u_BD), delta_D, A_DN, C_DN, skip_D)
+    _complex(A_DN=A_DN, C_DN=C_DN)
     turn_DN, push_DN = _discretize(delta_D, A_DN, S.dtype)
     written = push_DN * u_BD[..., None]
     S = S.mul_(turn_DN).add_(written) if inplace else turn_DN * S + written
@@ -44,11 +50,11 @@ def step(S, u_BD, *, delta_D, A_DN, C_DN, skip_D, inplace=False):
 @packed
 def recurrent(u_BTD, *, delta_D, A_DN, C_DN, skip_D, S=None, lengths_B=None, impl="auto"):
     """All tokens, left to right, through the diagonal scan. Returns (y_BTD, S)."""
-    _check_weights(check(u_BTD=u_BTD), delta_D, A_DN, C_DN, skip_D)
+    _complex(A_DN=A_DN, C_DN=C_DN)
     z = delta_D[:, None] * A_DN
     exact = torch.special.expm1(z) / z  # zero-order hold of B, over the scan's own Euler step delta B
     y, S = scans.diagonal(u_BTD, delta_D, A_DN, exact, 2 * C_DN, S, lengths_B=lengths_B, impl=impl)
-    return _mask(y + (skip_D * u_BTD).to(y.dtype), lengths_B), S
+    return real(y + (skip_D * u_BTD).to(y.dtype), lengths_B), S
 
 
 @packed
@@ -61,14 +67,8 @@ def parallel(u_BTD, *, delta_D, A_DN, C_DN, skip_D, S=None, lengths_B=None):
 
 
 @packed
-def chunked(u_BTD, *, delta_D, A_DN, C_DN, skip_D, S=None, lengths_B=None, chunk=64, impl="auto"):
-    """A convolution within each chunk of tokens, the state between chunks. Returns (y_BTD, S).
-
-    Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
-    """
-    if chunk < 1:
-        raise ValueError(f"chunk: expected at least 1 token, got {chunk}")
-    pick(impl, ("torch",))
+def chunked(u_BTD, *, delta_D, A_DN, C_DN, skip_D, S=None, lengths_B=None, chunk=64):
+    """A convolution within each chunk of tokens, the state between chunks. Returns (y_BTD, S)."""
     outputs = []
     for t in range(0, u_BTD.shape[1], chunk):
         piece = u_BTD[:, t : t + chunk]
@@ -85,12 +85,9 @@ def kernel(T, *, delta_D, A_DN, C_DN):
 
 
 def _convolve(u_BTD, delta_D, A_DN, C_DN, skip_D, S, lengths_B):
-    sizes = _check_weights(check(u_BTD=u_BTD), delta_D, A_DN, C_DN, skip_D)
-    T = sizes["T"]
-    check_lengths(lengths_B, sizes["B"], T)
-    kind = _kind(u_BTD, A_DN)
-    S = torch.zeros(sizes["B"], sizes["D"], sizes["N"], dtype=kind, device=u_BTD.device) if S is None else S
-    check(sizes, S_BDN=S)
+    _complex(A_DN=A_DN, C_DN=C_DN)
+    (B, T, D), kind = u_BTD.shape, _kind(u_BTD, A_DN)
+    S = u_BTD.new_zeros(B, D, A_DN.shape[1], dtype=kind) if S is None else S
     u = u_BTD.to(state_dtype(u_BTD.dtype))
     powers_DNT = _powers(delta_D, A_DN, T + 1, kind)
     turn_DN, push_DN = _discretize(delta_D, A_DN, kind)
@@ -102,13 +99,13 @@ def _convolve(u_BTD, delta_D, A_DN, C_DN, skip_D, S, lengths_B):
     )  # of the state that came in
     y = torch.fft.irfft(spectrum, n, dim=1)[:, :T] + ringing + skip_D * u
 
-    ends = torch.full((sizes["B"],), T, device=u.device) if lengths_B is None else lengths_B
+    ends = torch.full((B,), T, device=u.device) if lengths_B is None else lengths_B
     # The state at each row's end: shift the row so that its last real token stands last.
     source_BT = torch.arange(T, device=u.device) - (T - ends)[:, None]
     shifted = u.gather(1, source_BT.clamp(min=0)[..., None].expand_as(u)) * (source_BT >= 0)[..., None]
     written = torch.einsum("btd,dnt->bdn", shifted.to(kind), powers_DNT[..., :T].flip(-1))
     left = powers_DNT[..., ends].movedim(-1, 0)
-    return _mask(y.to(u_BTD.dtype), lengths_B), left * S + push_DN * written
+    return real(y.to(u_BTD.dtype), lengths_B), left * S + push_DN * written
 
 
 def _discretize(delta_D, A_DN, kind):
@@ -127,19 +124,17 @@ def _kind(u, A):
     return torch.promote_types(state_dtype(u.dtype), A.dtype)
 
 
-def _check_weights(sizes, delta_D, A_DN, C_DN, skip_D):
-    sizes = check(sizes, delta_D=delta_D, A_DN=A_DN, C_DN=C_DN, skip_D=skip_D)
-    for name, x in (("A_DN", A_DN), ("C_DN", C_DN)):
+def _complex(**weights):
+    for name, x in weights.items():
         if not x.is_complex():
             raise ValueError(f"{name}: expected complex numbers [D, N], got {x.dtype}")
-    return sizes
 
 
-def _mask(y, lengths_B):
-    """Zero past each row's length."""
-    if lengths_B is None:
-        return y
-    return y * (torch.arange(y.shape[1], device=y.device) < lengths_B[:, None])[..., None]
+@named
+def operator(u_BTD, **w):
+    """What these tokens do to any state: see `postx.scans.operators`."""
+    keep_DN, _ = _discretize(u_BTD.shape[1] * w["delta_D"], w["A_DN"], _kind(u_BTD, w["A_DN"]))
+    return operators.Fade(keep_DN, recurrent(u_BTD, **w)[1])
 
 
 def example(T, *, B=2, D=3, N=4, seed=0):
@@ -175,8 +170,8 @@ class Layer(nn.Module):
         if init not in INITS:
             raise ValueError(f"init: expected one of {', '.join(map(repr, INITS))}, got {init!r}")
         self.log_delta_D = nn.Parameter(torch.empty(D).uniform_(math.log(1e-3), math.log(0.1)))
-        self.log_A_real_DN = nn.Parameter(torch.full((D, N), math.log(0.5)))
-        self.A_imag_DN = nn.Parameter(INITS[init](D, N).imag.to(torch.get_default_dtype()))
+        self.log_A_real_DN = Still(torch.full((D, N), math.log(0.5)))
+        self.A_imag_DN = Still(INITS[init](D, N).imag.to(torch.get_default_dtype()))
         self.C_DN2 = nn.Parameter(
             torch.randn(D, N, 2) * math.sqrt(0.5)
         )  # real and imaginary part: optimizers want reals

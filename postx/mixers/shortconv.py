@@ -19,44 +19,41 @@ from torch import nn
 
 from postx.cost import Cost
 from postx.cost import short_convolution as _bill
-from postx.mixers import _conv, by_form, packed, state_dtype
-from postx.shapes import check, check_lengths
+from postx.mixers import by_form, packed
+from postx.parts import conv
+from postx.shapes import named, state_dtype
+
+FAMILY, LETTER = "conv", "C"
+STATE = "S_BW-1D"
+AUTO = {"far": "parallel"}  # a few shifted products
 
 
+@named
 def init(b_BD, c_BD, x_BD, *, weight_DW):
     """No past: zeros S_BWD [B, W-1, D], at least float32."""
-    sizes = check(b_BD=b_BD, c_BD=c_BD, x_BD=x_BD, weight_DW=weight_DW)
-    return _conv.init(x_BD, sizes["W"])
+    return conv.init(x_BD, weight_DW.shape[1])
 
 
+@named
 def step(S, b_BD, c_BD, x_BD, *, weight_DW, inplace=False):
     """One token: gate it, filter it with the W - 1 kept before it, gate the result. Returns (y_BD, S)."""
-    check(b_BD=b_BD, c_BD=c_BD, x_BD=x_BD, weight_DW=weight_DW)
-    y, S = _conv.step(S, b_BD.to(S.dtype) * x_BD, weight_DW, inplace=inplace)
+    y, S = conv.step(S, b_BD.to(S.dtype) * x_BD, weight_DW, inplace=inplace)
     return (c_BD * y).to(x_BD.dtype), S
 
 
 @packed
 def recurrent(b_BTD, c_BTD, x_BTD, *, weight_DW, S=None, lengths_B=None, impl="auto"):
     """All tokens, left to right, a dot product of W taps each. Returns (y_BTD, S)."""
-    _check(b_BTD, c_BTD, x_BTD, weight_DW, lengths_B)
-    y, S = _conv.scan(b_BTD.to(state_dtype(x_BTD.dtype)) * x_BTD, weight_DW, S, lengths_B, impl)
+    y, S = conv.scan(b_BTD.to(state_dtype(x_BTD.dtype)) * x_BTD, weight_DW, S, lengths_B, impl)
     return (c_BTD * y).to(x_BTD.dtype), S
 
 
 @packed
 def parallel(b_BTD, c_BTD, x_BTD, *, weight_DW, S=None, lengths_B=None):
     """All tokens at once, tap by tap: W shifted products. Returns (y_BTD, S)."""
-    _check(b_BTD, c_BTD, x_BTD, weight_DW, lengths_B)
     written = b_BTD.to(state_dtype(x_BTD.dtype)) * x_BTD
-    y, S = _conv.short_convolution(written, weight_DW, None, S, lengths_B, impl="torch")
+    y, S = conv.short_convolution(written, weight_DW, None, S, lengths_B, impl="torch")
     return (c_BTD * y).to(x_BTD.dtype), S
-
-
-def _check(b_BTD, c_BTD, x_BTD, weight_DW, lengths_B):
-    sizes = check(b_BTD=b_BTD, c_BTD=c_BTD, x_BTD=x_BTD, weight_DW=weight_DW)
-    check_lengths(lengths_B, sizes["B"], sizes["T"])
-    return sizes
 
 
 def example(T, *, B=2, D=5, W=3, seed=0):
@@ -71,17 +68,17 @@ def cost(T, *, B=1, D=5, W=3, item=4) -> Cost:
 
     Bytes: b, c, x in and y out. The state, W - 1 gated inputs, is bounded.
     """
-    bill = _bill(T, B=B, D=D, width=W, item=item)
+    bill = _bill(T, B=B, D=D, conv_size=W, item=item)
     return Cost(bill.flops + 2 * B * T * D, 4 * B * T * D * item, bill.state_floats)
 
 
 class Layer(nn.Module):
     """One projection to B, C and x, the gated convolution, one projection back: Layer(x_BTD, S=None) -> (y, S)."""
 
-    def __init__(self, D, *, W=3):
+    def __init__(self, D, *, conv_size=3):
         super().__init__()
         self.input, self.out = nn.Linear(D, 3 * D, bias=False), nn.Linear(D, D, bias=False)
-        self.weight_DW = nn.Parameter(torch.randn(D, W) / math.sqrt(W))
+        self.weight_DW = nn.Parameter(torch.randn(D, conv_size) / math.sqrt(conv_size))
 
     def forward(self, x_BTD, S=None, *, form="auto", **side):
         b, c, x = self.input(x_BTD).chunk(3, -1)

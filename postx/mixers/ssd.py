@@ -20,23 +20,27 @@ from torch.nn.functional import pad, silu, softplus
 
 from postx import scans
 from postx.cost import Cost, decay_recurrence
-from postx.mixers import _conv, by_form, packed, pick, state_dtype
-from postx.shapes import check, check_lengths, check_shared
+from postx.mixers import by_form, packed
+from postx.parts import conv
+from postx.scans import operators
+from postx.shapes import check, check_shared, empty, named, real, state_dtype
+
+FAMILY, LETTER = "ssm", "S"
+STATE = "S_BHKV"
+FOLLOW = "-"  # the block has its own gate and expansion
+AUTO = {"triton": "recurrent"}  # one kernel
 
 
+@named
 def init(q_BGK, k_BGK, v_BHV, g_BH):
     """The empty table of each head, S_BHKV, at least float32."""
-    sizes = check(q_BGK=q_BGK, k_BGK=k_BGK, v_BHV=v_BHV, g_BH=g_BH)
-    check_shared("k_BGK", sizes["G"], sizes["H"])
-    shape = tuple(sizes[letter] for letter in "BHKV")
-    return torch.zeros(shape, dtype=state_dtype(v_BHV.dtype), device=v_BHV.device)
+    return empty(k_BGK, v_BHV)
 
 
+@named
 def step(S, q_BGK, k_BGK, v_BHV, g_BH, *, inplace=False):
     """One token: the table fades by one number, k v' is written, q reads. Returns (y_BHV, S)."""
-    sizes = check(q_BGK=q_BGK, k_BGK=k_BGK, v_BHV=v_BHV, g_BH=g_BH)
-    share = check_shared("k_BGK", sizes["G"], sizes["H"])
-    q, k = (x.to(S.dtype).repeat_interleave(share, 1) for x in (q_BGK, k_BGK))
+    q, k = (x.to(S.dtype).repeat_interleave(v_BHV.shape[1] // x.shape[1], 1) for x in (q_BGK, k_BGK))
     keep, written = g_BH.to(S.dtype).exp()[..., None, None], k[..., None] * v_BHV.to(S.dtype)[..., None, :]
     S = S.mul_(keep).add_(written) if inplace else keep * S + written
     return torch.einsum("bhk,bhkv->bhv", q, S).to(v_BHV.dtype), S
@@ -45,26 +49,19 @@ def step(S, q_BGK, k_BGK, v_BHV, g_BH, *, inplace=False):
 @packed
 def recurrent(q_BTGK, k_BTGK, v_BTHV, g_BTH, *, S=None, lengths_B=None, impl="auto"):
     """All tokens, left to right, through the decay scan. Returns (y_BTHV, S)."""
-    _check(q_BTGK, k_BTGK, v_BTHV, g_BTH, lengths_B)
     return scans.decay(q_BTGK, k_BTGK, v_BTHV, g_BTH, S, lengths_B=lengths_B, impl=impl)
 
 
 @packed
 def parallel(q_BTGK, k_BTGK, v_BTHV, g_BTH, *, S=None, lengths_B=None):
     """All pairs at once, a masked attention: one chunk of T tokens, quadratic in T. Returns (y_BTHV, S)."""
-    return _in_chunks(q_BTGK, k_BTGK, v_BTHV, g_BTH, S, lengths_B, max(1, v_BTHV.shape[1]))
+    return _in_chunks(q_BTGK, k_BTGK, v_BTHV, g_BTH, S, lengths_B, v_BTHV.shape[1])
 
 
 @packed
-def chunked(q_BTGK, k_BTGK, v_BTHV, g_BTH, *, S=None, lengths_B=None, chunk=64, impl="auto"):
-    """Pairs within a chunk of tokens, the state between chunks: linear in T. Returns (y_BTHV, S).
-
-    Raises ValueError for a chunk below 1, or an impl other than "auto" and "torch".
-    """
-    if chunk < 1:
-        raise ValueError(f"chunk: expected at least 1 token, got {chunk}")
-    pick(impl, ("torch",))
-    return _in_chunks(q_BTGK, k_BTGK, v_BTHV, g_BTH, S, lengths_B, min(chunk, max(1, v_BTHV.shape[1])))
+def chunked(q_BTGK, k_BTGK, v_BTHV, g_BTH, *, S=None, lengths_B=None, chunk=64):
+    """Pairs within a chunk of tokens, the state between chunks: linear in T. Returns (y_BTHV, S)."""
+    return _in_chunks(q_BTGK, k_BTGK, v_BTHV, g_BTH, S, lengths_B, min(chunk, v_BTHV.shape[1]))
 
 
 def segment_sums(g):
@@ -81,14 +78,10 @@ def segment_sums(g):
 
 def _in_chunks(q_BTGK, k_BTGK, v_BTHV, g_BTH, S, lengths_B, C):
     """The blocks of the mask's matrix: full ones on its diagonal, one rank-K product below it for each chunk."""
-    sizes = _check(q_BTGK, k_BTGK, v_BTHV, g_BTH, lengths_B)
-    T, G, kind = sizes["T"], sizes["G"], state_dtype(v_BTHV.dtype)
-    S = init(q_BTGK[:, 0], k_BTGK[:, 0], v_BTHV[:, 0], g_BTH[:, 0]) if S is None else S
-    check(sizes, S_BHKV=S)
+    T, G, kind = *k_BTGK.shape[1:3], state_dtype(v_BTHV.dtype)
+    S = empty(k_BTGK[:, 0], v_BTHV[:, 0]) if S is None else S
     q, k, v, g = (x.to(kind) for x in (q_BTGK, k_BTGK, v_BTHV, g_BTH))
-    if lengths_B is not None:  # a token past the end writes nothing and lets nothing fade
-        real_BT = torch.arange(T, device=v.device) < lengths_B[:, None]
-        k, g = k * real_BT[..., None, None], torch.where(real_BT[..., None], g, torch.zeros_like(g))
+    k, g = real(k, lengths_B), real(g, lengths_B)  # a token past the end writes nothing and lets nothing fade
     # Whole chunks, and heads by group: x is [b, n chunks, c tokens, g groups, r readers of the group, ...]. The
     # padding has g = 0 and k = 0, so the last state does not notice it.
     q, k, v, g = (
@@ -107,16 +100,13 @@ def _in_chunks(q_BTGK, k_BTGK, v_BTHV, g_BTH, S, lengths_B, C):
         S = seen[:, n, ..., -1, None, None] * S + written[:, n]
     carried = torch.einsum("bncgk,bngrkv->bncgrv", q, torch.stack(before, 1))
     y = (y + carried * seen.movedim(-1, 2)[..., None]).flatten(3, 4).flatten(1, 2)[:, :T]
-    if lengths_B is not None:
-        y = y * real_BT[..., None, None]
-    return y.to(v_BTHV.dtype), S.flatten(1, 2)
+    return real(y, lengths_B).to(v_BTHV.dtype), S.flatten(1, 2)
 
 
-def _check(q_BTGK, k_BTGK, v_BTHV, g_BTH, lengths_B):
-    sizes = check(q_BTGK=q_BTGK, k_BTGK=k_BTGK, v_BTHV=v_BTHV, g_BTH=g_BTH)
-    check_shared("k_BTGK", sizes["G"], sizes["H"])
-    check_lengths(lengths_B, sizes["B"], sizes["T"])
-    return sizes
+@named
+def operator(q_BTGK, k_BTGK, v_BTHV, g_BTH):
+    """What these tokens do to any state: see `postx.scans.operators`."""
+    return operators.fade(g_BTH, recurrent(q_BTGK, k_BTGK, v_BTHV, g_BTH)[1])
 
 
 def example(T, *, B=2, H=4, G=2, K=8, V=6, seed=0):
@@ -141,10 +131,10 @@ class Layer(nn.Module):
 
     One short convolution over x, k and q together; heads of width V (64, or `inner` where that is less). dt
     starts log-uniform in [1e-3, 0.1], the rates uniform in [1, 16]. norm=False leaves the RMS norm out (Falcon-H1).
-    S = (last inputs of the convolution, S_BHKV).
+    S = (S_BHKV, last inputs of the convolution).
     """
 
-    def __init__(self, D, *, K=128, V=None, G=1, expand=2, width=4, inner=None, norm=True):
+    def __init__(self, D, *, K=128, V=None, G=1, expand=2, conv_size=4, inner=None, norm=True):
         super().__init__()
         inner = inner or expand * D
         V = min(64, inner) if V is None else V
@@ -153,10 +143,10 @@ class Layer(nn.Module):
         self.H, self.G, self.K = inner // V, G, K
         check_shared("G", G, self.H)
         self.widths = inner, G * K, G * K
-        mixed = sum(self.widths)
+        mixed, bound = sum(self.widths), conv_size**-0.5
         self.inward = nn.Linear(D, inner + mixed + self.H, bias=False)
-        self.taps_DW = nn.Parameter(torch.empty(mixed, width).uniform_(-(width**-0.5), width**-0.5))
-        self.taps_bias_D = nn.Parameter(torch.empty(mixed).uniform_(-(width**-0.5), width**-0.5))
+        self.taps_DW = nn.Parameter(torch.empty(mixed, conv_size).uniform_(-bound, bound))
+        self.taps_bias_D = nn.Parameter(torch.empty(mixed).uniform_(-bound, bound))
         first = 10 ** torch.empty(self.H).uniform_(-3, -1)
         self.dt_bias_H = nn.Parameter(first + torch.log(-torch.expm1(-first)))  # softplus of this is `first`
         self.log_rate_H = nn.Parameter(torch.empty(self.H).uniform_(1, 16).log())
@@ -167,12 +157,12 @@ class Layer(nn.Module):
     def forward(self, x_BTD, S=None, *, form="auto", **side):
         check({"D": self.inward.in_features}, x_BTD=x_BTD)
         gate, mixed, dt = self.inward(x_BTD).split([self.widths[0], sum(self.widths), self.H], -1)
-        S_conv, S = S or (None, None)
-        mixed, S_conv = _conv.short_convolution(mixed, self.taps_DW, self.taps_bias_D, S_conv, **side)
+        S, S_conv = S or (None, None)
+        mixed, S_conv = conv.short_convolution(mixed, self.taps_DW, self.taps_bias_D, S_conv, **side)
         x, k, q = silu(mixed).split(self.widths, -1)
         x = x.unflatten(-1, (self.H, -1))
         k, q = (part.unflatten(-1, (self.G, -1)) for part in (k, q))
         dt = softplus(dt + self.dt_bias_H)
         y, S = by_form(__name__, form, x_BTD)(q, k, x * dt[..., None], -torch.exp(self.log_rate_H) * dt, S=S, **side)
         y = (y + self.skip_H[:, None] * x).flatten(2)
-        return self.out(self.norm(y * silu(gate))), (S_conv, S)
+        return self.out(self.norm(y * silu(gate))), (S, S_conv)

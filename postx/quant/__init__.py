@@ -2,8 +2,10 @@
 
 A quantizer module has
 
-    quantize(W_OI, bits, ...) -> Quantized      calibrated methods also take the layer's inputs, x_TI
-    dequantize(q) -> W_OI                        float32; `Quantized.dequantize` calls it
+    quantize(W_OI, bits, ...) -> Quantized
+    dequantize(q) -> W_OI       float32; `Quantized.dequantize` calls it
+    CALIBRATED = True           where quantize also takes the layer's inputs, x_TI ("needed": and does not do without)
+    BITS = (2, 4)               where only these widths exist; () where there is no choice, and no argument
 
 `Quantized.parts` holds every tensor that must be kept to read the weight back: packed codes, scales, zero points,
 codebooks that are not fixed by definition, signs. `bits_per_weight` is their size. `how` holds the few words that a
@@ -45,8 +47,8 @@ class Quantized:
         return 8 * self.nbytes / (self.shape[0] * self.shape[1])
 
     def matvec(self, x_I: torch.Tensor) -> torch.Tensor:
-        """W x, y_O in float32, read from the packed codes where `postx.quant.matvec` has a kernel; else ValueError."""
-        return importlib.import_module(f"{__name__}.matvec").matvec(self, x_I)
+        """W x, y_O in float32, read from the packed codes where `postx.quant._matvec` has a kernel; else ValueError."""
+        return importlib.import_module(f"{__name__}._matvec").matvec(self, x_I)
 
     def to(self, device) -> "Quantized":
         parts = {name: part.to(device) for name, part in self.parts.items()}
@@ -54,9 +56,8 @@ class Quantized:
 
 
 def names() -> list[str]:
-    """Every quantizer in this folder: the modules that have `quantize`."""
-    found = sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
-    return [name for name in found if hasattr(importlib.import_module(f"{__name__}.{name}"), "quantize")]
+    """Every quantizer in this folder, by the name of its file; imports none."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
 def load(name: str):

@@ -12,6 +12,7 @@ import torch
 
 from postx.quant import Quantized, check_inputs, check_weight, second_moment, uniform
 
+CALIBRATED = "needed"
 EXPONENTS = [r / 20 for r in range(20)]
 LEAST = 1e-4  # of a mean |x|: an input that never fires is not blown up
 

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from postx.quant import Quantized, check_inputs, check_weight, not_zero, second_moment, split, uniform
-from postx.quant.pack import pack
+from postx.quant._pack import pack
 from postx.scans.runtime import jit
 from postx.shapes import check
 
+CALIBRATED = "needed"
 SEGMENT = 128  # columns between two matrix products
 
 

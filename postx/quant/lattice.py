@@ -26,6 +26,7 @@ from postx.quant.rotate import spin, unspin
 from postx.scans.runtime import jit
 from postx.shapes import check
 
+BITS, CALIBRATED = (2, 4), True
 WIDTH = 8
 GAUSS = 1.03  # QuIP#'s scale: a standard normal times this is rounded with the least error
 REST = 3.45  # QuIP#'s scale of what the first code leaves, for the second one (4 bits)

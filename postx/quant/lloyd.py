@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from postx.quant import Quantized, check_weight, join, not_zero, split, store
-from postx.quant.pack import pack, unpack
+from postx.quant._pack import pack, unpack
 from postx.scans.runtime import jit
 
 SPAN = 12.0  # a Gaussian beyond 12 standard deviations weighs 1e-33

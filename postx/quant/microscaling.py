@@ -15,8 +15,9 @@ for deep learning"; NVIDIA (2025), "Pretraining large language models with NVFP4
 import torch
 
 from postx.quant import Quantized, check_weight, join, not_zero, split
-from postx.quant.pack import pack, unpack
+from postx.quant._pack import pack, unpack
 
+BITS = (4,)
 LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 BLOCK = {"mxfp4": 32, "nvfp4": 16}
 EXPONENT, BIAS = 2, 127  # of the largest level; of E8M0

@@ -14,9 +14,10 @@ import functools
 import torch
 
 from postx.quant import Quantized, check_weight
+from postx.quant._pack import pack, unpack
 from postx.quant.lloyd import nearest
-from postx.quant.pack import pack, unpack
 
+BITS = (4,)
 OFFSET = 0.9677083  # (1/32 + 1/30) / 2 below 1: the mean of the tail probabilities of 16 and 15 levels
 SCALES = 256
 

@@ -14,9 +14,11 @@ full can be rounded this way.
 import torch
 from torch import nn
 
-from postx.mixers import state_dtype
 from postx.quant import Quantized, check_weight, not_zero, store
-from postx.quant.pack import pack_trits, unpack_trits
+from postx.quant._pack import pack_trits, unpack_trits
+from postx.shapes import state_dtype
+
+BITS = ()  # log2(3)
 
 
 def through(x: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:

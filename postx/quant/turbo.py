@@ -20,7 +20,7 @@ import math
 import torch
 
 from postx.quant import Quantized, check_weight, lloyd, not_zero, store
-from postx.quant.pack import pack, unpack
+from postx.quant._pack import pack, unpack
 from postx.quant.rotate import orthogonal, spin, unspin
 
 FORMS, TURNS = ("mse", "prod"), ("dense", "hadamard")

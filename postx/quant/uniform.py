@@ -14,7 +14,7 @@ import math
 import torch
 
 from postx.quant import Quantized, check_weight, join, lloyd, not_zero, split, store
-from postx.quant.pack import pack, unpack
+from postx.quant._pack import pack, unpack
 
 GRIDS = ("asymmetric", "symmetric", "midrise")
 FRACTIONS = [f / 40 for f in range(40, 11, -1)]  # of the largest weight, tried by the clipping search

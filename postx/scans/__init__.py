@@ -13,11 +13,10 @@ import importlib.util
 
 import torch
 
-from postx.mixers import pick, state_dtype
 from postx.scans import numba_ops, reference
-from postx.scans.arguments import all_axes, decay_arguments, decay_factors, finish, row_lengths, table_sizes
+from postx.scans.arguments import all_axes, decay_arguments, log_decay, row_lengths, table_sizes
 from postx.scans.runtime import set_threads
-from postx.shapes import check, check_lengths, check_shared
+from postx.shapes import check, check_lengths, check_shared, empty, pick, real, state_dtype
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -79,8 +78,8 @@ def diagonal(u_BTD, delta, A_DN, B, C, S_BDN=None, *, lengths_B=None, impl="auto
     )
     Bn, T, D = u_BTD.shape
     check_lengths(lengths_B, Bn, T)
-    real = state_dtype(u_BTD.dtype)
-    kind = torch.promote_types(real, state_dtype(torch.promote_types(A_DN.dtype, C.dtype)))
+    floats = state_dtype(u_BTD.dtype)
+    kind = torch.promote_types(floats, state_dtype(torch.promote_types(A_DN.dtype, C.dtype)))
     if S_BDN is None:
         S_BDN = torch.zeros(Bn, D, A_DN.shape[1], dtype=kind, device=u_BTD.device)
     check(sizes, S_BDN=S_BDN)
@@ -88,8 +87,8 @@ def diagonal(u_BTD, delta, A_DN, B, C, S_BDN=None, *, lengths_B=None, impl="auto
     if chosen == "triton":  # the kernel reads half precision as it is
         A, S = A_DN.to(kind), S_BDN.to(kind)
         y, S = _gpu_ops().Diagonal.apply(u_BTD, delta_BTD, A, B_BTDN, C_BTDN, S, lengths_B)
-        return finish(y, u_BTD, lengths_B), S
-    args = (u_BTD.to(real), delta_BTD.to(real), *(x.to(kind) for x in (A_DN, B_BTDN, C_BTDN, S_BDN)))
+        return real(y, lengths_B).to(u_BTD.dtype), S
+    args = (u_BTD.to(floats), delta_BTD.to(floats), *(x.to(kind) for x in (A_DN, B_BTDN, C_BTDN, S_BDN)))
     lengths = row_lengths(lengths_B, u_BTD)
     selective = delta.dim() == 3 and B.dim() == C.dim() == 3 and not kind.is_complex
     if chosen == "reference":
@@ -99,7 +98,7 @@ def diagonal(u_BTD, delta, A_DN, B, C, S_BDN=None, *, lengths_B=None, impl="auto
         y, S = numba_ops.Selective.apply(u, delta_BTD, A_DN, B_BTDN[:, :, 0], C_BTDN[:, :, 0], S_BDN, lengths)
     else:
         y, S = numba_ops.Diagonal.apply(*args, lengths)
-    return finish(y, u_BTD, lengths_B), S
+    return real(y, lengths_B).to(u_BTD.dtype), S
 
 
 def decay(
@@ -118,20 +117,20 @@ def decay(
     """
     chosen = choose(impl, v_BTHV, k_BTHK.shape[-1] <= MOST_KEYS)
     wide = chosen != "triton"  # the kernel reads half precision as it is
-    tensors = decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B, wide)
+    table = decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B, wide)
     H = v_BTHV.shape[2]
     check_shared("q_BTHK", q_BTHK.shape[2], H)
-    tensors[3] = tensors[3].exp()
+    table = table._replace(g=table.g.exp())
     if chosen == "triton":
-        *tensors, u = tensors
+        *tensors, u = table
         y, S = _gpu_ops().Decay.apply(*tensors, None if u_HK is None else u, lengths_B, read == "before")
     elif chosen == "numba":
-        y, S = numba_ops.Decay.apply(*tensors, row_lengths(lengths_B, v_BTHV), read == "before")
-    else:
-        for i in (0, 1, 3):  # the reference knows nothing of shared heads
-            tensors[i] = tensors[i].repeat_interleave(H // tensors[i].shape[2], 2)
-        y, S = reference.decay(*tensors, row_lengths(lengths_B, v_BTHV), read == "before")
-    return finish(y, v_BTHV, lengths_B), S
+        y, S = numba_ops.Decay.apply(*table, row_lengths(lengths_B, v_BTHV), read == "before")
+    else:  # the reference knows nothing of shared heads
+        full = {name: getattr(table, name) for name in ("q", "k", "g")}
+        table = table._replace(**{name: x.repeat_interleave(H // x.shape[2], 2) for name, x in full.items()})
+        y, S = reference.decay(*table, row_lengths(lengths_B, v_BTHV), read == "before")
+    return real(y, lengths_B).to(v_BTHV.dtype), S
 
 
 def delta(
@@ -150,10 +149,10 @@ def delta(
     sizes = table_sizes(
         v_BTHV, lengths_B, read, q_BTHK=q_BTHK, k_BTHK=k_BTHK, b_BTHK=b_BTHK, c_BTHK=c_BTHK
     )
-    Bn, T, H, K, V = (sizes[letter] for letter in "BTHKV")
-    check({"B": Bn, "T": T}, beta_BTH=beta_BTH)
+    H = sizes["H"]
+    check({letter: sizes[letter] for letter in "BT"}, beta_BTH=beta_BTH)
     kind = state_dtype(v_BTHV.dtype)
-    chosen = choose(impl, v_BTHV, K <= MOST_KEYS)
+    chosen = choose(impl, v_BTHV, sizes["K"] <= MOST_KEYS)
     given = q_BTHK, k_BTHK, v_BTHV, b_BTHK, c_BTHK, beta_BTH
     if chosen != "triton":  # the kernel reads half precision as it is
         given = (None if x is None else x.to(kind) for x in given)
@@ -161,20 +160,19 @@ def delta(
     c = k if c is None else c
     beta = v.new_ones(1, 1, 1) if beta is None else beta
     check_shared("beta_BTH", beta.shape[2], H)
-    if S_BHKV is None:
-        S_BHKV = v.new_zeros(Bn, H, K, V)
+    S_BHKV = empty(k_BTHK[:, 0], v_BTHV[:, 0]) if S_BHKV is None else S_BHKV
     check(sizes, S_BHKV=S_BHKV)
-    tensors = [q, k, v, decay_factors(g, sizes, v_BTHV, kind), b, c, beta]
+    tensors = [q, k, v, log_decay(g, sizes, v_BTHV).to(kind).exp(), b, c, beta]
     if chosen == "triton":
         y, S = _gpu_ops().Delta.apply(*tensors, S_BHKV.to(kind), lengths_B, read == "before")
-        return finish(y, v_BTHV, lengths_B), S
+        return real(y, lengths_B).to(v_BTHV.dtype), S
     more = S_BHKV.to(kind), row_lengths(lengths_B, v_BTHV), read == "before"
     if chosen == "numba":
         y, S = numba_ops.Delta.apply(*tensors, *more)
     else:
         tensors[4] = k if b is None else b
         y, S = reference.delta(*(x.repeat_interleave(H // x.shape[2], 2) for x in tensors), *more)
-    return finish(y, v_BTHV, lengths_B), S
+    return real(y, lengths_B).to(v_BTHV.dtype), S
 
 
 def logspace(s_BTD, v_BTD, g_D=None, u_D=None, S=None, *, lengths_B=None, impl="auto"):
@@ -203,7 +201,7 @@ def logspace(s_BTD, v_BTD, g_D=None, u_D=None, S=None, *, lengths_B=None, impl="
         y, *S = numba_ops.Logspace.apply(s, v, g, u, num_BD, den_BD, max_BD, lengths, u_D is not None)
     else:
         y, S = reference.logspace(s, v, g, u, S, lengths, u_D is not None)
-    return finish(y, v_BTD, lengths_B), tuple(S)
+    return real(y, lengths_B).to(v_BTD.dtype), tuple(S)
 
 
 def merge(left, right):
@@ -238,7 +236,7 @@ def affine(g_BTD, b_BTD, S_BD=None, *, lengths_B=None, impl="auto"):
     args = g_BTD.to(kind).exp(), b_BTD.to(kind), S_BD.to(kind), row_lengths(lengths_B, b_BTD)
     run = {"reference": reference.affine, "numba": numba_ops.Affine.apply}[choose(impl, b_BTD)]
     y, S = run(*args)
-    return finish(y, b_BTD, lengths_B), S
+    return real(y, lengths_B).to(b_BTD.dtype), S
 
 
 def fir(x_BMD, weight_DW, *, impl="auto"):

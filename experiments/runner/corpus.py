@@ -1,0 +1,56 @@
+"""The text of the experiments in one file, so that every machine trains on the same bytes.
+
+    python -m experiments.runner.corpus FILE.npz
+
+What an interpreter ships differs a little between Python versions. The file is written where the published numbers
+belong (Python 3.11) and carried to the GPU; the text's hash stands in every run, and so in its key.
+"""
+
+import dataclasses
+import platform
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from postx import text as texts
+from postx.train import measure
+
+
+def load(path=None, most=None):
+    """(text, what it is) from such a file, or from the running interpreter; `most` bytes of each unseen split."""
+    if path:
+        with np.load(path) as file:
+            text = texts.Text(**{name: file[name] for name in texts.SPLITS}, source=str(file["source"]))
+            python = str(file["python"])
+    else:
+        text, python = texts.load(), platform.python_version()
+    if most:
+        text = dataclasses.replace(text, validation=text.validation[:most], test=text.test[:most])
+    return text, {"name": "text", "source": text.source, "python": python, "sha256": text.sha256, "sizes": text.sizes}
+
+
+def write(path, text, python):
+    """Store a text and the version of the Python whose it is."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, source=text.source, python=python, **{s: getattr(text, s) for s in texts.SPLITS})
+
+
+def batches(text, run):
+    """(ids_NBT, targets_NBT) of every step of a run: stretches at places drawn by the run's seed and the step."""
+    batch = text.batches("train", run["B"], run["T"], seed=run["seed"])
+    drawn = [batch(step) for step in range(run["steps"])]
+    return tuple(torch.stack(x).int() for x in zip(*drawn, strict=True))
+
+
+def bits(lm, text, split, T, rows=64):
+    """Bits per byte of a split: windows of T bytes, each byte asked once, after at least T / 2 bytes of context."""
+    return measure(lm, text.windows(split, rows, T, context=T // 2))["bits"]
+
+
+if __name__ == "__main__":
+    found, about = load()
+    write(sys.argv[1], found, about["python"])
+    print(about)

@@ -1,0 +1,104 @@
+"""Trained weights in files: NAME.safetensors holds the numbers in bf16, NAME.json what they are and how they did.
+
+The small models of the book (`hybrid` and its twins `attention` and `ssd`) come with the package, in postx/weights;
+so does `masked`, a `Denoiser` of the same size.
+Linear layers may also be kept as a quantizer stores them, packed; `load` gives them back dequantized.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from postx.models.denoiser import Denoiser
+from postx.models.lm import LM
+from postx.quant import Quantized
+
+NETWORKS = {"LM": LM, "Denoiser": Denoiser}
+FOLDER = Path(__file__).parents[1] / "weights"
+
+
+def kept(folder=FOLDER):
+    """Names of the models whose two files are in the folder."""
+    return sorted(p.stem for p in Path(folder).glob("*.safetensors") if p.with_suffix(".json").exists())
+
+
+def save(name, lm, config, record, folder=FOLDER, dtype=torch.bfloat16, packed=None):
+    """Write NAME.safetensors with weights in `dtype` and NAME.json with config and record; returns the first path.
+
+    config: the keyword arguments of `LM`, or of `Denoiser` with "network": "Denoiser" beside them. It is stored in
+    both files, so that the weights explain themselves.
+    packed: {linear layer: its `Quantized`}, stored in place of their weights (`quant.network.Report.stored`).
+    Raises ValueError where the config does not build the model given.
+    """
+    weights = {key: x.detach().to("cpu", dtype if x.is_floating_point() else x.dtype).contiguous()
+               for key, x in lm.state_dict().items()}
+    with torch.device("meta"):
+        shapes = {key: x.shape for key, x in _build(config).state_dict().items()}
+    if shapes != {key: x.shape for key, x in weights.items()}:
+        raise ValueError(f"config: {config!r} does not build the model given")
+    how = {}
+    for layer, q in (packed or {}).items():
+        del weights[f"{layer}.weight"]
+        weights |= {f"{layer}.weight/{part}": x.cpu().contiguous() for part, x in q.parts.items()}
+        how[layer] = {"method": q.method, "shape": list(q.shape), "how": q.how}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.safetensors"
+    metadata = {"config": json.dumps(config)} | ({"packed": json.dumps(how)} if how else {})
+    save_file(weights, path, metadata=metadata)
+    text = json.dumps({"name": name, "config": config, **record}, indent=1)
+    path.with_suffix(".json").write_text(text + "\n", encoding="utf8")
+    return path
+
+
+def record(name, folder=FOLDER):
+    """What is known of a kept model: config, parameters, training log, losses measured on the stored weights."""
+    return json.loads(_find(name, folder, ".json").read_text(encoding="utf8"))
+
+
+def load(name, folder=FOLDER, dtype=torch.float32, device="cpu"):
+    """The kept model of that name, an `LM` or `Denoiser` in evaluation mode with the stored values in `dtype`.
+
+    Raises FileNotFoundError naming the missing file and the models that are there.
+    """
+    config, weights, layers = _read(name, folder)
+    lm = _build(config)
+    lm.load_state_dict(weights | {f"{layer}.weight": q.dequantize() for layer, q in layers.items()})
+    return lm.to(device, dtype).eval()
+
+
+def _build(config):
+    config = dict(config)
+    name = config.pop("network", "LM")
+    if name not in NETWORKS:
+        raise ValueError(f"config: expected a network out of {', '.join(NETWORKS)}, got {name!r}")
+    return NETWORKS[name](**config)
+
+
+def packed(name, folder=FOLDER):
+    """{linear layer: `Quantized`} of a kept model, as stored; empty where nothing is packed. Errors: as `load`."""
+    return _read(name, folder)[2]
+
+
+def _read(name, folder):
+    """(config, weights, packed layers) of a file."""
+    with safe_open(_find(name, folder, ".safetensors"), framework="pt") as file:
+        config, how = (json.loads(file.metadata().get(part, "{}")) for part in ("config", "packed"))
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
+    layers = {}
+    for layer, q in how.items():
+        start = f"{layer}.weight/"
+        parts = {key.removeprefix(start): weights.pop(key) for key in list(weights) if key.startswith(start)}
+        layers[layer] = Quantized(q["method"], tuple(q["shape"]), parts, q["how"])
+    return config, weights, layers
+
+
+def _find(name, folder, suffix):
+    path = Path(folder) / f"{name}{suffix}"
+    if not path.exists():
+        there = ", ".join(kept(folder)) or "none"
+        raise FileNotFoundError(f"name: {path.name} is not in {path.parent}; kept models there: {there}")
+    return path

@@ -1,0 +1,193 @@
+"""Language models from patterns: each letter of a string, or each name of a list, is one place in a residual stack.
+
+    x = embed(ids)      at each place: x = x + mixer(norm(x)), x = x + mlp(norm(x))      logits = head(norm(x))
+
+`LM("MMMMMMMA", D=64)` is seven Mamba layers and one of attention. The letters are in `postx.models.blocks`; "(AS)"
+puts two mixers side by side on the same input (Falcon-H1). `mlp` says what follows each mixer: "F" a gated MLP, "E" a
+mixture of experts, "-" nothing. F and E in the pattern itself are places without a mixer (Nemotron-H).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from postx.models.blocks import MIXERS, NORMS, Block, Context, Shared, mlps, module, places
+from postx.models.nn import MoE
+from postx.shapes import check, state_dtype, trusted
+
+__all__ = ["LM", "MIXERS", "Count", "count", "generate", "leaves", "places", "sample", "size"]
+
+
+class Count(NamedTuple):
+    """Parameters of a model, and those that one token reads: without the experts that it does not choose."""
+
+    total: int
+    active: int
+
+
+class LM(nn.Module):
+    """A causal language model over Y tokens: `logits_BTY, S = lm(ids_BT, S=None, lengths_B=None, reset_BT=None)`.
+
+    S has one entry a place, a tuple with the state of each of its mixers. `options` are keyword arguments of the
+    layers by letter, {"A": {"H": 4, "window": 128}, "F": {"F": 256}}. mlp is one letter for all mixers or one for
+    each; by default F after every mixer but Mamba's, which have their own gate. tied: the head is the embedding.
+    norm: "rms" or "layer"; embed_norm: one after the embedding too (RWKV). form: how mixers compute ("auto", or a form
+    that all of them have). What crosses places goes through one dictionary of each call: the embedding and the
+    shared block (Z), the first value of RWKV-7. Built under `torch.device("meta")` it takes no memory.
+    """
+
+    def __init__(
+        self, pattern, D, Y=256, *, mlp=None, options=None, tied=True, norm="rms", embed_norm=False,
+        eps=1e-5, std=0.02, form="auto",
+    ):  # fmt: skip
+        super().__init__()
+        names, options = places(pattern), options or {}
+        follow = mlps(names, mlp)
+        unknown = set(options).difference(*names, follow)
+        if unknown:
+            raise ValueError(f"options: {', '.join(sorted(unknown))} not in the pattern {pattern!r} or its MLPs")
+        if norm not in NORMS:
+            raise ValueError(f"norm: expected one of {', '.join(map(repr, NORMS))}, got {norm!r}")
+        self.pattern, self.form = pattern, form
+        self.embed = nn.Embedding(Y, D)
+        self.embed_norm = NORMS[norm](D, eps) if embed_norm else None
+        self.blocks, seen = nn.ModuleList(), set()
+        for letters, after in zip(names, follow, strict=True):
+            first = {key: getattr(module(key), "FIRST", {}) for key in letters if key not in seen}
+            mine = options | {key: options.get(key, {}) | more for key, more in first.items() if more}
+            self.blocks.append(Block(D, letters, after, mine, NORMS[norm], eps))
+            seen.update(letters)
+        self.shared = Shared(D, eps=eps, **options.get("Z", {})) if "Z" in names else None
+        self.norm = NORMS[norm](D, eps)
+        self.head = None if tied else nn.Linear(D, Y, bias=False)
+        self._start(std)
+
+    def _start(self, std):
+        """Normal weights of deviation std; what writes to the stream is scaled by (2 L)^-1/2 (GPT-2, sec. 2.3).
+
+        Only plain projections: what a mixer starts in its own way (decays, filters, taps, `OWN` projections) stays.
+        """
+        nn.init.normal_(self.embed.weight, std=std)
+        scale = (2 * len(self.blocks)) ** -0.5
+        parts = [part for block in self.blocks for part in (*block.mix, block.mlp) if part is not None]
+        if self.shared is not None:
+            parts += [self.shared.attention, self.shared.mlp]
+        if self.head is not None:
+            nn.init.normal_(self.head.weight, std=std)
+        for part in parts:
+            part = [part, part.shared] if isinstance(part, MoE) and part.shared is not None else [part]
+            for name, child in (pair for p in part for pair in p.named_children()):
+                if isinstance(child, nn.Linear) and name not in getattr(part[0], "OWN", ()):
+                    nn.init.normal_(child.weight, std=std * (scale if name == "out" else 1))
+                    if child.bias is not None:
+                        nn.init.zeros_(child.bias)
+            if isinstance(part[0], MoE):
+                nn.init.normal_(part[0].out_EFD, std=std * scale)
+
+    def forward(
+        self, ids_BT, S=None, *, lengths_B=None, reset_BT=None, inplace=False, form=None, with_load=False
+    ):
+        """Logits of the next token at every token, and the state after the last.
+
+        inplace=True lets attention write into the S it was given, for generation. form: as the constructor's, for
+        this call. with_load=True returns the `Load` of each mixture of experts as a third output. Raises ValueError
+        for an S of another number of places.
+        """
+        check(ids_BT=ids_BT)
+        if S is not None and len(S) != len(self.blocks):
+            raise ValueError(f"S: expected {len(self.blocks)} entries, one a place, got {len(S)}")
+        x = self.embed(ids_BT)
+        if self.embed_norm is not None:
+            x = self.embed_norm(x)
+        cross = {"embedding": x, "shared": self.shared}
+        context = Context(lengths_B, reset_BT, form or self.form, inplace, cross)
+        after, loads = [], []
+        for i, block in enumerate(self.blocks):
+            x, S_i, load = block(x, None if S is None else S[i], context)
+            after.append(S_i)
+            if load is not None:
+                loads.append(load)
+        weight = self.embed.weight if self.head is None else self.head.weight
+        logits = functional.linear(self.norm(x), weight)
+        return (logits, tuple(after), loads) if with_load else (logits, tuple(after))
+
+    def loss(self, ids_BT, targets_BT=None, *, balance=0.01, **side):
+        """Mean cross-entropy in nats over targets that are not -100, plus `balance` times the MoE balance losses.
+
+        Without targets every token predicts the one after it.
+        """
+        if targets_BT is None:
+            ids_BT, targets_BT = ids_BT[:, :-1], ids_BT[:, 1:]
+        logits, _, loads = self(ids_BT, with_load=True, **side)
+        logits = logits.flatten(0, 1).to(state_dtype(logits.dtype))
+        loss = functional.cross_entropy(logits, targets_BT.flatten(), ignore_index=-100)
+        return loss + balance * sum(load.balance for load in loads) if loads else loss
+
+    def state_floats(self, T, B=1):
+        """Floating-point numbers in the state after T tokens, a complex one counted as two. Computes nothing."""
+        return sum(x.numel() * (2 if x.is_complex() else 1) for x in leaves(self._meta_state(T, B)) if floating(x))
+
+    def state_bytes(self, T, B=1):
+        """Bytes of the state after T tokens, counters included, at the dtype of the weights. Computes nothing."""
+        return size(self._meta_state(T, B))
+
+    def _meta_state(self, T, B):
+        named = [*self.named_parameters(), *self.named_buffers()]
+        weights = {name: torch.empty_like(x, device="meta") for name, x in named}
+        ids = torch.zeros(B, T, dtype=torch.int64, device="meta")
+        with torch.no_grad():
+            return torch.func.functional_call(self, weights, (ids,))[1]
+
+
+def floating(x):
+    """Whether x holds real or complex numbers rather than counters."""
+    return x.is_floating_point() or x.is_complex()
+
+
+def leaves(S):
+    """The tensors of a state, in order."""
+    return [x for part in S for x in leaves(part)] if isinstance(S, tuple) else [S]
+
+
+def size(S):
+    """Bytes of a state."""
+    return sum(x.numel() * x.element_size() for x in leaves(S))
+
+
+def count(lm):
+    """Parameters of a model: Count(total, active)."""
+    total = sum(p.numel() for p in lm.parameters())
+    return Count(total, total - sum(m.idle() for m in lm.modules() if isinstance(m, MoE)))
+
+
+@torch.no_grad()
+def generate(lm, prompt_BT, n, *, temperature=1.0, top_k=None, generator=None, S=None):
+    """Continue each row by n tokens: (ids_BT of n new tokens, S). The prefix is read once.
+
+    temperature=0 takes the likeliest token. top_k keeps only the k likeliest. Each new token is one call of the
+    model with the state, so memory is the state's: constant for recurrent layers, a ring for windowed ones.
+    """
+    logits, S = lm(prompt_BT, S)
+    chosen = []
+    for i in range(n):
+        ids_B1 = sample(logits[:, -1], temperature, top_k, generator)[:, None]
+        chosen.append(ids_B1)
+        if i < n - 1:
+            with trusted():  # the model's own state: what fits the prompt fits a token
+                logits, S = lm(ids_B1, S, inplace=True)
+    return torch.cat(chosen, 1), S
+
+
+def sample(logits_BY, temperature=1.0, top_k=None, generator=None):
+    """Draw one token a row from softmax(logits / temperature) over the top_k likeliest; 0 takes the likeliest."""
+    if temperature < 0 or not math.isfinite(temperature):
+        raise ValueError(f"temperature: expected a finite number >= 0, got {temperature}")
+    if temperature == 0:
+        return logits_BY.argmax(-1)
+    logits = logits_BY.to(state_dtype(logits_BY.dtype)) / temperature
+    if top_k is not None:
+        logits = logits.masked_fill(logits < logits.topk(top_k, -1).values[:, -1:], -torch.inf)
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]

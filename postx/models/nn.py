@@ -1,0 +1,141 @@
+"""What stands between the mixers of a language model: norm, gated MLP, mixture of experts. All on [B, T, D]."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from postx.parts.shift import token_shift
+from postx.shapes import check, state_dtype
+
+ACTIVATIONS = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "relu2": lambda x: functional.relu(x).square(),
+}
+
+
+class RMSNorm(nn.Module):
+    """Divide each token by its root mean square, then scale each channel: x / sqrt(mean x^2 + eps) * weight.
+
+    Computed in at least float32, returned in x's dtype. Zhang and Sennrich 2019.
+    """
+
+    def __init__(self, D, eps=1e-5):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(D)), eps
+
+    def forward(self, x):
+        wide = state_dtype(x.dtype)
+        y = functional.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.eps)
+        return y.to(x.dtype)
+
+
+class MLP(nn.Module):
+    """The dense MLP: out(act(gate(x)) * up(x)), or out(act(up(x))) with gated=False. x_BTD -> y_BTD.
+
+    activation "silu" is SwiGLU (Shazeer 2020), "gelu" or "gelu_tanh" GeGLU, "relu2" ungated Nemotron's and
+    RWKV's. F is 8/3 D rounded up to a multiple of 8 by default (4 D ungated), which costs 8 D^2 weights.
+    Raises ValueError for an activation that is not in the table.
+    """
+
+    def __init__(self, D, F=None, *, activation="silu", gated=True, bias=False):
+        super().__init__()
+        F = F or (-(-8 * D // 24) * 8 if gated else 4 * D)
+        self.act = pick_activation(activation)
+        self.gate = nn.Linear(D, F, bias=bias) if gated else None
+        self.up, self.out = nn.Linear(D, F, bias=bias), nn.Linear(F, D, bias=bias)
+
+    def forward(self, x_BTD):
+        if self.gate is None:
+            return self.out(self.act(self.up(x_BTD)))
+        return self.out(self.act(self.gate(x_BTD)) * self.up(x_BTD))
+
+
+class ChannelMix(nn.Module):
+    """RWKV's MLP: out(relu(up(blend))^2), where the blend is of the token and the one before it.
+
+    (x_BTD, S=None) -> (y_BTD, S), S = (last token,). F is 4 D by default. Peng et al. 2025 (RWKV-7), without a gate.
+    """
+
+    def __init__(self, D, F=None):
+        super().__init__()
+        F = F or 4 * D
+        self.mix_D = nn.Parameter(torch.full((D,), 0.5))
+        self.up, self.out = nn.Linear(D, F, bias=False), nn.Linear(F, D, bias=False)
+
+    def forward(self, x_BTD, S=None, *, form=None, **side):
+        previous, last_BD = token_shift(x_BTD, S[0] if S else None, **side)
+        seen = torch.lerp(x_BTD, previous, self.mix_D)
+        return self.out(functional.relu(self.up(seen)).square()), (last_BD,)
+
+
+def pick_activation(name):
+    """The function of that name. Raises ValueError listing the names there are."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation: expected one of {', '.join(map(repr, ACTIVATIONS))}, got {name!r}")
+    return ACTIVATIONS[name]
+
+
+class Load(NamedTuple):
+    """How a mixture of experts was used on one batch: nothing of it is kept in the module."""
+
+    tokens_E: torch.Tensor  # tokens that chose each expert; they sum to k * tokens
+    probability_E: torch.Tensor  # the router's mean probability of each expert
+    balance: torch.Tensor  # E sum_e f_e p_e: 1 when even, E when all goes to one expert
+
+
+class MoE(nn.Module):
+    """Each token is sent to the k of E small MLPs that a linear router scores highest. x_BTD -> (y_BTD, Load).
+
+        p = softmax(router(x))        y = sum over the k largest p_e: w_e MLP_e(x)        (+ MLP_shared(x))
+
+    w is p itself, or p divided by the k's sum with renormalise=True (Mixtral). `shared` > 0 adds an MLP of that
+    width which every token passes (DeepSeek 2024). No token is dropped. All experts are computed on all tokens
+    and weighted, zero where not chosen: shapes then do not depend on the data, so that a step can be captured
+    in a CUDA graph. It costs E / k times the arithmetic of a sparse kernel; `active` counts what a sparse one reads.
+
+    The balance loss is Switch's (Fedus et al. 2021, eq. 4) with k choices: f_e counts choices, divided by k tokens.
+    Raises ValueError unless 1 <= k <= E.
+    """
+
+    def __init__(self, D, F=None, *, E=8, k=2, shared=0, renormalise=True, activation="silu", gated=True):
+        super().__init__()
+        if not 1 <= k <= E:
+            raise ValueError(f"k: expected 1 to E={E} experts a token, got {k}")
+        F = F or -(-8 * D // 24) * 8
+        self.k, self.renormalise, self.act = k, renormalise, pick_activation(activation)
+        self.router = nn.Linear(D, E, bias=False)
+        self.up_EDF, self.out_EFD = nn.Parameter(torch.empty(E, D, F)), nn.Parameter(torch.empty(E, F, D))
+        self.gate_EDF = nn.Parameter(torch.empty(E, D, F)) if gated else None
+        self.shared = MLP(D, shared, activation=activation, gated=gated) if shared else None
+        for weight in (self.up_EDF, self.out_EFD, self.gate_EDF):
+            if weight is not None:
+                nn.init.normal_(weight, std=0.02)
+
+    def forward(self, x_BTD):
+        check({"D": self.router.in_features}, x_BTD=x_BTD)
+        E = self.router.out_features
+        p = self.router(x_BTD).to(state_dtype(x_BTD.dtype)).softmax(-1)
+        top, chosen = p.topk(self.k, -1)
+        if self.renormalise:
+            top = top / top.sum(-1, keepdim=True)
+        picked = functional.one_hot(chosen, E).to(p.dtype)  # [B, T, k, E]
+        weight_BTE = (picked * top[..., None]).sum(2).to(x_BTD.dtype)
+        up = torch.einsum("btd,edf->btef", x_BTD, self.up_EDF)
+        if self.gate_EDF is None:
+            hidden = self.act(up)
+        else:
+            hidden = self.act(torch.einsum("btd,edf->btef", x_BTD, self.gate_EDF)) * up
+        y = torch.einsum("btef,efd->btd", hidden * weight_BTE[..., None], self.out_EFD)
+        tokens_E, probability_E = picked.sum((0, 1, 2)), p.mean((0, 1))
+        share_E = tokens_E / (self.k * x_BTD.shape[0] * x_BTD.shape[1])
+        load = Load(tokens_E, probability_E, E * (share_E * probability_E).sum())
+        return (y if self.shared is None else y + self.shared(x_BTD)), load
+
+    def idle(self):
+        """Weights that one token does not read: those of the E - k experts that it does not choose."""
+        experts = [w for w in (self.up_EDF, self.out_EFD, self.gate_EDF) if w is not None]
+        return sum(w[0].numel() for w in experts) * (self.router.out_features - self.k)

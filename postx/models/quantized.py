@@ -1,0 +1,195 @@
+"""A whole language model in fewer bits, and the rotation that leaves it what it was.
+
+`quantized(lm, ...)` replaces every linear layer of the blocks by what a quantizer gives back. Embedding, head, norms,
+convolutions and the few numbers of a mixer (decays, time steps) stay as they are: `Report.kept` says how many weights.
+`turn(lm, R)` is QuaRot's observation (Ashkboos et al. 2024, sec. 4.1): an RMS norm without its own scale commutes with
+a rotation, so embed R, R' before every layer that reads the stream, R after every layer that writes to it, change
+nothing at all.
+"""
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from postx.models.nn import RMSNorm
+from postx.quant import Quantized, load, output_error, ternary
+from postx.quant.ternary import integers, through
+
+MOST = 4096  # calibration inputs kept of a layer
+
+
+class Row(NamedTuple):
+    """One layer: how well it was kept."""
+
+    name: str
+    weights: int
+    bits_per_weight: float
+    weight_error: float  # |W - Q|^2 / |W|^2
+    output_error: float  # |x (W - Q)'|^2 / |x W'|^2 over the calibration inputs
+
+
+class Report(NamedTuple):
+    """All layers, the weights that no quantizer touched, and what is stored of each layer."""
+
+    rows: list[Row]
+    kept: int
+    stored: dict[str, Quantized]
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the quantized layers together."""
+        return sum(r.bits_per_weight * r.weights for r in self.rows) / sum(r.weights for r in self.rows)
+
+
+def linears(lm) -> dict[str, nn.Linear]:
+    """The linear layers of the blocks by name, in the order in which they are computed."""
+    return {
+        name: m for name, m in lm.named_modules() if isinstance(m, nn.Linear) and name.startswith("blocks.")
+    }
+
+
+@torch.no_grad()
+def inputs(lm, ids_BT, names) -> dict[str, torch.Tensor]:
+    """What the named layers read when the model reads ids_BT: x_TI of each, at most `MOST` rows evenly taken."""
+    seen, hooks = {}, []
+    for name in names:
+
+        def keep(module, args, name=name):
+            rows = args[0].detach().flatten(0, -2)
+            seen[name] = rows[:: max(1, -(-len(rows) // MOST))].float()
+
+        hooks.append(lm.get_submodule(name).register_forward_pre_hook(keep))
+    try:
+        lm(ids_BT)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+@torch.no_grad()
+def quantized(lm, method: str, bits: int | None, ids_BT, *, feed=True, **kw) -> tuple[nn.Module, Report]:
+    """A copy of the model with its linear layers quantized, and the report. `lm` itself is not touched.
+
+    method names a quantizer, kw go to it. Calibrated ones (and `rotate` over one) get the layer's inputs, taken from
+    the copy as it stands, block after block, so that later layers repair what earlier ones did (as GPTQ's authors do);
+    feed=False gives none. bits None is for a method without a choice (ternary).
+    """
+    module, small = load(method), copy.deepcopy(lm)
+    base = load(kw["base"]) if "base" in kw else module
+    calibrated = feed and getattr(base, "CALIBRATED", False)
+    rows, stored, layers = [], {}, linears(small)
+    for i in range(len(small.blocks)):
+        mine = [name for name in layers if name.startswith(f"blocks.{i}.")]
+        seen = inputs(small, ids_BT, mine)
+        for name in mine:
+            if name not in seen:
+                continue  # Zamba's place of a shared block, an expert of a product of its own
+            weight, x = layers[name].weight, seen[name]
+            more = dict(kw, x_TI=x) if calibrated else kw
+            q = module.quantize(weight, **more) if bits is None else module.quantize(weight, bits, **more)
+            back, stored[name] = q.dequantize(), q
+            wide = weight.double()
+            error = float((wide - back).square().sum() / wide.square().sum())
+            rows.append(Row(name, weight.numel(), q.bits_per_weight, error, output_error(weight, back, x)))
+            weight.copy_(back)
+    total = sum(p.numel() for p in small.parameters())
+    return small, Report(rows, total - sum(r.weights for r in rows), stored)
+
+
+def train_trits(lm) -> nn.Module:
+    """Let the linear layers of the blocks multiply by trits and learn: in place, on the parameters that are there."""
+    for name, old in linears(lm).items():
+        new = ternary.Linear(old.in_features, old.out_features, bias=old.bias is not None, device="meta")
+        new.weight, new.bias = old.weight, old.bias
+        lm.set_submodule(name, new)
+    return lm
+
+
+def round_inputs(lm, bits: int = 8) -> nn.Module:
+    """Let every linear layer of the blocks read its input rounded token by token to `bits` bits: in place.
+
+    Symmetric, the step from the token's largest value, as in BitNet and SpinQuant; gradients pass straight through.
+    """
+
+    def hook(_, args):
+        codes, step = integers(args[0], bits)
+        rounded = (codes * step).to(args[0].dtype)
+        return through(args[0], rounded), *args[1:]
+
+    for layer in linears(lm).values():
+        layer.register_forward_pre_hook(hook)
+    return lm
+
+
+@torch.no_grad()
+def turn(lm, R) -> nn.Module:
+    """A copy of the model whose stream is turned by the orthogonal matrix R [D, D]; its output is the same.
+
+    The scales of the RMS norms go into the layers that read them, so the head is untied. Which layers read and write
+    the stream is seen by running the model once. Raises ValueError for a norm that is not RMS, an R that is not
+    orthogonal, and a model in which something else reads the stream (a token shift with weights of its own).
+    """
+    D = lm.embed.weight.shape[1]
+    R = R.to(lm.embed.weight)
+    if R.shape != (D, D) or not torch.allclose(R @ R.T, torch.eye(D).to(R), atol=1e-5):
+        raise ValueError(f"R: expected an orthogonal matrix [{D}, {D}], got shape {tuple(R.shape)}")
+    out = copy.deepcopy(lm)
+    out.head = nn.Linear(D, lm.embed.num_embeddings, bias=False).to(R)
+    out.load_state_dict(out.state_dict() | turned(lm, R))
+    probe = torch.arange(16, device=R.device)[None] % lm.embed.num_embeddings
+    want, got = lm(probe)[0], out(probe)[0]
+    if not torch.allclose(got, want, rtol=1e-3, atol=1e-3 * float(want.abs().max())):
+        raise ValueError("lm: something beside norms and linear layers reads the stream; it cannot be turned")
+    return out
+
+
+def turned(lm, R) -> dict[str, torch.Tensor]:
+    """{name: weight} of what `turn` changes, as functions of R that can be differentiated. Errors: as `turn`."""
+    head = lm.embed.weight if lm.head is None else lm.head.weight
+    found = {"embed.weight": lm.embed.weight @ R, "head.weight": (head * lm.norm.weight) @ R}
+    names = {module: name for name, module in lm.named_modules()}
+    for norm, layers in [*_readers(lm), (lm.norm, [])]:
+        found[f"{names[norm]}.weight"] = torch.ones_like(norm.weight)
+        for layer in layers:
+            found[f"{names[layer]}.weight"] = (layer.weight * norm.weight) @ R
+    for block in lm.blocks:
+        for part in (*block.mix, block.mlp):
+            if part is None:
+                continue
+            if not isinstance(getattr(part, "out", None), nn.Linear):
+                raise ValueError(
+                    f"lm: {type(part).__module__} does not write to the stream by a linear layer `out`"
+                )
+            found[f"{names[part.out]}.weight"] = R.T @ part.out.weight
+            if part.out.bias is not None:
+                found[f"{names[part.out]}.bias"] = part.out.bias @ R
+    return found
+
+
+def _readers(lm):
+    """(norm, linear layers that read its output itself) for every norm of a block."""
+    norms = [n for b in lm.blocks for n in (b.norm, b.mlp_norm) if n is not None]
+    for norm in [*norms, lm.norm]:
+        if not isinstance(norm, RMSNorm):
+            raise ValueError(f"lm: only RMS norms commute with a rotation, got {type(norm).__name__}")
+    made, reads, hooks = {}, {id(n): [] for n in norms}, []
+    for norm in norms:
+        hooks.append(norm.register_forward_hook(lambda m, _, y: made.__setitem__(id(m), y)))
+    for layer in linears(lm).values():
+
+        def look(m, args):
+            for key, y in made.items():
+                if args[0] is y:
+                    reads[key].append(m)
+
+        hooks.append(layer.register_forward_pre_hook(look))
+    try:
+        with torch.no_grad():
+            lm(torch.zeros(1, 4, dtype=torch.int64, device=lm.embed.weight.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [(n, reads[id(n)]) for n in norms]

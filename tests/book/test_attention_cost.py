@@ -1,0 +1,139 @@
+"""Chapter 1: the code that stands on its page, the equations that no other file holds, and its exercise solutions."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from page import Page
+
+from postx import cost
+from postx.mixers import attention
+from postx.models import published
+
+PAGE = Page("attention_cost", torch=torch)
+CELLS, solution, page_function = PAGE.cells, PAGE.solution, PAGE.function
+
+
+def one_head(T, K=8, V=6, scale=1.0, seed=0):
+    z, _ = attention.example(T, B=1, H=1, G=1, K=K, V=V, seed=seed)
+    z = (scale * z[0], *z[1:])
+    return z, [x[0, :, 0] for x in z]
+
+
+@pytest.mark.equation("eq-softmax-attention")
+def test_the_loop_of_the_page_is_softmax_attention(residual):
+    attend = page_function("attend")
+    (q, k, v), (q_TK, k_TK, v_TV) = one_head(17)
+    y = attend(q_TK, k_TK, v_TV)
+    expected = attention.parallel(q, k, v)[0][0, :, 0]
+    error = (y - expected).abs().max()
+    assert error < 1e-12
+    # the first token has only itself to look at; a token cannot see what comes after it
+    assert torch.equal(attend(q_TK[:1], k_TK[:1], v_TV[:1])[0], v_TV[0])
+    later = v_TV.clone()
+    later[9:] += 1
+    assert torch.equal(attend(q_TK, k_TK, later)[:9], y[:9])
+    residual(error)
+
+
+@pytest.mark.equation("eq-online-softmax")
+@pytest.mark.parametrize("tile", [1, 5, 32, 100])
+def test_the_tiles_of_the_page_are_exact_where_the_loop_overflows(tile, residual):
+    attend, attend_in_tiles = page_function("attend"), page_function("attend_in_tiles")
+    z, (q_TK, k_TK, v_TV) = one_head(64, scale=36)
+    assert attend(*(x.float() for x in (q_TK, k_TK, v_TV))).isnan().any()
+    exact = attention.parallel(*z)[0][0, -1, 0]
+    error = (attend_in_tiles(q_TK[-1], k_TK, v_TV, tile) - exact).abs().max()
+    assert error < 1e-12
+    residual(error)
+
+
+@pytest.mark.equation("eq-window-reach")
+@pytest.mark.parametrize(("layers", "window"), [(1, 5), (3, 4), (4, 2), (3, 1)])
+def test_reach_of_a_stack_of_windows(layers, window, residual):
+    T = 24
+    x = torch.randn(1, T, 1, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    h = x
+    for _ in range(layers):
+        h, _ = attention.chunked(h, h, h, window=window)
+    h[0, -1].sum().backward()
+    touched = x.grad[0, :, 0].abs().sum(-1).nonzero().flatten()
+    assert T - 1 - touched.min().item() == layers * (window - 1)
+    residual(0.0)
+
+
+def test_predict():
+    scope = solution("ex-bill-predict")
+    assert round(scope["small"], 2) == 2.27
+    assert round(scope["large"], 2) == 3.82
+
+
+def test_derive():
+    assert solution("ex-bill-derive")["attention_share"] == pytest.approx(0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize(("T", "W"), [(1, 1), (1, 4), (9, 3), (20, 20), (20, 50)])
+def test_code_window(T, W):
+    windowed = solution("ex-bill-window")["windowed"]
+    z, parts = one_head(T)
+    expected = attention.parallel(*z, window=W)[0][0, :, 0]
+    assert torch.allclose(windowed(*parts, W), expected, rtol=0, atol=1e-12)
+
+
+def test_code_merge_in_any_order():
+    scope = solution("ex-bill-merge")
+    partial, merge = scope["partial"], scope["merge"]
+    z, (q_TK, k_TK, v_TV) = one_head(30, scale=36)
+    exact = attention.parallel(*z)[0][0, -1, 0]
+    a, b, c = (partial(q_TK[-1], k_TK[cut], v_TV[cut]) for cut in (slice(0, 4), slice(4, 19), slice(19, 30)))
+    for num, den, _ in (merge(merge(a, b), c), merge(a, merge(b, c)), merge(merge(c, a), b)):
+        assert torch.allclose(num / den, exact, rtol=0, atol=1e-12)
+
+
+def test_explore():
+    chips = solution("ex-bill-explore")["chips"]
+    assert chips == {"Llama-2-7B": 215, "Llama-3-8B": 54, "DeepSeek-V3": 29, "Mistral-7B": 7, "Jamba": 7}
+
+
+
+def test_the_mixer_reports_the_cost_of_the_page():
+    work = attention.cost(100, B=1, H=4, G=2, K=8, V=8, window=10)
+    assert work == cost.softmax_attention(100, H=4, G=2, K=8, window=10)
+
+
+def test_the_recorded_gpu_run_says_what_it_is_and_obeys_the_arithmetic():
+    path = Path(__file__).resolve().parents[2] / "experiments" / "results" / "attention_gpu.json"
+    record = json.loads(path.read_text(encoding="utf8"))
+    assert {"seed", "device", "torch", "cuda", "date", "dtype", "heads", "width"} <= set(record)
+    rows = {(row["form"], row["tokens"]): row for row in record["rows"]}
+    for (_, T), row in rows.items():
+        floor = cost.roofline(cost.softmax_attention(T, H=record["heads"], K=record["width"]), published.H100)
+        assert row["ms"] / 1e3 > floor.seconds
+    assert ("stored", 16384) in rows
+    assert ("stored", 32768) not in rows
+    for form, first, last, power in (("stored", 2048, 16384, 2), ("cudnn", 2048, 262144, 1)):
+        growth = rows[form, last]["peak_bytes"] / rows[form, first]["peak_bytes"]
+        assert math.log(growth, last / first) == pytest.approx(power, abs=0.02)
+
+
+def test_the_numbers_in_the_prose():
+    d, chip = 4096, configs.H100
+    exponentials = 2 * 2 * d * 16  # two Mamba blocks, each twice as wide, N = 16
+    assert exponentials == 262_144
+    assert exponentials / 3.9e12 / (24 * d**2 / chip.flops) == pytest.approx(1 / 6, rel=0.02)
+    assert chip.flops / 3.9e12 / (4 * 128) == pytest.approx(0.5, rel=0.02)  # one exp to the FLOPs of a pair
+    attention_at_a_million = cost.softmax_attention(10**6, H=32, K=128).flops
+    assert attention_at_a_million / (attention_at_a_million + 24 * d**2 * 10**6) == pytest.approx(0.95, abs=0.01)
+    for model, tokens, seconds in ((configs.LLAMA2_7B, 127_000, 6), (configs.LLAMA3_8B, 488_000, 70)):
+        full = (chip.memory - 2 * model.weights()) / model.kv_bytes(1)
+        assert full == pytest.approx(tokens, rel=0.005)
+        assert cost.roofline(model.prefill(int(full)), chip).seconds == pytest.approx(seconds, rel=0.02)
+    path = Path(__file__).resolve().parent.parent / "experiments" / "results" / "attention_gpu.json"
+    ms = {(row["form"], row["tokens"]): row["ms"] for row in json.loads(path.read_text(encoding="utf8"))["rows"]}
+    assert round(ms["stored", 16384] / ms["cudnn", 16384]) == 18
+    work = cost.softmax_attention(131072, H=32, K=128).flops
+    assert round(work / ms["cudnn", 131072] / 1e9) == 561
+    one_block = cost.roofline(cost.softmax_attention(131072, K=128, tile=128), chip)
+    assert round(cost.softmax_attention(131072, K=128, tile=128).flops / one_block.seconds / 1e12) == 428

@@ -1,0 +1,48 @@
+"""`python -m _ext.run`: every chapter is executed once, side by side, and a failing cell is named."""
+
+import nbformat
+import pytest
+from jupyter_cache import get_cache
+
+from _ext import run
+from _ext.notebooks import normalize, text_of
+from _ext.postx_book import cache_folder
+
+
+def write(path, *sources):
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    path.write_text(text_of(normalize(nbformat.v4.new_notebook(cells=cells))))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "POSTX_STATIC"):
+        monkeypatch.setenv(name, "1")  # fill sets them for the kernels; monkeypatch puts back what was
+
+
+def test_what_is_missing_is_executed_once_and_what_fails_is_named(tmp_path, capsys):
+    good = write(tmp_path / "good.ipynb", "import os\nprint(os.environ['POSTX_STATIC'])", "6 * 7")
+    bad = write(tmp_path / "bad.ipynb", "x = 0", "1 / x")
+    assert run.fill(tmp_path, [good, bad], 2) == [bad]
+    said = capsys.readouterr().out
+    assert "0 of 2 chapters are executed already" in said
+    assert "bad FAILS" in said
+    assert "ZeroDivisionError" in said
+    assert "1 / x" in said
+    assert "[2/2]" in said
+    _, page = get_cache(str(cache_folder(tmp_path))).merge_match_into_notebook(nbformat.read(good, as_version=4))
+    assert [cell.outputs[0].get("text") or cell.outputs[0].data["text/plain"] for cell in page.cells] == ["1\n", "42"]
+    assert not run.is_kept(tmp_path, bad)
+
+    assert run.fill(tmp_path, [good], 2) == []
+    assert "1 of 1 chapters are executed already" in capsys.readouterr().out
+    write(good, "6 * 8")
+    assert not run.is_kept(tmp_path, good)
+
+
+def test_an_unknown_chapter_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["pages", "05_linear_atention"])
+    with pytest.raises(SystemExit):
+        run.main()
+    assert "no chapter 05_linear_atention; there are 01_attention_cost," in capsys.readouterr().err

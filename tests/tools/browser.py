@@ -1,0 +1,157 @@
+"""What the browser tests share: a browser, the built pages, and a page that remembers what went wrong."""
+
+import functools
+import os
+import shutil
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+ROOT = Path(__file__).resolve().parents[2]
+HTML = ROOT / "_build" / "html"
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+def chromium() -> str | None:
+    """Path of $POSTX_CHROMIUM or of the first Chromium that is installed, or None."""
+    return os.environ.get("POSTX_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+
+
+def pages() -> list[str]:
+    """Every page of the built book, relative to its root; the redirect at the root has nothing to look at."""
+    found = [p.relative_to(HTML).as_posix() for p in HTML.rglob("*.html") if "_static" not in p.parts]
+    return sorted(name for name in found if name not in ("index.html", "genindex.html"))
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        """Say nothing: the browser reports what fails."""
+
+
+def serve() -> ThreadingHTTPServer:
+    """The built book on a free port of 127.0.0.1, in a thread that ends with the tests."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(HTML)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def watch(context, base: str):
+    """A new page and the list of its faults: script errors, failed loads, requests to another host."""
+    page, faults = context.new_page(), []
+    page.on("console", lambda m: m.type == "error" and faults.append(f"console: {m.text}"))
+    page.on("pageerror", lambda e: faults.append(f"script error: {e}"))
+    page.on("response", lambda r: r.status >= 400 and faults.append(f"status {r.status}: {r.url}"))
+    page.on("requestfailed", lambda r: faults.append(f"failed: {r.url} {r.failure}"))
+
+    def judge(request):
+        url = urlsplit(request.url)
+        home = urlsplit(base)
+        if url.scheme not in ("data", "blob") and (url.scheme, url.netloc) != (home.scheme, home.netloc):
+            faults.append(f"request to another place: {request.url}")
+
+    page.on("request", judge)
+    return page, faults
+
+
+def typeset(page) -> None:
+    """Wait until MathJax has finished with the page, if the page has it, and wide.js with what MathJax made."""
+    page.wait_for_load_state("load")
+    page.evaluate("() => window.MathJax?.startup?.promise.then(() => null)")
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))")
+
+
+# ---- What a reader would stumble over, each as a list of words for the message of a test ---------------------
+
+VISIBLE = "e => e.checkVisibility() && e.clientWidth > 0"
+
+# A formula, code or an output that is cut must say so: it scrolls, and its edge fades.
+CUT = f"""() => [...document.querySelectorAll('mjx-container[display=true], .bd-article pre')].filter({VISIBLE})
+    .filter(e => e.scrollWidth - e.clientWidth > 1)
+    .filter(e => getComputedStyle(e).maskImage === 'none' || !/auto|scroll/.test(getComputedStyle(e).overflowX))
+    .map(e => `${{e.scrollWidth - e.clientWidth}} px cut: ${{e.textContent.slice(0, 60)}} ${{e.parentElement.id}}`)"""
+
+COVERED = """() => [...document.querySelectorAll('div.math > .eqno')].filter(number => {
+    const a = number.getBoundingClientRect();
+    const box = number.parentElement.querySelector('mjx-container')?.getBoundingClientRect();
+    return box && a.left < box.right - 1 && box.left < a.right - 1 && a.top < box.bottom - 1 && box.top < a.bottom - 1;
+  }).map(number => `the number covers ${number.parentElement.id}`)"""
+
+SMALLEST = 0.8  # of the size of the text: MathJax sets formulas at 1.13 or more, and 0.72 of that is the floor
+SHRUNK = """() => [...document.querySelectorAll('mjx-container[display=true]')]
+    .map(e => [parseFloat(getComputedStyle(e).fontSize) / parseFloat(getComputedStyle(e.parentElement).fontSize),
+               e.parentElement.id])"""
+
+# Only code that is no check, and no comment to a tool; function bodies may assert.
+TOOLS = """() => [...document.querySelectorAll('.cell_input pre')].filter(e => !e.closest('.px-checks'))
+    .flatMap(e => e.textContent.split('\\n')).filter(line => /^(assert\\b|# NBVAL)/.test(line))"""
+
+# A line of prose has at most some 80 letters; a keyboard does not stop at every copy button.
+TIRING = """() => [...document.querySelectorAll('.bd-article p')]
+    .filter(e => e.clientWidth > 44.5 * parseFloat(getComputedStyle(document.documentElement).fontSize))
+    .map(e => `${e.clientWidth} px wide: ${e.textContent.slice(0, 50)}`)
+    .concat([...document.querySelectorAll('button.copybtn')].filter(e => e.tabIndex >= 0).map(e => e.outerHTML)
+      .slice(0, 1))"""
+
+HEAVY = ("fontawesome.js", "searchtools.js", "language_data.js", "searchindex.js", "search.js")
+SCRIPTS = "() => [...document.scripts].map(s => s.src.split('?')[0].split('/').pop())"
+
+# Icons come from the web font: a glyph in front of the element, in a font that has arrived.
+ICONLESS = """async () => { await document.fonts.ready;
+    return [...document.querySelectorAll('i, span')].filter(e => /(^| )fa[srb]?( |-)/.test(e.className))
+    .filter(e => e.checkVisibility()).filter(e => {
+      const { content, fontFamily, fontWeight } = getComputedStyle(e, '::before');
+      return content === 'none' || !document.fonts.check(`${fontWeight} 16px ${fontFamily}`)
+        || !/Font ?Awesome/.test(fontFamily); })
+    .map(e => `no icon: ${e.outerHTML}`) }"""
+
+# Words in figures against the page; a word that is made transparent is meant to step back, but not to vanish. Numbers
+# printed on a heat map have a fixed ink and are not meant.
+PALE = """() => {
+    const rgb = text => text.match(/[\\d.]+/g).map(Number);
+    const light = c => [0.2126, 0.7152, 0.0722].reduce((sum, share, i) => { const v = c[i] / 255;
+      return sum + share * (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); }, 0);
+    const paper = rgb(getComputedStyle(document.body).backgroundColor);
+    const found = new Map();
+    for (const e of document.querySelectorAll('figure.px-fig svg text')) {
+      if (!e.checkVisibility()) continue;
+      const [r, g, b] = rgb(getComputedStyle(e).fill);
+      if (r === g && g === b && [1, 254].includes(r)) continue;
+      let solid = 1;
+      for (let at = e; at.localName !== 'figure'; at = at.parentElement)
+        solid *= getComputedStyle(at).opacity * getComputedStyle(at).fillOpacity ** (at === e);
+      const seen = [r, g, b].map((v, i) => v * solid + paper[i] * (1 - solid));
+      const [low, high] = [light(seen), light(paper)].sort((a, b) => a - b);
+      const ratio = (high + 0.05) / (low + 0.05);
+      if (ratio < (solid < 1 ? 2 : 4.5)) found.set(`${ratio.toFixed(2)}:1 ${[r, g, b]} ${solid}`, e.textContent);
+    }
+    return [...found].map(([how, what]) => `${how} ${what}`); }"""
+
+LEAST = 7.5  # pixels on a phone of 390
+SMALL = """size => [...document.querySelectorAll('figure.px-fig svg')].map((svg, i) => {
+    const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+    const sizes = [...svg.querySelectorAll('text')].filter(e => e.textContent.trim() && !e.querySelector('tspan'))
+      .map(e => parseFloat(getComputedStyle(e).fontSize) * scale);
+    return [i + 1, Math.min(...sizes)]; }).filter(([, least]) => least < size)
+    .map(([i, least]) => `figure ${i}: ${least.toFixed(1)} px`)"""
+
+
+def phone_faults(page) -> list[str]:
+    """What is cut without a cue, or covered by its number, or shrunk beyond reading."""
+    tiny = [f"{at} is at {size:.2f} of its size" for size, at in page.evaluate(SHRUNK) if size < SMALLEST]
+    return page.evaluate(CUT) + page.evaluate(COVERED) + tiny + page.evaluate(SMALL, LEAST)
+
+
+def page_faults(page, on_search: bool) -> list[str]:
+    """What no page should load or show."""
+    loaded = set(page.evaluate(SCRIPTS)) & set(HEAVY[:1] if on_search else HEAVY)
+    return [f"loads {name}" for name in sorted(loaded)] + sum(map(page.evaluate, (ICONLESS, TOOLS, TIRING)), [])
