@@ -119,18 +119,18 @@ def test_the_recorded_gpu_run_says_what_it_is_and_obeys_the_arithmetic():
 
 
 def test_the_numbers_in_the_prose():
-    d, chip = 4096, configs.H100
+    d, chip = 4096, published.H100
     exponentials = 2 * 2 * d * 16  # two Mamba blocks, each twice as wide, N = 16
     assert exponentials == 262_144
     assert exponentials / 3.9e12 / (24 * d**2 / chip.flops) == pytest.approx(1 / 6, rel=0.02)
     assert chip.flops / 3.9e12 / (4 * 128) == pytest.approx(0.5, rel=0.02)  # one exp to the FLOPs of a pair
     attention_at_a_million = cost.softmax_attention(10**6, H=32, K=128).flops
     assert attention_at_a_million / (attention_at_a_million + 24 * d**2 * 10**6) == pytest.approx(0.95, abs=0.01)
-    for model, tokens, seconds in ((configs.LLAMA2_7B, 127_000, 6), (configs.LLAMA3_8B, 488_000, 70)):
+    for model, tokens, seconds in ((published.LLAMA2_7B, 127_000, 6), (published.LLAMA3_8B, 488_000, 70)):
         full = (chip.memory - 2 * model.weights()) / model.kv_bytes(1)
         assert full == pytest.approx(tokens, rel=0.005)
         assert cost.roofline(model.prefill(int(full)), chip).seconds == pytest.approx(seconds, rel=0.02)
-    path = Path(__file__).resolve().parent.parent / "experiments" / "results" / "attention_gpu.json"
+    path = Path(__file__).resolve().parents[2] / "experiments" / "results" / "attention_gpu.json"
     ms = {(row["form"], row["tokens"]): row["ms"] for row in json.loads(path.read_text(encoding="utf8"))["rows"]}
     assert round(ms["stored", 16384] / ms["cudnn", 16384]) == 18
     work = cost.softmax_attention(131072, H=32, K=128).flops

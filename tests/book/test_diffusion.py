@@ -9,8 +9,8 @@ import torch
 from page import Page
 
 from experiments import diffusion_orders
-from postx import checkpoints
 from postx.diffusion import masked, oracle, plaid, sedd
+from postx.models import checkpoints
 from postx.models.denoiser import Denoiser
 from postx.models.lm import LM
 

@@ -9,14 +9,16 @@ import torch
 from page import Page
 from torch.nn import functional as F
 
-from experiments import hybrids, results
-from postx import configs, cost, models, stripes, tasks
-from postx.lm import LM, count
+from experiments import hybrids
+from experiments.runner import results
+from postx import cost, tasks
 from postx.mixers import gated_deltanet, rglru
-from postx.nn import MLP, MoE
+from postx.models import published, stripes
+from postx.models.lm import LM, count
+from postx.models.nn import MLP, MoE
 
 PAGE = Page(
-    "09_hybrids", torch=torch, F=F, np=np, math=math, MoE=MoE, MLP=MLP, LM=LM, tasks=tasks, cost=cost
+    "hybrids", torch=torch, F=F, np=np, math=math, MoE=MoE, MLP=MLP, LM=LM, tasks=tasks, cost=cost
 )
 solution, page_function = PAGE.solution, PAGE.function
 COSTS = {  # as the page sets them
@@ -198,7 +200,7 @@ def test_the_strips_are_what_was_published():
 def test_experts_are_marked_where_they_are():
     field = {strip.name: strip for strip in stripes.FIELD}
     assert field["Jamba"].expert_layers() == list(range(1, 32, 2))
-    assert [i for i, letter in enumerate(models.MODELS["Jamba"].mlp) if letter == "E"] == list(range(1, 32, 2))
+    assert [i for i, letter in enumerate(published.MODELS["Jamba"].mlp) if letter == "E"] == list(range(1, 32, 2))
     assert len(field["Nemotron-3-Nano-30B-A3B"].expert_layers()) == 23
     assert field["Kimi Linear 48B"].expert_layers() == list(range(1, 27))
     assert field["Zamba-7B"].expert_layers() == []
@@ -215,7 +217,7 @@ def test_the_figure_has_a_row_for_each_model():
 def test_predict():
     scope = solution("ex-hybrid-predict")
     assert scope["crossing"] == 3072
-    options = models.MODELS["Nemotron-H-8B"]
+    options = published.MODELS["Nemotron-H-8B"]
     assert options.pattern.count("A") == 4
     assert options.pattern.count("S") == 24
 
@@ -243,4 +245,4 @@ def test_code_share():
 def test_explore():
     fits = solution("ex-hybrid-explore")["fits"]
     assert fits == {(32, 8192): 26, (32, 262144): 0, (4, 8192): 187, (4, 262144): 6, (0, 8192): 1630, (0, 262144): 1630}
-    assert replace(configs.JAMBA, attention_layers=4) == configs.JAMBA
+    assert replace(published.JAMBA, attention_layers=4) == published.JAMBA

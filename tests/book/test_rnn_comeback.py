@@ -11,15 +11,16 @@ from page import Page
 from torch import nn
 from torch.nn import functional as F
 
-from postx import configs, cost
+from postx import cost
 from postx.mixers import attention, deltanet, gated_deltanet, retnet, rwkv4, rwkv7
+from postx.models import published
 
 PAGE = Page(
-    "06_rnn_comeback", torch=torch, F=F, math=math, nn=nn, replace=replace, configs=configs, cost=cost,
+    "rnn_comeback", torch=torch, F=F, math=math, nn=nn, replace=replace, published=published, cost=cost,
     attention=attention, deltanet=deltanet, retnet=retnet, rwkv4=rwkv4, rwkv7=rwkv7,
 )  # fmt: skip
 TEXT = "\n".join(c.source for c in PAGE.cells if c.cell_type == "markdown")
-RESULTS = Path(__file__).resolve().parent.parent / "experiments" / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "experiments" / "results"
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +113,7 @@ def test_the_slowest_channel_forgets_as_the_page_says():
 @pytest.mark.parametrize("bits", [16, 8, 4, 3])
 def test_the_longest_context_fits_and_one_token_more_does_not(bits, residual):
     functions = PAGE.functions("states", "longest")
-    for c in (configs.LLAMA3_8B, configs.MISTRAL_7B):
+    for c in (published.LLAMA3_8B, published.MISTRAL_7B):
         for memory in (4, 8, 16, 64):
             fits = functions[1](replace(c, window=None), bits, memory)
             full = replace(c, window=None)
@@ -129,12 +130,12 @@ def test_the_longest_context_fits_and_one_token_more_does_not(bits, residual):
 
 def test_the_phone_numbers_in_the_text():
     longest = PAGE.functions("states", "longest")[1]
-    small = configs.Config("1B", L=16, D=2048, H=32, G=8, K=64, F=8192, Y=128256, tied=True)
+    small = published.Config("1B", L=16, D=2048, H=32, G=8, K=64, F=8192, Y=128256, tied=True)
     assert small.weights() == 1_235_814_400
     assert longest(small, 4, 4)["grouped"] == 103_213
-    assert longest(configs.LLAMA3_8B, 8, 16)["grouped"] == 60_804
-    assert longest(configs.LLAMA3_8B, 16, 16)["window"] == 0
-    assert longest(configs.LLAMA3_8B, 3, 4)["grouped"] > 0 == longest(configs.LLAMA3_8B, 4, 4)["grouped"]
+    assert longest(published.LLAMA3_8B, 8, 16)["grouped"] == 60_804
+    assert longest(published.LLAMA3_8B, 16, 16)["window"] == 0
+    assert longest(published.LLAMA3_8B, 3, 4)["grouped"] > 0 == longest(published.LLAMA3_8B, 4, 4)["grouped"]
 
 
 @pytest.mark.equation("eq-delta-rule")

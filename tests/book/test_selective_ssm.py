@@ -208,7 +208,7 @@ def test_the_recorded_run_says_what_it_is_and_what_the_page_says():
 
 
 def test_what_the_page_says_of_the_grid_of_rates():
-    path = Path(__file__).resolve().parent.parent / "experiments" / "results" / "selective_copying.json"
+    path = Path(__file__).resolve().parents[2] / "experiments" / "results" / "selective_copying.json"
     rows = json.loads(path.read_text(encoding="utf8"))["rows"]
     first = {(row["layer"], row["rate"]): row["accuracy"] for row in rows if row["seed"] == 0}
     rates = sorted({rate for _, rate in first})

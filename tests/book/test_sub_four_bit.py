@@ -12,7 +12,7 @@ from scipy import integrate, stats
 from experiments import quant_tables
 from experiments import ternary as ternary_runs
 from experiments.quant_tables import MODELS
-from postx import checkpoints
+from postx.models import checkpoints
 from postx.quant import (
     gptq,
     lattice,
@@ -26,7 +26,7 @@ from postx.quant import (
     uniform,
 )
 
-PAGE = Page("11_sub_four_bit", torch=torch, np=np, math=math, uniform=uniform, lattice=lattice)
+PAGE = Page("sub_four_bit", torch=torch, np=np, math=math, uniform=uniform, lattice=lattice)
 solution, page_function = PAGE.solution, PAGE.function
 RUNS = quant_tables.Path(quant_tables.__file__).parent / "results" / "quant.jsonl"
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 from page import Page
 
-from experiments import results, scorecard
-from postx import checkpoints, configs, lm, models, stripes
-from postx.configs import H100, LLAMA3_8B
+from experiments import scorecard
+from experiments.runner import results
+from postx.models import checkpoints, lm, published, stripes
+from postx.models.published import H100, LLAMA3_8B
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGE = Page("14_the_race", torch=torch, math=math, lm=lm, models=models, H100=H100)
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = Page("the_race", torch=torch, math=math, lm=lm, published=published, H100=H100)
 solution = PAGE.solution
 
 
@@ -30,7 +31,7 @@ def planner():
 @pytest.mark.parametrize("name", ["LFM2-1.2B", "Nemotron-H-8B", "Zamba-7B"])
 def test_layers_one_by_one_are_the_state_of_the_model(name, residual):
     a, c = planner()[0](name)
-    net = models.build(name).bfloat16()
+    net = published.build(name).bfloat16()
     for T in (1, 9):
         assert net.state_bytes(T) == a + c * T
     residual(0.0)
@@ -40,10 +41,10 @@ def test_layers_one_by_one_are_the_state_of_the_model(name, residual):
 def test_the_growing_part_is_keys_and_values_of_16_bits(residual):
     growth = planner()[0]
     assert growth("Llama-3-8B")[1] == LLAMA3_8B.kv_bytes(1) == 131_072
-    assert growth("Jamba")[1] == configs.JAMBA.kv_bytes(1)
+    assert growth("Jamba")[1] == published.JAMBA.kv_bytes(1)
     assert growth("Mamba-2-2.7b")[1] == growth("RWKV-7-0.4B")[1] == growth("RecurrentGemma-2B")[1] == 0
     assert growth("Falcon-H1-0.5B")[1] == 36 * 2 * 2 * 64 * 2  # attention beside SSD in each of 36 layers
-    assert growth("DeepSeek-V3")[1] == configs.DEEPSEEK_V3.kv_bytes(1)  # MLA
+    assert growth("DeepSeek-V3")[1] == published.DEEPSEEK_V3.kv_bytes(1)  # MLA
     assert (
         growth("RWKV-7-0.4B")[0] == 4 * 24 * 64 * 1024 + 2 * 2 * 24 * 1024
     )  # tables in 32 bits, two inputs in 16
@@ -82,7 +83,7 @@ def test_the_floor_of_a_token_is_the_roofline_of_the_blocks(T, batch, residual):
 
 def counted(name):
     """All weights of a published model, as the page counts them."""
-    return lm.count(models.build(name)).total
+    return lm.count(published.build(name)).total
 
 
 def test_what_the_page_says_about_memory():
