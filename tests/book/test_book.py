@@ -245,6 +245,6 @@ def test_every_exercise_has_a_tested_solution(path):
     asked = re.findall(r"^:label: (ex-\S+)$", text, re.M)
     assert len(asked) >= 4
     assert sorted(re.findall(r"\{solution\} (\S+)", text)) == sorted(asked)
-    tests = (ROOT / "tests" / f"test_chapter_{path.stem[:2]}.py").read_text(encoding="utf8")
+    tests = (ROOT / "tests" / "book" / f"test_{path.stem[3:]}.py").read_text(encoding="utf8")
     untested = [label for label in asked if f'solution("{label}")' not in tests]
     assert not untested, f"no test runs the solutions of {untested}"

@@ -6,13 +6,9 @@ says that there must be one.
 
 import os
 import re
-import sys
-from pathlib import Path
 
+import browser
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-import browser  # noqa: E402
 
 REQUIRED = os.environ.get("POSTX_BROWSER") == "1"
 SIZES = {"phone": {"width": 390, "height": 844}, "desk": {"width": 1440, "height": 900}}

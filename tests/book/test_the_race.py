@@ -139,7 +139,7 @@ def test_the_forecasts_of_the_page_have_a_date_and_can_fail():
         assert claims[name]["status"] == "forecast"
         assert claims[name]["date"]
         assert claims[name]["falsified_by"]
-        assert claims[name]["link"] == "chapters/14_the_race"
+        assert claims[name]["link"] == "the_race"
 
 
 def test_the_recorded_scorecard_says_what_the_page_says():
