@@ -200,3 +200,10 @@ def test_bad_input_is_named(name):
 def test_unknown_mixer_is_an_error_that_lists_the_known():
     with pytest.raises(ValueError, match="attention"):
         mixers.load("attention2")
+
+
+def test_an_unfinished_mixer_is_told_what_it_lacks(tmp_path, monkeypatch):
+    (tmp_path / "halfway.py").write_text("def init(): pass\ndef step(): pass\n")
+    monkeypatch.setattr(mixers, "__path__", [*mixers.__path__, str(tmp_path)])
+    with pytest.raises(ValueError, match="halfway.py is unfinished: it lacks FAMILY, STATE, recurrent, example, cost"):
+        mixers.load("halfway")
