@@ -46,8 +46,9 @@ notebooks: $(STAMP)
 	$(PY) -m _ext.notebooks
 
 # Record the residual of every equation that a test holds, and how far every form is from its step.
+# make ledger ONLY=kda measures what has kda in its name, and leaves all other rows as they are.
 ledger: $(STAMP)
-	$(PY) -m pytest -n $(JOBS) --dist loadscope --ledger
+	$(PY) -m pytest -n $(JOBS) --dist loadscope --ledger $(if $(ONLY),-k "$(ONLY)")
 
 # Make room for a chapter: make insert NAME=ring_attention AFTER=hybrids
 insert: $(STAMP)

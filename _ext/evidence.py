@@ -158,6 +158,17 @@ def decade(value: float) -> str:
     return f"1e{exponent:+03d}"
 
 
+def settled(new: str, old: str | None) -> str:
+    """The decade to commit: the old one where the new is within a factor of ten of it, or both are rounding.
+
+    Machines differ in the last digits, and a file that follows each of them says nothing.
+    """
+    if old is None:
+        return new
+    a, b = (max(float(x), 1e-16) for x in (new, old))
+    return old if max(a, b) <= 1e-12 or 0.09 < a / b < 11 else new
+
+
 def ledger_text(residuals: dict[str, float], tests: dict[str, set[str]], known: dict[str, str]) -> str:
     """The text of evidence/ledger.json: of each label the page, the worst residual, and every test's."""
     rows = {}

@@ -35,6 +35,7 @@ LETTERS = {
 
 
 _AXIS = re.compile(r"([A-Z])([+-]\d+)?")
+_known = {}  # names that were read before
 _trusted = ContextVar("trusted", default=False)
 
 
@@ -46,15 +47,16 @@ def axes(name: str) -> str:
     return "".join(letter for letter, _ in _axes(name))
 
 
-@functools.cache
 def _axes(name):
     """[(letter, offset)] of a name; a state's may say that an axis is longer or shorter: "S_BW-1D"."""
+    if name in _known:
+        return _known[name]
     pattern = name.rpartition("_")[2]
     if not re.fullmatch(rf"(?:{_AXIS.pattern})+", pattern) or set(re.sub(r"[^A-Z]", "", pattern)) - set(LETTERS):
         raise ValueError(
             f"{name}: the part after the last underscore must be axis letters out of {''.join(LETTERS)}"
         )
-    return [(letter, int(more or 0)) for letter, more in _AXIS.findall(pattern)]
+    return _known.setdefault(name, [(letter, int(more or 0)) for letter, more in _AXIS.findall(pattern)])
 
 
 def _told(name):
@@ -138,11 +140,11 @@ def named(function):
         given = dict(zip(order, args, strict=False)) | kwargs
         said = function.__globals__
         tensors = {name: given[name] for name in carry if given.get(name) is not None}
+        if given.get("S") is not None:
+            tensors |= _parts(said["STATE"], given["S"])
         sizes = _check(said.get("SIZES"), tensors, said.get("APART", ()))
         if "H" in sizes and "G" in sizes:
             check_shared(next(name for name in tensors if "G" in axes(name)), sizes["G"], sizes["H"])
-        if given.get("S") is not None:
-            _check(sizes, _parts(said["STATE"], given["S"]), said.get("APART", ()))
         if "T" in sizes:
             check_lengths(given.get("lengths_B"), sizes["B"], sizes["T"])
         if "chunk" in given:

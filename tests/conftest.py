@@ -7,7 +7,8 @@
         residual(error)
 
 An equation without a test, or a marker without its equation, stops the run at collection and is named.
-``--ledger`` runs the tests that measure, and writes evidence/ledger.json and evidence/agreement.json.
+``--ledger`` runs the tests that measure, and writes evidence/ledger.json and evidence/agreement.json; with ``-k`` only
+some of them, whose rows are then merged into the rest.
 """
 
 import math
@@ -104,18 +105,26 @@ class Ledger:
     def pytest_sessionfinish(self, session, exitstatus):
         if not self.write:
             return
-        tests = evidence.marked_tests(ROOT)
-        missing = sorted(set(tests) - set(self.residuals))
+        tests, known = evidence.marked_tests(ROOT), evidence.equations(ROOT)
+        folder, partial = ROOT / "evidence", bool(session.config.getoption("keyword"))
+        rows = evidence.read_ledger(ROOT).values() if (folder / "ledger.json").exists() else ()
+        then = {t: r for row in rows for t, r in row["tests"].items()}
+        now = {t: float(evidence.settled(evidence.decade(r), then.get(t))) for t, r in self.residuals.items()}
+        if partial:
+            now = {t: float(r) for t, r in then.items()} | now
+        missing = sorted(set(tests) - set(now))
         if exitstatus != 0 or missing:
             self.message = ["evidence/ is NOT written: a test failed, or was not run:", *missing]
             session.exitstatus = exitstatus or pytest.ExitCode.TESTS_FAILED
             return
-        folder, known = ROOT / "evidence", evidence.equations(ROOT)
-        text = evidence.ledger_text(self.residuals, tests, known)
+        text = evidence.ledger_text(now, tests, known)
         (folder / "ledger.json").write_text(text, encoding="utf8", newline="\n")
-        text = evidence.agreement_text(self.agreement)
+        rows = evidence.agreement(ROOT) or []
+        then = {(r["mixer"], r["form"], r["dtype"], r["T"]): r["error"] for r in rows}
+        now = {kind: evidence.settled(error, then.get(kind)) for kind, error in self.agreement.items()}
+        text = evidence.agreement_text((then if partial else {}) | now)
         (folder / "agreement.json").write_text(text, encoding="utf8", newline="\n")
-        self.message = [f"evidence/ holds {len(known)} equations and {len(self.agreement)} agreements"]
+        self.message = [f"evidence/: {len(self.residuals)} tests and {len(now)} agreements measured"]
 
     def pytest_terminal_summary(self, terminalreporter):
         for line in self.message:

@@ -5,59 +5,10 @@ import math
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from counting import Counting, counted, numbers, operations
 
 from postx import cost
 from postx.models.published import A100, H100
-
-
-def counted(run):
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
-
-
-class Counting:
-    """A number that counts every operation done to it: the explicit operation count."""
-
-    ops = 0
-
-    def __init__(self, value):
-        self.value = float(value)
-
-    def _binary(self, other, f):
-        Counting.ops += 1
-        return Counting(f(self.value, other.value if isinstance(other, Counting) else other))
-
-    def __add__(self, other):
-        return self._binary(other, lambda a, b: a + b)
-
-    def __sub__(self, other):
-        return self._binary(other, lambda a, b: a - b)
-
-    def __mul__(self, other):
-        return self._binary(other, lambda a, b: a * b)
-
-    def __truediv__(self, other):
-        return self._binary(other, lambda a, b: a / b)
-
-    def exp(self):
-        Counting.ops += 1
-        return Counting(math.exp(self.value))
-
-    def maximum(self, other):
-        return self._binary(other, max)
-
-
-def operations(run):
-    Counting.ops = 0
-    run()
-    return Counting.ops
-
-
-def numbers(n, value=0.5):
-    return [Counting(value) for _ in range(n)]
-
 
 # ---------------------------------------------------------------- the Cost itself
 

@@ -47,6 +47,7 @@ from postx import scans
 from postx.shapes import check, check_lengths, map_state, named
 
 FORMS = ("recurrent", "parallel", "chunked")
+PARTS = ("FAMILY", "STATE", "init", "step", "recurrent", "example", "cost", "Layer")  # what every mixer has
 FORM_ONLY = ("chunk", "impl")  # arguments that change how a form computes, never what
 
 
@@ -56,10 +57,13 @@ def names() -> list[str]:
 
 
 def load(name: str):
-    """The mixer module of that name. Raises ValueError with the names that exist."""
+    """The mixer module of that name. Raises ValueError with the names there are, or what an unfinished one lacks."""
     if name not in names():
         raise ValueError(f"mixer {name!r} does not exist; there are {', '.join(names())}")
-    return importlib.import_module(f"{__name__}.{name}")
+    mixer = importlib.import_module(f"{__name__}.{name}")
+    if lacking := [part for part in PARTS if not hasattr(mixer, part)]:
+        raise ValueError(f"postx/mixers/{name}.py is unfinished: it lacks {', '.join(lacking)}")
+    return mixer
 
 
 def forms(mixer) -> list[str]:

@@ -298,3 +298,11 @@ def test_the_mixers_page_reads_every_mixer():
         assert mixers_page.bill(mixer).flops > 0
     attention = mixers_page.bill(mixers.load("attention"))
     assert attention.state_floats == 2 * 16 * 64 * mixers_page.T
+
+
+@pytest.mark.parametrize(("new", "old", "kept"), [
+    ("1e-15", "1e-14", "1e-14"), ("0", "1e-15", "1e-15"), ("1e-16", "0", "0"), ("1e-08", "1e-07", "1e-07"),
+    ("1e-09", "1e-07", "1e-09"), ("1e-05", "1e-07", "1e-05"), ("1e-10", "1e-15", "1e-10"), ("1e-03", None, "1e-03"),
+])  # fmt: skip
+def test_residuals_do_not_churn_between_machines(new, old, kept):
+    assert evidence.settled(new, old) == kept

@@ -5,6 +5,7 @@ import inspect
 import contract
 import pytest
 import torch
+from counting import Work
 
 from postx import mixers
 
@@ -110,9 +111,44 @@ def test_cost_counts_the_real_state(name):
     }
     bill = mixer.cost(T, **sizes)
     assert bill.state_floats == floats
-    assert bill.flops > 0
     assert bill.bytes > 0
     assert bill.bounded or bill.by
+
+
+WIDE = {"B": 16, "H": 4, "G": 2, "K": 32, "V": 64, "D": 40, "N": 32, "W": 64, "F": 48, "R": 32, "nope": 24, "rotary": 8}
+# What a step does beyond the bill, in FLOPs a row, and why.
+BEYOND = {
+    "rwkv4": lambda s: 2 * s["D"],  # it adds u + k and max + g twice
+    "rwkv6": lambda s: 2 * s["H"] * s["K"] * s["V"],  # it spreads the bonus over a table; the bill reads q'diag(u)k
+    "s4d": lambda s: 4 * s["D"] * s["N"],  # the imaginary part of C h, which is thrown away
+}
+
+
+@every_mixer
+def test_cost_counts_the_operations(name):
+    """`cost` against what one step does: its contractions by torch's counter alone, or all operations one by one.
+
+    Sizes are large enough that what is O(K) beside O(K V) is within the 6%. A cache is read with 7 tokens in it, and
+    a filter as long as the text is counted with its FFTs over all of it.
+    """
+    mixer = mixers.load(name)
+    grows = getattr(mixer, "GROWS", None)
+    T, sizes = (256, WIDE | {grows: 256}) if grows else (1, WIDE)
+    z, w = mixer.example(T, **{k: v for k, v in sizes.items() if k in inspect.signature(mixer.example).parameters})
+    known = inspect.signature(mixer.cost).parameters
+    found = {k: v for k, v in (sizes | sizes_of(mixer, T)).items() if k in known and k != "T"}
+    found = {k: sizes.get(k, v) for k, v in found.items()}
+    past = 0 if mixer.cost(T, **found).bounded else 7
+    bill = mixer.cost(T, **found, **({"past": past} if past else {}))
+    token = tuple(x[:, 0] for x in z)
+    S = mixer.init(*token, **w)
+    for _ in range(past):
+        S = mixer.step(S, *token, **w)[1]
+    with Work() as work:
+        mixer.parallel(*z, **w) if grows else mixer.step(S, *token, **w)
+    done = work.all - BEYOND.get(name, lambda _: 0)(sizes) * sizes["B"]
+    counts = bill.flops, work.contractions, done
+    assert bill.flops == work.contractions or bill.flops == pytest.approx(done, rel=0.06), counts
 
 
 @every_mixer
@@ -164,3 +200,10 @@ def test_bad_input_is_named(name):
 def test_unknown_mixer_is_an_error_that_lists_the_known():
     with pytest.raises(ValueError, match="attention"):
         mixers.load("attention2")
+
+
+def test_an_unfinished_mixer_is_told_what_it_lacks(tmp_path, monkeypatch):
+    (tmp_path / "halfway.py").write_text("def init(): pass\ndef step(): pass\n")
+    monkeypatch.setattr(mixers, "__path__", [*mixers.__path__, str(tmp_path)])
+    with pytest.raises(ValueError, match="halfway.py is unfinished: it lacks FAMILY, STATE, recurrent, example, cost"):
+        mixers.load("halfway")

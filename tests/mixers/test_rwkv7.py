@@ -5,7 +5,7 @@ import math
 import contract
 import pytest
 import torch
-from test_cost import Counting, numbers, operations
+from counting import Counting, numbers, operations
 
 from postx.mixers import deltanet, rwkv7
 
