@@ -22,8 +22,11 @@ from torch.nn.functional import normalize, silu, softplus
 
 from postx import scans
 from postx.cost import Cost, delta_recurrence
-from postx.mixers import _conv, _wy, by_form, packed, state_dtype
-from postx.shapes import check, check_lengths, check_shared
+from postx.mixers import Still, _conv, _wy, by_form, packed
+from postx.shapes import check, check_lengths, check_shared, state_dtype
+
+FAMILY = "linear"
+AUTO = {"triton": "recurrent"}  # one kernel
 
 
 def init(q_BGK, k_BGK, v_BHV, beta_BH, g_BHK):
@@ -118,8 +121,8 @@ class Layer(nn.Module):
         self.decay = nn.Sequential(nn.Linear(D, rank, bias=False), nn.Linear(rank, H * K, bias=False))
         self.gate = nn.Sequential(nn.Linear(D, rank, bias=False), nn.Linear(rank, H * V))
         spread = torch.logspace(-3, -1, H * K).view(H, K)
-        self.bias_HK = nn.Parameter(spread + torch.log(-torch.expm1(-spread)))  # softplus(bias) = spread
-        self.log_A_H = nn.Parameter(torch.empty(H).uniform_(1, 16).log())
+        self.bias_HK = Still(spread + torch.log(-torch.expm1(-spread)))  # softplus(bias) = spread
+        self.log_A_H = Still(torch.empty(H).uniform_(1, 16).log())
         self.norm, self.out = nn.RMSNorm(V, eps=1e-5), nn.Linear(H * V, D, bias=False)
 
     def forward(self, x_BTD, S=None, *, form="auto", **side):

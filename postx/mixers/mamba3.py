@@ -21,7 +21,7 @@ token's own now (q'k) v. The angle's sum is taken in float64, as its digits woul
 | x (head width P), mimo_x | v_BTHV, up_RHV |
 | A dt; lambda dt, (1 - lambda) dt | g_BTH <= 0; now_BTH, before_BTH |
 | theta dt | theta_BTHN |
-| h [P, N], turned by the sum of all angles; k, v of the last token | (S_BHKV, k_BRHK, v_BHV), turned to the last token |
+| h [P, N] turned by all angles; k, v of the last token | S_BHKV turned by the last token's; k_BRHK, v_BHV |
 """
 
 import math
@@ -32,9 +32,13 @@ from torch.nn.functional import silu, softplus
 
 from postx import scans
 from postx.cost import Cost
-from postx.mixers import by_form, packed, state_dtype
+from postx.mixers import Still, by_form, packed
 from postx.scans.chunked import decay_chunked
-from postx.shapes import check, check_lengths, check_shared
+from postx.shapes import check, check_lengths, check_shared, state_dtype
+
+FAMILY = "ssm"
+FOLLOW = "-"  # the block has its own gate and expansion
+AUTO = {"triton": "recurrent"}  # one kernel
 
 
 def init(q_BRHK, k_BRHK, v_BHV, g_BH, now_BH, before_BH, theta_BHN, *, up_RHV=None):
@@ -206,8 +210,8 @@ class Layer(nn.Module):
 
         dt = softplus(. + bias)   g = -max(f(.), 1e-4) dt   theta = pi tanh(.) dt   q, k = RMSNorm(.) + bias
 
-    with f(x) = 1 + x above 0 and 1 / (1 - x) below, as in the published code. It is `expand` D wide inside, in heads of V;
-    K key channels in G groups, of which the share `turned` (1/2) is turned. rank > 1 is MIMO: each head's value and
+    with f(x) = 1 + x above 0 and 1 / (1 - x) below, as in the published code. It is `expand` D wide inside, in heads of
+    V; K key channels in G groups, of which the share `turned` (1/2) is turned. rank > 1 is MIMO: each head's value and
     gate are scaled by a learned vector for each of the `rank` updates, and the outputs added up by another. dt starts
     log-uniform in [1e-3, 0.1].
     """
@@ -225,11 +229,11 @@ class Layer(nn.Module):
         self.widths = [inner, inner, rank * G * K, rank * G * K, self.H, self.H, self.H, self.N]
         self.inward = nn.Linear(D, sum(self.widths), bias=False)
         first = 10 ** torch.empty(self.H).uniform_(-3, -1)
-        self.dt_bias_H = nn.Parameter(first + torch.log(-torch.expm1(-first)))  # softplus of this is `first`
+        self.dt_bias_H = Still(first + torch.log(-torch.expm1(-first)))  # softplus of this is `first`
         self.q_norm, self.k_norm = nn.RMSNorm(K, eps=1e-5), nn.RMSNorm(K, eps=1e-5)
         self.q_bias_RHK = nn.Parameter(torch.ones(rank, self.H, K))
         self.k_bias_RHK = nn.Parameter(torch.ones(rank, self.H, K))
-        self.skip_H = nn.Parameter(torch.ones(self.H))
+        self.skip_H = Still(torch.ones(self.H))
         self.up_RHV = nn.Parameter(torch.full((rank, self.H, V), 1 / rank)) if rank > 1 else None
         self.gate_RHV = nn.Parameter(torch.ones(rank, self.H, V)) if rank > 1 else None
         self.down_RHV = nn.Parameter(torch.full((rank, self.H, V), 1 / rank)) if rank > 1 else None

@@ -24,9 +24,13 @@ from torch.nn.functional import layer_norm, logsigmoid, silu
 
 from postx import scans
 from postx.cost import Cost, decay_recurrence
-from postx.mixers import _conv, by_form, packed, state_dtype
+from postx.mixers import Still, _conv, by_form, packed
 from postx.scans.chunked import decay_chunked
-from postx.shapes import check, check_lengths
+from postx.shapes import check, check_lengths, state_dtype
+
+FAMILY, LETTER = "linear", "X"
+FOLLOW = "-"  # the block has its own gate and expansion
+AUTO = {"triton": "recurrent"}  # one kernel, and a few rounds for the maximum
 
 
 def init(q_BHK, k_BHK, v_BHV, i_BH, g_BH):
@@ -158,8 +162,8 @@ class Layer(nn.Module):
         self.q, self.k, self.v = (nn.Linear(inner, inner, bias=False) for _ in range(3))
         self.conv = _conv.Mixed((inner,), conv)
         self.gates_HF = nn.Parameter(torch.zeros(2 * H, 3 * inner))
-        self.gates_bias_H = nn.Parameter(torch.cat([0.1 * torch.randn(H), torch.linspace(3, 6, H)]))
-        self.skip_D, self.norm_D = nn.Parameter(torch.ones(inner)), nn.Parameter(torch.ones(inner))
+        self.gates_bias_H = Still(torch.cat([0.1 * torch.randn(H), torch.linspace(3, 6, H)]))
+        self.skip_D, self.norm_D = Still(torch.ones(inner)), nn.Parameter(torch.ones(inner))
 
     def forward(self, x_BTD, S=None, *, form="auto", **side):
         check({"D": self.up.in_features}, x_BTD=x_BTD)
