@@ -101,7 +101,7 @@ def test_angles_survive_a_long_text_in_float32():
 
 def test_pairs_that_do_not_fit_are_named():
     z, w = mamba3.example(3)
-    with pytest.raises(ValueError, match="theta_BHN: 4 pairs need 2 N <= K = 6"):
+    with pytest.raises(ValueError, match="theta: 4 pairs need 2 N <= K = 6"):
         mamba3.recurrent(*z[:-1], torch.zeros(2, 3, 3, 4, dtype=torch.float64), **w)
 
 

@@ -23,63 +23,60 @@ from torch.nn.functional import normalize, silu, softplus
 from postx import scans
 from postx.cost import Cost, delta_recurrence
 from postx.mixers import Still, _conv, _wy, by_form, packed
-from postx.shapes import check, check_lengths, check_shared, state_dtype
+from postx.scans import operators
+from postx.shapes import check, check_shared, empty, named, state_dtype
 
 FAMILY = "linear"
+STATE = "S_BHKV"
 AUTO = {"triton": "recurrent"}  # one kernel
 
 
+@named
 def init(q_BGK, k_BGK, v_BHV, beta_BH, g_BHK):
     """The empty table, S_BHKV: one a value head."""
-    sizes = check(q_BGK=q_BGK, k_BGK=k_BGK, v_BHV=v_BHV, beta_BH=beta_BH, g_BHK=g_BHK)
-    check_shared("k_BGK", sizes["G"], sizes["H"])
-    return torch.zeros([sizes[x] for x in "BHKV"], dtype=state_dtype(v_BHV.dtype), device=v_BHV.device)
+    return empty(k_BGK, v_BHV)
 
 
+@named
 def step(S, q_BGK, k_BGK, v_BHV, beta_BH, g_BHK, *, inplace=False):
     """One token: each row of the table fades, what is under k moves towards v, q reads. Returns (y_BHV, S)."""
-    sizes = check(q_BGK=q_BGK, k_BGK=k_BGK, v_BHV=v_BHV, beta_BH=beta_BH, g_BHK=g_BHK)
-    share = check_shared("k_BGK", sizes["G"], sizes["H"])
-    check(sizes, S_BHKV=S)
     q, k, v, beta, g = (x.to(S.dtype) for x in (q_BGK, k_BGK, v_BHV, beta_BH, g_BHK))
-    q, k = (x.repeat_interleave(share, 1) for x in (q, k))
+    q, k = (x.repeat_interleave(v.shape[1] // x.shape[1], 1) for x in (q, k))
     keep = g.exp()[..., None]
     S = S.mul_(keep) if inplace else S * keep
     missing = beta[..., None] * (v - torch.einsum("bhk,bhkv->bhv", k, S))
     written = k[..., None] * missing[..., None, :]
     S = S.add_(written) if inplace else S + written
-    return torch.einsum("bhk,bhkv->bhv", q * sizes["K"] ** -0.5, S).to(v_BHV.dtype), S
+    return torch.einsum("bhk,bhkv->bhv", q * q.shape[-1] ** -0.5, S).to(v_BHV.dtype), S
 
 
 @packed
 def recurrent(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTHK, *, S=None, lengths_B=None, impl="auto"):
     """All tokens, left to right. Returns (y_BTHV, S)."""
-    terms, read, S = _terms(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTHK, S, lengths_B)
+    terms, read = _terms(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTHK)
     y, S = scans.delta(*terms, S, c_BTHK=read, lengths_B=lengths_B, impl=impl)
     return y.to(v_BTHV.dtype), S
 
 
 @packed
 def chunked(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTHK, *, S=None, lengths_B=None, chunk=16):
-    """A triangular system within a chunk, the table between chunks: linear in T. Returns (y_BTHV, S).
-
-    Raises ValueError for a chunk below 1.
-    """
-    terms, read, S = _terms(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTHK, S, lengths_B)
-    y, S = _wy.in_chunks(*terms, S, c_BTHK=read, lengths_B=lengths_B, chunk=chunk, impl="auto")
+    """A triangular system within a chunk, the table between chunks: linear in T. Returns (y_BTHV, S)."""
+    terms, read = _terms(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTHK)
+    y, S = _wy.in_chunks(*terms, S, c_BTHK=read, lengths_B=lengths_B, chunk=chunk)
     return y.to(v_BTHV.dtype), S
 
 
-def _terms(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTHK, S, lengths_B):
+def _terms(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTHK):
     """The arguments of `scans.delta` up to g, and its c: the key that reads the state before it fades, exp(g) k."""
-    sizes = check(q_BTGK=q_BTGK, k_BTGK=k_BTGK, v_BTHV=v_BTHV, beta_BTH=beta_BTH, g_BTHK=g_BTHK)
-    share = check_shared("k_BTGK", sizes["G"], sizes["H"])
-    check_lengths(lengths_B, sizes["B"], sizes["T"])
-    S = init(*(x[:, 0] for x in (q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTHK))) if S is None else S
-    check(sizes, S_BHKV=S)
     q, k, v, beta, g = (x.to(state_dtype(x.dtype)) for x in (q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTHK))
-    read = k.repeat_interleave(share, 2) * g.exp()
-    return (q * sizes["K"] ** -0.5, k, v * beta[..., None], beta, g), read, S
+    read = k.repeat_interleave(v.shape[2] // k.shape[2], 2) * g.exp()
+    return (q * q.shape[-1] ** -0.5, k, v * beta[..., None], beta, g), read
+
+
+@named
+def operator(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTHK):
+    """What these tokens do to any state: see `postx.scans.operators`."""
+    return operators.full(lambda v, S: recurrent(q_BTGK, k_BTGK, v, beta_BTH, g_BTHK, S=S)[1], k_BTGK, v_BTHV)
 
 
 def example(T, *, B=2, H=4, G=2, K=6, V=5, seed=0):
@@ -108,7 +105,7 @@ class Layer(nn.Module):
     negative_eigenvalues=True doubles beta to (0, 2). The attention layers beside it need no positions.
     """
 
-    def __init__(self, D, *, H=4, G=None, K=None, V=None, rank=None, negative_eigenvalues=False, conv=4):
+    def __init__(self, D, *, H=4, G=None, K=None, V=None, rank=None, negative_eigenvalues=False, conv_size=4):
         super().__init__()
         G = G or H
         check_shared("G", G, H)
@@ -117,7 +114,7 @@ class Layer(nn.Module):
         rank = rank or V
         self.q, self.k = nn.Linear(D, G * K, bias=False), nn.Linear(D, G * K, bias=False)
         self.v, self.beta = nn.Linear(D, H * V, bias=False), nn.Linear(D, H, bias=False)
-        self.conv = _conv.Mixed((G * K, G * K, H * V), conv)
+        self.conv = _conv.Mixed((G * K, G * K, H * V), conv_size)
         self.decay = nn.Sequential(nn.Linear(D, rank, bias=False), nn.Linear(rank, H * K, bias=False))
         self.gate = nn.Sequential(nn.Linear(D, rank, bias=False), nn.Linear(rank, H * V))
         spread = torch.logspace(-3, -1, H * K).view(H, K)

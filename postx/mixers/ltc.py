@@ -28,27 +28,28 @@ from torch.nn.functional import softplus
 from postx.cost import Cost
 from postx.mixers import by_form, packed
 from postx.scans import cpu_synapses
-from postx.shapes import check, check_lengths, pick, positive, real, state_dtype
+from postx.shapes import check, named, pick, positive, real, state_dtype
 
 FAMILY = "liquid"
+STATE = "h_BD"
 IMPLEMENTATIONS = ("torch", "numba")
 
 
+@named
 def init(drive_BD, total_BD, dt_B, *, capacity_D, weight_DD, level_DD, slope_DD, threshold_DD, unfolds=6):
     """All neurons at 0: h_BD, at least float32."""
-    w = _weights(capacity_D, weight_DD, level_DD, slope_DD, threshold_DD)
-    sizes = _check(check(drive_BD=drive_BD, total_BD=total_BD, dt_B=dt_B), dt_B, unfolds, w)
-    return torch.zeros(sizes["B"], sizes["D"], dtype=state_dtype(drive_BD.dtype), device=drive_BD.device)
+    _check(dt_B, unfolds)
+    return torch.zeros_like(drive_BD, dtype=state_dtype(drive_BD.dtype))
 
 
+@named
 def step(
     S, drive_BD, total_BD, dt_B, *, capacity_D, weight_DD, level_DD, slope_DD, threshold_DD, unfolds=6, inplace=False
 ):  # fmt: skip
     """One token: the inputs hold for a time dt. Returns (y_BD, S), the same numbers twice."""
-    w = _weights(capacity_D, weight_DD, level_DD, slope_DD, threshold_DD)
-    sizes = _check(check(drive_BD=drive_BD, total_BD=total_BD, dt_B=dt_B), dt_B, unfolds, w)
-    check(sizes, h_BD=S)
-    drive, total, dt, *w = (x.to(S.dtype) for x in (drive_BD, total_BD, dt_B[:, None], *w.values()))
+    _check(dt_B, unfolds)
+    w = (x.to(S.dtype) for x in (capacity_D, weight_DD, level_DD, slope_DD, threshold_DD))
+    drive, total, dt = (x.to(S.dtype) for x in (drive_BD, total_BD, dt_B[:, None]))
     h = _fused(S, drive, total, dt / unfolds, *w, unfolds)
     S = S.copy_(h) if inplace else h
     return h.to(drive_BD.dtype), S
@@ -60,17 +61,13 @@ def recurrent(
     lengths_B=None, impl="auto",
 ):  # fmt: skip
     """All tokens, left to right, in a loop of its own: impl "torch", or on a CPU "numba". Returns (y_BTD, S)."""
-    w = _weights(capacity_D, weight_DD, level_DD, slope_DD, threshold_DD)
-    sizes = check(drive_BTD=drive_BTD, total_BTD=total_BTD, dt_BT=dt_BT)
-    sizes = _check(sizes, dt_BT, unfolds, w)
-    check_lengths(lengths_B, sizes["B"], sizes["T"])
+    _check(dt_BT, unfolds)
     chosen = pick(impl, IMPLEMENTATIONS if drive_BTD.device.type == "cpu" else IMPLEMENTATIONS[:1])
     kind = state_dtype(drive_BTD.dtype)
-    S = drive_BTD.new_zeros(sizes["B"], sizes["D"], dtype=kind) if S is None else S
-    check(sizes, h_BD=S)
+    S = torch.zeros_like(drive_BTD[:, 0], dtype=kind) if S is None else S
     # past a row's end no time passes
     drive, total, dt = (real(x, lengths_B).to(kind) for x in (drive_BTD, total_BTD, dt_BT))
-    w = [x.to(kind) for x in w.values()]
+    w = [x.to(kind) for x in (capacity_D, weight_DD, level_DD, slope_DD, threshold_DD)]
     if chosen == "numba":
         y, S = cpu_synapses.Fused.apply(drive, total, dt, *w, S, unfolds)
     else:
@@ -91,17 +88,10 @@ def _fused(h, drive, total, s, capacity, weight, level, slope, threshold, unfold
     return h
 
 
-def _weights(capacity_D, weight_DD, level_DD, slope_DD, threshold_DD):
-    return dict(
-        capacity_D=capacity_D, weight_DD=weight_DD, level_DD=level_DD, slope_DD=slope_DD, threshold_DD=threshold_DD
-    )
-
-
-def _check(sizes, dt, unfolds, w):
+def _check(dt, unfolds):
     positive(unfolds=unfolds)
     if dt.device.type == "cpu" and bool((dt < 0).any()):  # on a GPU the question would stop the queue
         raise ValueError(f"dt: expected times >= 0, got {dt.min().item()}")
-    return check(sizes, **w)
 
 
 def example(T, *, B=2, D=4, seed=0):
@@ -111,8 +101,8 @@ def example(T, *, B=2, D=4, seed=0):
     total, dt, capacity, weight, slope, threshold = (
         torch.rand(n, generator=generator, dtype=torch.float64) for n in ((B, T, D), (B, T), (D,), *[(D, D)] * 3)
     )
-    w = _weights(0.4 + 0.2 * capacity, weight, level, 3 + 5 * slope, 0.3 + 0.5 * threshold)
-    return (drive, total, 0.1 + dt), w
+    w = {"capacity_D": 0.4 + 0.2 * capacity, "weight_DD": weight, "level_DD": level}
+    return (drive, total, 0.1 + dt), w | {"slope_DD": 3 + 5 * slope, "threshold_DD": 0.3 + 0.5 * threshold}
 
 
 def cost(T, *, B=1, D=4, unfolds=6, item=4) -> Cost:
@@ -162,7 +152,7 @@ class Layer(nn.Module):
         seen = (x_BTD * self.scale_D + self.shift_D)[..., None]
         opened = weight[:D] * torch.sigmoid(self.slope_DD[:D] * (seen - self.threshold_DD[:D]))
         drive, total = (opened * self.level_DD[:D]).sum(-2) + leak * self.rest_D, opened.sum(-2) + leak
-        w = _weights(
-            softplus(self.capacity_D), weight[D:], self.level_DD[D:], self.slope_DD[D:], self.threshold_DD[D:]
-        )
+        tables = {"level_DD": self.level_DD, "slope_DD": self.slope_DD, "threshold_DD": self.threshold_DD}
+        w = {"capacity_D": softplus(self.capacity_D)}
+        w |= {name: x[D:] for name, x in ({"weight_DD": weight} | tables).items()}
         return by_form(__name__, form, x_BTD)(drive, total, dt_BT, S=h_BD, unfolds=self.unfolds, **w, **side)

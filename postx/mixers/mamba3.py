@@ -25,6 +25,7 @@ token's own now (q'k) v. The angle's sum is taken in float64, as its digits woul
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -34,32 +35,34 @@ from postx import scans
 from postx.cost import Cost
 from postx.mixers import Still, by_form, packed
 from postx.scans.chunked import decay_chunked
-from postx.shapes import check, check_lengths, check_shared, state_dtype
+from postx.shapes import check, check_shared, empty, named, real, state_dtype
 
 FAMILY = "ssm"
+STATE = "S_BHKV", "k_BRHK", "v_BHV"
 FOLLOW = "-"  # the block has its own gate and expansion
 AUTO = {"triton": "recurrent"}  # one kernel
 
 
+@named
 def init(q_BRHK, k_BRHK, v_BHV, g_BH, now_BH, before_BH, theta_BHN, *, up_RHV=None):
     """Nothing stored and no token before the first: (S_BHKV, k_BRHK, v_BHV) = 0."""
-    sizes = _check(q_BRHK, k_BRHK, v_BHV, g_BH, now_BH, before_BH, theta_BHN, up_RHV)
-    kind = {"dtype": state_dtype(v_BHV.dtype), "device": v_BHV.device}
-    return tuple(torch.zeros([sizes[x] for x in axes], **kind) for axes in ("BHKV", "BRHK", "BHV"))
+    _fits(k_BRHK, theta_BHN)
+    S = empty(k_BRHK[:, 0], v_BHV)
+    return S, torch.zeros_like(k_BRHK, dtype=S.dtype), torch.zeros_like(v_BHV, dtype=S.dtype)
 
 
+@named
 def step(S, q_BRHK, k_BRHK, v_BHV, g_BH, now_BH, before_BH, theta_BHN, *, up_RHV=None, inplace=False):
     """One token: the rest of the last write, fade and turn, write, read with each query. Returns (y_BRHV, S)."""
-    sizes = _check(q_BRHK, k_BRHK, v_BHV, g_BH, now_BH, before_BH, theta_BHN, up_RHV)
+    _fits(k_BRHK, theta_BHN)
     S, k_last, v_last = S
-    check(sizes, S_BHKV=S, k_BRHK=k_last, v_BHV=v_last)
-    kind, dtype = S.dtype, v_BHV.dtype
+    kind, dtype, R = S.dtype, v_BHV.dtype, k_BRHK.shape[1]
     q, k, v, g, now, before, theta = (
         x.to(kind) for x in (q_BRHK, k_BRHK, v_BHV, g_BH, now_BH, before_BH, theta_BHN)
     )
-    whole = S + _outer(k_last * before[:, None, :, None], _raised(v_last, up_RHV, sizes["R"]))
+    whole = S + _outer(k_last * before[:, None, :, None], _raised(v_last, up_RHV, R))
     turned = turn(whole.mT, -theta[:, :, None]).mT * g.exp()[..., None, None]
-    after = turned + _outer(k * now[:, None, :, None], _raised(v, up_RHV, sizes["R"]))
+    after = turned + _outer(k * now[:, None, :, None], _raised(v, up_RHV, R))
     if inplace:
         S.copy_(after), k_last.copy_(k), v_last.copy_(v)
     else:
@@ -85,7 +88,7 @@ def parallel(
 ):
     """All pairs at once: one chunk of T tokens, quadratic in T. Returns (y_BTRHV, S)."""
     z = q_BTRHK, k_BTRHK, v_BTHV, g_BTH, now_BTH, before_BTH, theta_BTHN
-    return _in_chunks(z, up_RHV, S, lengths_B, max(1, v_BTHV.shape[1]))
+    return _in_chunks(z, up_RHV, S, lengths_B, v_BTHV.shape[1])
 
 
 @packed
@@ -93,10 +96,7 @@ def chunked(
     q_BTRHK, k_BTRHK, v_BTHV, g_BTH, now_BTH, before_BTH, theta_BTHN, *, up_RHV=None, S=None, lengths_B=None,
     chunk=64,
 ):  # fmt: skip
-    """Pairs within a chunk of tokens, the state between chunks: linear in T. Returns (y_BTRHV, S).
-
-    Raises ValueError for a chunk below 1.
-    """
+    """Pairs within a chunk of tokens, the state between chunks: linear in T. Returns (y_BTRHV, S)."""
     z = q_BTRHK, k_BTRHK, v_BTHV, g_BTH, now_BTH, before_BTH, theta_BTHN
     return _in_chunks(z, up_RHV, S, lengths_B, chunk)
 
@@ -125,15 +125,10 @@ def _outer(k_BRHK, v_BRHV):
     return torch.einsum("brhk,brhv->bhkv", k_BRHK, v_BRHV)
 
 
-def _check(q_BRHK, k_BRHK, v_BHV, g_BH, now_BH, before_BH, theta_BHN, up_RHV):
-    named = dict(
-        q_BRHK=q_BRHK, k_BRHK=k_BRHK, v_BHV=v_BHV, g_BH=g_BH, now_BH=now_BH, before_BH=before_BH,
-        theta_BHN=theta_BHN, up_RHV=up_RHV,
-    )  # fmt: skip
-    sizes = check(**named)
-    if 2 * sizes["N"] > sizes["K"]:
-        raise ValueError(f"theta_BHN: {sizes['N']} pairs need 2 N <= K = {sizes['K']} key channels")
-    return sizes
+def _fits(k, theta):
+    """Raise ValueError where there are more pairs than key channels."""
+    if 2 * theta.shape[-1] > k.shape[-1]:
+        raise ValueError(f"theta: {theta.shape[-1]} pairs need 2 N <= K = {k.shape[-1]} key channels")
 
 
 def _terms(q_BTRHK, k_BTRHK, v_BTHV, g_BTH, now_BTH, before_BTH, theta_BTHN, up_RHV, S, lengths_B):
@@ -142,21 +137,12 @@ def _terms(q_BTRHK, k_BTRHK, v_BTHV, g_BTH, now_BTH, before_BTH, theta_BTHN, up_
     The reads of a token stand at the first of its places, before its writes, as q [B, T R, H, R, K].
     """
     z = q_BTRHK, k_BTRHK, v_BTHV, g_BTH, now_BTH, before_BTH, theta_BTHN
-    sizes = check(
-        q_BTRHK=q_BTRHK, k_BTRHK=k_BTRHK, v_BTHV=v_BTHV, g_BTH=g_BTH, now_BTH=now_BTH, before_BTH=before_BTH,
-        theta_BTHN=theta_BTHN, up_RHV=up_RHV,
-    )  # fmt: skip
-    B, T, R = (sizes[letter] for letter in "BTR")
-    check_lengths(lengths_B, B, T)
-    empty = init(*(x[:, 0] for x in z), up_RHV=up_RHV)
-    S, k_last, v_last = empty if S is None else S
-    check(sizes, S_BHKV=S, k_BRHK=k_last, v_BHV=v_last)
-    q, k, v, g, now, before, theta = (x.to(state_dtype(x.dtype)) for x in z)
+    B, T, R = k_BTRHK.shape[:3]
+    _fits(k_BTRHK, theta_BTHN)
+    S, k_last, v_last = init(*(x[:, 0] for x in z), up_RHV=up_RHV) if S is None else S
+    q, k, v, *rates = (x.to(state_dtype(x.dtype)) for x in z)
+    g, now, before, theta = (real(x, lengths_B) for x in rates)
     end_B = torch.full((B,), T, device=v.device) if lengths_B is None else lengths_B.long()
-    past = (torch.arange(T, device=v.device) >= end_B[:, None])[..., None]
-    g, now, before, theta = (
-        x.masked_fill(past if x.dim() == 3 else past[..., None], 0) for x in (g, now, before, theta)
-    )
     S = S + _outer(k_last * before[:, 0, None, :, None], _raised(v_last, up_RHV, R))
     weight = now + torch.cat([before[:, 1:], torch.zeros_like(before[:, :1])], 1)
     angle = theta.double().cumsum(1)
@@ -175,12 +161,38 @@ def _terms(q_BTRHK, k_BTRHK, v_BTHV, g_BTH, now_BTH, before_BTH, theta_BTHN, up_
     def finish(y, S):
         """y [B, T R, H, R, V] and the state in the frame of the first token -> (y_BTRHV, S)."""
         y = y.unflatten(1, (T, R))[:, :, 0].transpose(2, 3) + own
-        y = y if lengths_B is None else y.masked_fill(past[..., None, None], 0)
+        y = real(y, lengths_B)
         S = turn(S.mT, -last[:, :, None].remainder(2 * math.pi).to(S.dtype)).mT
         seen = (torch.cat([a[:, None], b.to(a.dtype)], 1) for a, b in ((k_last, k), (v_last, v)))
         return y.to(v_BTHV.dtype), (S, *(x[torch.arange(B, device=v.device), end_B] for x in seen))
 
     return (reads, k_turned.flatten(1, 2), written, fades, S), finish
+
+
+class Turned(NamedTuple):
+    """What tokens do to a state: the rest of the last write, fade, turn, and what they leave. See `operators`."""
+
+    A: tuple  # the first token's `before`, the sums of g and theta, up_RHV
+    b: tuple
+
+    def __call__(self, S):
+        (before, g, theta, up_RHV), (S, k, v) = self.A, S
+        S = S + _outer(k * before[:, None, :, None], _raised(v, up_RHV, k.shape[1]))
+        S = turn(S.mT, -theta[:, :, None].to(S.dtype)).mT * g.exp()[..., None, None]
+        return S + self.b[0], *self.b[1:]
+
+    def then(self, after):
+        (before, g, theta, up_RHV), (_, g_after, theta_after, _) = self.A, after.A
+        return Turned((before, g + g_after, theta + theta_after, up_RHV), after(self.b))
+
+
+@named
+def operator(q_BTRHK, k_BTRHK, v_BTHV, g_BTH, now_BTH, before_BTH, theta_BTHN, *, up_RHV=None):
+    """What these tokens do to any state: see `postx.scans.operators`."""
+    z = q_BTRHK, k_BTRHK, v_BTHV, g_BTH, now_BTH, before_BTH, theta_BTHN
+    S = recurrent(*z, up_RHV=up_RHV)[1]
+    kind = S[0].dtype
+    return Turned((before_BTH[:, 0].to(kind), g_BTH.sum(1, dtype=kind), theta_BTHN.double().sum(1), up_RHV), S)
 
 
 def example(T, *, B=2, R=2, H=3, K=6, V=5, N=2, seed=0):

@@ -18,6 +18,8 @@ rounds find for all tokens; the rest is the decay recurrence with g + m_before -
 | C_t [V, K], n_t, m_t | C_BHKV transposed, n_BHK, m_BH |
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from torch.nn.functional import layer_norm, logsigmoid, silu
@@ -26,29 +28,29 @@ from postx import scans
 from postx.cost import Cost, decay_recurrence
 from postx.mixers import Still, _conv, by_form, packed
 from postx.scans.chunked import decay_chunked
-from postx.shapes import check, check_lengths, state_dtype
+from postx.shapes import check, empty, named, real, state_dtype
 
 FAMILY, LETTER = "linear", "X"
+STATE = "C_BHKV", "n_BHK", "m_BH"
 FOLLOW = "-"  # the block has its own gate and expansion
 AUTO = {"triton": "recurrent"}  # one kernel, and a few rounds for the maximum
 
 
+@named
 def init(q_BHK, k_BHK, v_BHV, i_BH, g_BH):
     """Nothing stored: (C_BHKV, n_BHK, m_BH) = 0."""
-    sizes = check(q_BHK=q_BHK, k_BHK=k_BHK, v_BHV=v_BHV, i_BH=i_BH, g_BH=g_BH)
-    kind = {"dtype": state_dtype(v_BHV.dtype), "device": v_BHV.device}
-    return tuple(torch.zeros([sizes[x] for x in axes], **kind) for axes in ("BHKV", "BHK", "BH"))
+    C = empty(k_BHK, v_BHV)
+    return C, torch.zeros_like(k_BHK, dtype=C.dtype), torch.zeros_like(i_BH, dtype=C.dtype)
 
 
+@named
 def step(S, q_BHK, k_BHK, v_BHV, i_BH, g_BH, *, inplace=False):
     """One token: fade, write with weight exp(i), read. Returns (y_BHV, S)."""
-    sizes = check(q_BHK=q_BHK, k_BHK=k_BHK, v_BHV=v_BHV, i_BH=i_BH, g_BH=g_BH)
     C, n, m = S
-    check(sizes, C_BHKV=C, n_BHK=n, m_BH=m)
     q, k, v, i, g = (x.to(C.dtype) for x in (q_BHK, k_BHK, v_BHV, i_BH, g_BH))
     top = torch.maximum(g + m, i.clamp(min=0))
     keep, write = (g + m - top).exp(), (i - top).exp()
-    k = k * (write * sizes["K"] ** -0.5)[..., None]
+    k = k * (write * k.shape[-1] ** -0.5)[..., None]
     written = k[..., None] * v[..., None, :]
     if inplace:
         C.mul_(keep[..., None, None]).add_(written)
@@ -70,15 +72,12 @@ def recurrent(q_BTHK, k_BTHK, v_BTHV, i_BTH, g_BTH, *, S=None, lengths_B=None, i
 @packed
 def parallel(q_BTHK, k_BTHK, v_BTHV, i_BTH, g_BTH, *, S=None, lengths_B=None):
     """All pairs at once: one chunk of T tokens, quadratic in T. Returns (y_BTHV, S)."""
-    return _in_chunks(q_BTHK, k_BTHK, v_BTHV, i_BTH, g_BTH, S, lengths_B, max(1, v_BTHV.shape[1]))
+    return _in_chunks(q_BTHK, k_BTHK, v_BTHV, i_BTH, g_BTH, S, lengths_B, v_BTHV.shape[1])
 
 
 @packed
 def chunked(q_BTHK, k_BTHK, v_BTHV, i_BTH, g_BTH, *, S=None, lengths_B=None, chunk=64):
-    """Quadratic within a chunk of tokens, the table between chunks: linear in T. Returns (y_BTHV, S).
-
-    Raises ValueError for a chunk below 1.
-    """
+    """Quadratic within a chunk of tokens, the table between chunks: linear in T. Returns (y_BTHV, S)."""
     return _in_chunks(q_BTHK, k_BTHK, v_BTHV, i_BTH, g_BTH, S, lengths_B, chunk)
 
 
@@ -106,17 +105,12 @@ def running_maximum(i_BTH, g_BTH, m_BH):
 
 def _terms(q_BTHK, k_BTHK, v_BTHV, i_BTH, g_BTH, S, lengths_B):
     """The arguments of `scans.decay` (q, k, [v, 1], g, S), and the maximum at every token."""
-    sizes = check(q_BTHK=q_BTHK, k_BTHK=k_BTHK, v_BTHV=v_BTHV, i_BTH=i_BTH, g_BTH=g_BTH)
-    check_lengths(lengths_B, sizes["B"], sizes["T"])
-    C, n, m = init(*(x[:, 0] for x in (q_BTHK, k_BTHK, v_BTHV, i_BTH, g_BTH))) if S is None else S
-    check(sizes, C_BHKV=C, n_BHK=n, m_BH=m)
     q, k, v, i, g = (x.to(state_dtype(x.dtype)) for x in (q_BTHK, k_BTHK, v_BTHV, i_BTH, g_BTH))
-    if lengths_B is not None:  # past a row's end nothing fades and nothing is written, so the maximum stands still
-        past = (torch.arange(sizes["T"], device=v.device) >= lengths_B[:, None])[..., None]
-        i, g = i.masked_fill(past, -torch.inf), g.masked_fill(past, 0)
-    m_BTH = running_maximum(i, g, m)
+    C, n, m = init(*(x[:, 0] for x in (q, k, v, i, g))) if S is None else S
+    # past a row's end nothing fades, and i = 0 cannot raise the maximum, which is at least 0
+    m_BTH = running_maximum(real(i, lengths_B), real(g, lengths_B), m)
     before = torch.cat([m[:, None], m_BTH[:, :-1]], 1)
-    k = k * ((i - m_BTH).exp() * sizes["K"] ** -0.5)[..., None]
+    k = k * ((i - m_BTH).exp() * k.shape[-1] ** -0.5)[..., None]
     v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
     return (q, k, v, g + before - m_BTH, torch.cat([C, n[..., None]], -1)), m_BTH
 
@@ -125,6 +119,29 @@ def _read(y, S, m_BTH, like):
     """Divide by the last column or exp(-m), whichever is larger, and take the state apart."""
     total = torch.maximum(y[..., -1:].abs(), (-m_BTH).exp()[..., None])
     return (y[..., :-1] / total).to(like.dtype), (S[..., :-1], S[..., -1], m_BTH[:, -1])
+
+
+class Scaled(NamedTuple):
+    """What tokens do to a state stored divided by exp(m): all of it fades by exp(A), b is added. See `operators`."""
+
+    A: torch.Tensor
+    b: tuple
+
+    def __call__(self, S):
+        m = torch.maximum(S[2] + self.A, self.b[2])
+        old, new = (S[2] + self.A - m).exp()[..., None], (self.b[2] - m).exp()[..., None]
+        n = old * S[1] + new * self.b[1]
+        return old[..., None] * S[0] + new[..., None] * self.b[0], n, m
+
+    def then(self, after):
+        return Scaled(after.A + self.A, after(self.b))
+
+
+@named
+def operator(q_BTHK, k_BTHK, v_BTHV, i_BTH, g_BTH):
+    """What these tokens do to any state: see `postx.scans.operators`."""
+    S = recurrent(q_BTHK, k_BTHK, v_BTHV, i_BTH, g_BTH)[1]
+    return Scaled(g_BTH.sum(1, dtype=S[2].dtype), S)
 
 
 def example(T, *, B=2, H=3, K=6, V=5, seed=0):
@@ -152,7 +169,7 @@ class Layer(nn.Module):
     head by itself, without bias. q, k and v are full matrices where the published code has blocks of four channels.
     """
 
-    def __init__(self, D, *, H=4, expand=2, conv=4):
+    def __init__(self, D, *, H=4, expand=2, conv_size=4):
         super().__init__()
         inner = expand * D
         if inner % H:
@@ -160,7 +177,7 @@ class Layer(nn.Module):
         self.H = H
         self.up, self.out = nn.Linear(D, 2 * inner, bias=False), nn.Linear(inner, D, bias=False)
         self.q, self.k, self.v = (nn.Linear(inner, inner, bias=False) for _ in range(3))
-        self.conv = _conv.Mixed((inner,), conv)
+        self.conv = _conv.Mixed((inner,), conv_size)
         self.gates_HF = nn.Parameter(torch.zeros(2 * H, 3 * inner))
         self.gates_bias_H = Still(torch.cat([0.1 * torch.randn(H), torch.linspace(3, 6, H)]))
         self.skip_D, self.norm_D = Still(torch.ones(inner)), nn.Parameter(torch.ones(inner))
