@@ -22,8 +22,9 @@ from torch.nn.functional import normalize, silu, softplus
 
 from postx import scans
 from postx.cost import Cost, delta_recurrence
-from postx.mixers import Still, _conv, _wy, by_form, packed
-from postx.scans import operators
+from postx.mixers import Still, by_form, packed
+from postx.parts import conv
+from postx.scans import delta_chunked, operators
 from postx.shapes import check, check_shared, empty, named, state_dtype
 
 FAMILY = "linear"
@@ -62,7 +63,7 @@ def recurrent(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTHK, *, S=None, lengths_B=Non
 def chunked(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTHK, *, S=None, lengths_B=None, chunk=16):
     """A triangular system within a chunk, the table between chunks: linear in T. Returns (y_BTHV, S)."""
     terms, read = _terms(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTHK)
-    y, S = _wy.in_chunks(*terms, S, c_BTHK=read, lengths_B=lengths_B, chunk=chunk)
+    y, S = delta_chunked.in_chunks(*terms, S, c_BTHK=read, lengths_B=lengths_B, chunk=chunk)
     return y.to(v_BTHV.dtype), S
 
 
@@ -114,7 +115,7 @@ class Layer(nn.Module):
         rank = rank or V
         self.q, self.k = nn.Linear(D, G * K, bias=False), nn.Linear(D, G * K, bias=False)
         self.v, self.beta = nn.Linear(D, H * V, bias=False), nn.Linear(D, H, bias=False)
-        self.conv = _conv.Mixed((G * K, G * K, H * V), conv_size)
+        self.conv = conv.Mixed((G * K, G * K, H * V), conv_size)
         self.decay = nn.Sequential(nn.Linear(D, rank, bias=False), nn.Linear(rank, H * K, bias=False))
         self.gate = nn.Sequential(nn.Linear(D, rank, bias=False), nn.Linear(rank, H * V))
         spread = torch.logspace(-3, -1, H * K).view(H, K)

@@ -34,7 +34,7 @@ from torch.nn.functional import silu, softplus
 from postx import scans
 from postx.cost import Cost
 from postx.mixers import Still, by_form, packed
-from postx.scans.chunked import decay_chunked
+from postx.scans.decay_chunked import decay_chunked
 from postx.shapes import check, check_shared, empty, named, real, state_dtype
 
 FAMILY = "ssm"

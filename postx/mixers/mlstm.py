@@ -26,8 +26,9 @@ from torch.nn.functional import layer_norm, logsigmoid, silu
 
 from postx import scans
 from postx.cost import Cost, decay_recurrence
-from postx.mixers import Still, _conv, by_form, packed
-from postx.scans.chunked import decay_chunked
+from postx.mixers import Still, by_form, packed
+from postx.parts import conv
+from postx.scans.decay_chunked import decay_chunked
 from postx.shapes import check, empty, named, real, state_dtype
 
 FAMILY, LETTER = "linear", "X"
@@ -177,7 +178,7 @@ class Layer(nn.Module):
         self.H = H
         self.up, self.out = nn.Linear(D, 2 * inner, bias=False), nn.Linear(inner, D, bias=False)
         self.q, self.k, self.v = (nn.Linear(inner, inner, bias=False) for _ in range(3))
-        self.conv = _conv.Mixed((inner,), conv_size)
+        self.conv = conv.Mixed((inner,), conv_size)
         self.gates_HF = nn.Parameter(torch.zeros(2 * H, 3 * inner))
         self.gates_bias_H = Still(torch.cat([0.1 * torch.randn(H), torch.linspace(3, 6, H)]))
         self.skip_D, self.norm_D = Still(torch.ones(inner)), nn.Parameter(torch.ones(inner))
