@@ -23,6 +23,7 @@ from torch.nn.functional import normalize, silu, softplus
 from postx import scans
 from postx.cost import Cost, delta_recurrence
 from postx.mixers import Still, by_form, packed
+from postx.mixers.deltanet import unit
 from postx.parts import conv
 from postx.scans import delta_chunked, operators
 from postx.shapes import check, check_shared, empty, named, state_dtype
@@ -129,7 +130,7 @@ class Layer(nn.Module):
         parts, S_conv = self.conv([p(x_BTD) for p in (self.q, self.k, self.v)], S_conv, **side)
         heads = self.G, self.G, self.H
         q, k, v = (silu(x).unflatten(-1, (n, -1)) for x, n in zip(parts, heads, strict=True))
-        q, k = (x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt() for x in (q, k))
+        q, k = unit(q), unit(k)
         g = -self.log_A_H.exp()[:, None] * softplus(self.decay(x_BTD).unflatten(-1, (self.H, -1)) + self.bias_HK)
         beta = self.top * self.beta(x_BTD).sigmoid()
         y, S = by_form(__name__, form, x_BTD)(q, k, v, beta, g, S=S[0] if S else None, **side)
