@@ -78,7 +78,7 @@ def check(sizes: dict[str, int] | None = None, /, **tensors: torch.Tensor | None
 
 
 def _check(sizes, tensors, apart=()):
-    """As `check`, of pairs. A name in `apart` has a K of its own, shared only with others of its stem (r_BTK, r_BMK)."""
+    """As `check`, of pairs. A name in `apart` has a K of its own, shared with others of its stem (r_BTK, r_BMK)."""
     known, loose = dict(sizes or {}), _unchecked()
     origin = dict.fromkeys(known, "the call")
     for name, tensor in tensors:

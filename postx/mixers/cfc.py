@@ -126,8 +126,8 @@ class Layer(nn.Module):
     """A layer of CfC neurons: Layer(x_BTD, S=None, dt_BT=None) -> (y_BTD, S), S = (h,).
 
     out(cfc(inward(x))) with a backbone F wide (`width` unless told otherwise; 128 in the public code), each token dt
-    after the last (1 where none is given). Weights start as Xavier does, as in that code, tau at 0.1 (there at 0, where |tau| has no
-    slope, so that it never moves) and A at 1.
+    after the last (1 where none is given). Weights start as Xavier does, as in that code; A at 1, and tau at 0.1 (there
+    at 0, where |tau| has no slope, so that it never moves).
     """
 
     def __init__(self, D, *, width=None, F=None, mode="default"):
