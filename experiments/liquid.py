@@ -27,10 +27,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from experiments import _synapses
 from experiments.runner.results import RESULTS, mean_and_deviation, read
 from postx import scans
-from postx.mixers import Still, cfc, liquid
+from postx.mixers import Still, cfc, liquid, ltc
 
 WIDTHS, RATES, SEEDS = (4, 8, 16, 32, 64), (3e-3, 1e-2, 3e-2), (0, 1, 2)
 STEPS, B, T, FIRST, HEAD = 400, 32, 32, 3, 16
@@ -119,37 +118,15 @@ class SSM(nn.Module):
 
 
 class Synapses(nn.Module):
-    """An LTC as its authors' code has it (ncps, LTCCell, all wires there): a synapse from every input and neuron.
-
-    Each has a conductance, a slope, a threshold and a reversal level; 6 fused steps, and the ranges from
-    which that code draws its start. What must be positive goes through a softplus.
-    """
+    """An LTC with a synapse for every wire (`mixers.ltc`), without its projection to the outside."""
 
     def __init__(self, n, width):
         super().__init__()
-
-        def draw(*shape, low, high):
-            return nn.Parameter(torch.empty(*shape).uniform_(low, high))
-
-        self.scale, self.shift = nn.Parameter(torch.ones(n)), nn.Parameter(torch.zeros(n))
-        self.weight = draw(n + width, width, low=0.001, high=1.0)
-        self.slope = draw(n + width, width, low=3.0, high=8.0)
-        self.threshold = draw(n + width, width, low=0.3, high=0.8)
-        self.level = nn.Parameter(torch.randint(2, (n + width, width)) * 2.0 - 1)
-        self.leak, self.rest = draw(width, low=0.001, high=1.0), draw(width, low=-0.2, high=0.2)
-        self.capacity = draw(width, low=0.4, high=0.6)
+        self.layer = ltc.Layer(n, width=width)
+        self.layer.out = nn.Identity()
 
     def forward(self, x, dt):
-        positive, n = nn.functional.softplus, x.shape[-1]
-        weight, leak = positive(self.weight), positive(self.leak)
-
-        seen = (x * self.scale + self.shift)[..., None]
-        opened = weight[:n] * torch.sigmoid(self.slope[:n] * (seen - self.threshold[:n]))
-        drive, total = (opened * self.level[:n]).sum(-2), opened.sum(-2)
-        charge = positive(self.capacity) * _synapses.UNFOLDS / dt[..., None]
-        drive, total = drive + leak * self.rest, total + leak
-        weight, level, slope, threshold = (p[n:] for p in (weight, self.level, self.slope, self.threshold))
-        return _synapses.Synapses.apply(drive, total, charge, weight, level, slope, slope * threshold)
+        return self.layer.neurons(x, dt_BT=dt)[0]
 
 
 class Liquid(nn.Module):

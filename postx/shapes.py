@@ -76,14 +76,14 @@ def check(sizes: dict[str, int] | None = None, /, **tensors: torch.Tensor | None
     Raises TypeError for what is not a tensor, ValueError for a wrong rank or size; the message quotes the
     argument, the axes expected and the shape that came.
     """
-    return _check(sizes, tensors)
+    return _check(sizes, tensors.items())
 
 
 def _check(sizes, tensors, apart=()):
-    """As `check`. A name in `apart` has a K of its own, shared only with others of its stem (r_BTK and r_BMK)."""
+    """As `check`, of pairs. A name in `apart` has a K of its own, shared with others of its stem (r_BTK, r_BMK)."""
     known, loose = dict(sizes or {}), _unchecked()
     origin = dict.fromkeys(known, "the call")
-    for name, tensor in tensors.items():
+    for name, tensor in tensors:
         if tensor is None:
             continue
         pattern = _axes(name)
@@ -128,30 +128,38 @@ def named(function):
 
     What is called from within is trusted. A parameter S is held to the `STATE` of the function's module, a name or a
     tuple of names; `SIZES` there fixes letters, `APART` names arguments whose K is another than the others'. Where G
-    and H both occur, G must divide H; lengths_B and chunk are looked at as well. Raises as `check`.
+    and H both occur, G must divide H; lengths_B and chunk are looked at as well. Raises as `check`. The door's own
+    `check` looks at the arguments and does no more.
     """
     order = list(inspect.signature(function).parameters)
     carry = [name for name in order if "_" in name and not set(name.rpartition("_")[2]) - set(LETTERS)]
 
-    @functools.wraps(function)
-    def door(*args, **kwargs):
+    def look(*args, **kwargs):
         if _unchecked():
-            return function(*args, **kwargs)
+            return
         given = dict(zip(order, args, strict=False)) | kwargs
         said = function.__globals__
         tensors = {name: given[name] for name in carry if given.get(name) is not None}
+        held = [*tensors.items()]
         if given.get("S") is not None:
-            tensors |= _parts(said["STATE"], given["S"])
-        sizes = _check(said.get("SIZES"), tensors, said.get("APART", ()))
+            held += _parts(said["STATE"], given["S"]).items()
+        sizes = _check(said.get("SIZES"), held, said.get("APART", ()))
         if "H" in sizes and "G" in sizes:
             check_shared(next(name for name in tensors if "G" in axes(name)), sizes["G"], sizes["H"])
         if "T" in sizes:
             check_lengths(given.get("lengths_B"), sizes["B"], sizes["T"])
         if "chunk" in given:
             whole(chunk=given["chunk"])
+
+    @functools.wraps(function)
+    def door(*args, **kwargs):
+        if _unchecked():
+            return function(*args, **kwargs)
+        look(*args, **kwargs)
         with trusted():
             return function(*args, **kwargs)
 
+    door.check = look
     return door
 
 

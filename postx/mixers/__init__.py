@@ -44,7 +44,7 @@ import torch
 from torch import nn
 
 from postx import scans
-from postx.shapes import check, check_lengths, map_state, named
+from postx.shapes import check, check_lengths, map_state, named, real, trusted
 
 FORMS = ("recurrent", "parallel", "chunked")
 PARTS = ("FAMILY", "STATE", "init", "step", "recurrent", "example", "cost", "Layer")  # what every mixer has
@@ -147,23 +147,29 @@ def packed(form):
     """The door of a form: its arguments are held to their names (`named`), and it is given `reset_BT`.
 
     A row that holds several sequences is cut into rows that hold one each, so that the form itself needs only `S` and
-    `lengths_B`. The cost is padding to the longest of the sequences.
+    `lengths_B`. The cost is padding to the longest of the sequences. What stands past a row's length, NaN included,
+    becomes zeros before the form sees it: a form may multiply it away.
     """
-    form = named(form)
+    bare, door = form, named(form)
 
     @functools.wraps(form)
     def wrapper(*z, S=None, lengths_B=None, reset_BT=None, **w):
+        if lengths_B is None and reset_BT is None:
+            return door(*z, S=S, **w)
+        door.check(*z, S=S, lengths_B=lengths_B, **w)
+        z = [real(x, lengths_B) for x in z]
         if reset_BT is None:
-            return form(*z, S=S, lengths_B=lengths_B, **w)
+            with trusted():
+                return bare(*z, S=S, lengths_B=lengths_B, **w)
         B, T = z[0].shape[:2]
-        check_lengths(lengths_B, B, T)
         check({"B": B, "T": T}, reset_BT=reset_BT)
         if reset_BT.dtype != torch.bool:
             raise ValueError(f"reset_BT: expected bool, got {reset_BT.dtype}")
         constants = {key: x for key, x in w.items() if key not in FORM_ONLY}
         init = functools.partial(sys.modules[form.__module__].init, **constants)
         S = init(*(x[:, 0] for x in z)) if S is None else S
-        return _run_pieces(functools.partial(form, **w), init, z, S, lengths_B, reset_BT)
+        with trusted():
+            return _run_pieces(functools.partial(bare, **w), init, z, S, lengths_B, reset_BT)
 
     return wrapper
 
@@ -188,7 +194,7 @@ def _run_pieces(form, init, z, S, lengths_B, reset_BT):
     pieces_z = [x[row_P[:, None], token_PT] for x in z]
     empty = init(*(x[:, 0] for x in pieces_z))
     S_P = select(continues_P, map_state(lambda x: x[row_P], S), empty)
-    y_P, S_P = form(*pieces_z, S=S_P, lengths_B=length_P)
+    y_P, S_P = form(*(real(x, length_P) for x in pieces_z), S=S_P, lengths_B=length_P)
 
     real_PT = offset < length_P[:, None]
     y = y_P.new_zeros(B, T, *y_P.shape[2:])

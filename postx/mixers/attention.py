@@ -183,7 +183,8 @@ class Layer(nn.Module):
     `Layer(x_BTD, S=None) -> (y_BTD, S)`, computed by `chunked`; one token with `inplace=True` by `step`.
     G = H, K = D / H and V = K by default. Positions: `rope` is True for the default `Rope`, a `Rope`, or None;
     alibi=True takes its place. conv_size=4 mixes each channel of q, k and v with its last 4 tokens first, and adds
-    their last inputs to the state. qk_norm=True: an RMS norm over each head's q and k before they are rotated.
+    their last inputs to the state. qk_norm=True: an RMS norm over each head's q and k before they are rotated, with
+    qk_eps in it (1e-6 as in Qwen3; LFM2 has 1e-5).
     D_in: the width of x where it is not D. out_bias: a bias on the way back (RecurrentGemma).
     causal=False: every token sees every other, by `bidirectional`; there is no state then, and S comes back empty.
     Raises ValueError where G does not divide H, or H does not divide D and K is not given.
@@ -193,7 +194,7 @@ class Layer(nn.Module):
 
     def __init__(
         self, D, H=4, G=None, K=None, V=None, window=None, rope=True, chunk=64,
-        *, alibi=False, conv_size=0, qk_norm=False, D_in=None, out_bias=False, causal=True,
+        *, alibi=False, conv_size=0, qk_norm=False, qk_eps=1e-6, D_in=None, out_bias=False, causal=True,
     ):  # fmt: skip
         super().__init__()
         if not causal and (window is not None or alibi or conv_size):
@@ -212,7 +213,7 @@ class Layer(nn.Module):
         widths = [heads * width for heads, width in self.heads]
         self.q, self.k, self.v = (nn.Linear(D_in or D, width, bias=False) for width in widths)
         self.conv = conv.Mixed(widths, conv_size)
-        self.norms = nn.ModuleList(nn.RMSNorm(K, eps=1e-6) for _ in range(2)) if qk_norm else None
+        self.norms = nn.ModuleList(nn.RMSNorm(K, eps=qk_eps) for _ in range(2)) if qk_norm else None
         self.out = nn.Linear(H * V, D, bias=out_bias)
 
     def forward(self, x_BTD, S=None, *, form="auto", lengths_B=None, reset_BT=None, inplace=False):

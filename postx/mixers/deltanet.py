@@ -87,6 +87,11 @@ def cost(T, *, B=1, H=2, K=6, V=5, item=4):
     return delta_recurrence(T, B=B, H=H, K=K, V=V, item=item)
 
 
+def unit(x):
+    """x of length 1, as published: x / sqrt(|x|^2 + 1e-6), so that a key near 0 stays near 0."""
+    return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
+
+
 class Layer(nn.Module):
     """Projections, SiLU, keys and queries of length 1, a norm a head: Layer(x_BTD, S=None) -> (y_BTD, S).
 
@@ -108,7 +113,7 @@ class Layer(nn.Module):
         S, S_conv = (S[:1], S[1:]) if S else (None, ())
         parts, S_conv = self.conv([p(x_BTD) for p in (self.q, self.k, self.v)], S_conv, **side)
         q, k, v = (nn.functional.silu(x).unflatten(-1, (self.H, -1)) for x in parts)
-        q, k = (nn.functional.normalize(x, dim=-1) for x in (q, k))
+        q, k = unit(q), unit(k)
         beta = self.top * self.beta(x_BTD).sigmoid()
         y, S = by_form(__name__, form, x_BTD)(q, k, v, beta, S=S[0] if S else None, **side)
         return self.out(self.norm(y).flatten(2)), (S, *S_conv)

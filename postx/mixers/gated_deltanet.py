@@ -23,6 +23,7 @@ from torch import nn
 from postx import scans
 from postx.cost import Cost, delta_recurrence
 from postx.mixers import by_form, packed
+from postx.mixers.deltanet import unit
 from postx.parts import conv
 from postx.scans import delta_chunked, operators
 from postx.shapes import check_shared, empty, named, state_dtype
@@ -122,7 +123,7 @@ class Layer(nn.Module):
         parts, S_conv = self.conv([p(x_BTD) for p in (self.q, self.k, self.v)], S_conv, **side)
         heads = self.G, self.G, self.H
         q, k, v = (nn.functional.silu(x).unflatten(-1, (n, -1)) for x, n in zip(parts, heads, strict=True))
-        q, k = (nn.functional.normalize(x, dim=-1) for x in (q, k))
+        q, k = unit(q), unit(k)
         beta = self.top * self.beta(x_BTD).sigmoid()
         g = -self.log_A_H.exp() * nn.functional.softplus(self.rate(x_BTD) + self.bias_H)
         y, S = by_form(__name__, form, x_BTD)(q, k, v, beta, g, S=S[0] if S else None, **side)

@@ -161,13 +161,15 @@ def cost(T, *, B=1, L=2, D=3, W=21, item=4) -> Cost:
 class Filters(nn.Module):
     """A small MLP from the position to all responses: `Filters(L, D, W)() -> response_LDW`.
 
-    h(t) = MLP([t, cos 2 pi k t, -sin 2 pi k t]) * exp(-rate t), k = 1..bands, t from 0 to 1 over the W taps;
+    h(t) = MLP([t, cos 2 pi k t, -sin 2 pi k t]) * (exp(-rate t) + floor), k = 1..bands, t from 0 to 1 over the W taps;
     activations sin(freq x) with learned freq. The number of parameters does not depend on W. Source: Poli et al.
     2023, sec. 3.3, whose k starts at 0; the window is safari's: rates evenly spread over the channels of a level,
-    which so fade to 1% after 1.5 to 0.3 times W, and are not learned.
+    which so fade to 1% after 1.5 to 0.3 times W, and are not learned. The floor (its "shift", 0.05) keeps the far end
+    of the text within reach of every channel; with floor=0, as the records made before it are, all of them are nearly
+    blind beyond a part of W. Computed in float32 at least: half precision loses the phases of the sines.
     """
 
-    def __init__(self, L, D, W, *, hidden=64, bands=8, depth=2, frequency=10.0):
+    def __init__(self, L, D, W, *, hidden=64, bands=8, depth=2, frequency=10.0, floor=0.05):
         super().__init__()
         self.shape = L, D, W
         widths = [2 * bands + 1] + [hidden] * (depth + 1)
@@ -178,36 +180,42 @@ class Filters(nn.Module):
         angles = 2 * math.pi * torch.arange(W)[:, None] / W * torch.arange(1, bands + 1)
         self.register_buffer("positions", torch.cat([t_W[:, None], angles.cos(), -angles.sin()], 1))
         rate_D = math.log(100) * torch.linspace(1 / 1.5, 1 / 0.3, D)
-        self.register_buffer("window_DW", torch.exp(-rate_D[:, None] * t_W))
+        self.register_buffer("window_DW", torch.exp(-rate_D[:, None] * t_W) + floor)
 
     def forward(self):
-        x = self.positions
-        for layer in self.layers:
-            x = torch.sin(self.frequency * layer(x))
-        return self.out(x).T.unflatten(0, self.shape[:2]) * self.window_DW
+        kind = state_dtype(self.out.weight.dtype)
+        x, linear = self.positions.to(kind), nn.functional.linear
+        with torch.autocast(x.device.type, enabled=False):
+            for layer in self.layers:
+                x = torch.sin(self.frequency.to(kind) * linear(x, layer.weight.to(kind), layer.bias.to(kind)))
+            x = linear(x, self.out.weight.to(kind))
+        return x.T.unflatten(0, self.shape[:2]) * self.window_DW.to(kind)
 
 
 class Layer(nn.Module):
     """Hyena of any order: Layer(x_BTD, S=None) -> (y_BTD, S), with S = (the levels', short convolution's).
 
-    One projection to v and `order` gates, a short convolution over all of them, implicit filters of W taps at
-    most, and a projection back. A text may be longer than W: what is further back than W tokens is not seen.
+    One projection to v and `order` gates, a short convolution (with a bias) over all of them, implicit filters of W
+    taps at most, and a projection back. A text may be longer than W: what is further back than W tokens is not seen.
+    floor is that of the filters' window (`Filters`).
     """
 
-    def __init__(self, D, *, order=2, W=256, conv_size=3, hidden=64):
+    def __init__(self, D, *, order=2, W=256, conv_size=3, hidden=64, floor=0.05):
         super().__init__()
         if order < 1:
             raise ValueError(f"order: expected at least 1 level, got {order}")
         width = (order + 1) * D
         self.input, self.out = nn.Linear(D, width), nn.Linear(D, D)
         self.weight_DW = nn.Parameter(torch.randn(width, conv_size) / math.sqrt(conv_size))
-        self.filters = Filters(order, D, W, hidden=hidden)
+        bound = conv_size**-0.5  # as torch starts a convolution's bias
+        self.bias_D = nn.Parameter(torch.empty(width).uniform_(-bound, bound))
+        self.filters = Filters(order, D, W, hidden=hidden, floor=floor)
         self.skip_LD = Still(torch.randn(order, D))
 
     def forward(self, x_BTD, S=None, *, form="auto", lengths_B=None, reset_BT=None, **side):
         S_long, S_short = S if S else (None, None)
         z, S_short = conv.short_convolution(
-            self.input(x_BTD), self.weight_DW, None, S_short, lengths_B, reset_BT
+            self.input(x_BTD), self.weight_DW, self.bias_D, S_short, lengths_B, reset_BT
         )
         v, *gates = z.chunk(self.skip_LD.shape[0] + 1, -1)
         weights = {"response_LDW": self.filters(), "skip_LD": self.skip_LD}

@@ -194,8 +194,9 @@ def cost(T, *, B=1, D=5, item=4) -> Cost:
 class Layer(nn.Module):
     """Griffin's recurrent block: Layer(x_BTD, S=None) -> (y_BTD, S), with S = (h, started, short convolution's).
 
-    out(gelu(gate(x)) * rglru(conv(in(x)))): a short convolution, and gates r and i from H diagonal blocks.
-    Lambda starts so that a^c is uniform in [0.9, 0.999] (paper, sec. 2.4; the codes draw a, not a^c, from there).
+    out(gelu(gate(x)) * rglru(conv(in(x)))), with gelu in its tanh form as published: a short convolution of conv_size
+    taps, and gates r and i from H diagonal blocks. Lambda starts so that a^c is uniform in [0.9, 0.999] (paper, sec.
+    2.4; the codes draw a, not a^c, from there).
     """
 
     def __init__(self, D, *, width=None, H=4, conv_size=4, c=8.0, first="whole", max_slope=1000.0):
@@ -225,4 +226,4 @@ class Layer(nn.Module):
         weights = {"delta_D": rate(self.lambda_D, self.c), "first": self.first, "max_slope": self.max_slope}
         side |= {"lengths_B": lengths_B, "reset_BT": reset_BT}
         y, S = by_form(__name__, form, x_BTD)(x, r, i, S=tuple(S) or None, **weights, **side)
-        return self.out(nn.functional.gelu(self.gate(x_BTD)) * y), (*S, S_conv)
+        return self.out(nn.functional.gelu(self.gate(x_BTD), approximate="tanh") * y), (*S, S_conv)

@@ -86,7 +86,7 @@ def _by_doubling(k_BTD, v_BTD, g_D, u_D, S, lengths_B):
     k, v, g, u = (x.to(S[0].dtype) for x in (k_BTD, v_BTD, g_D, u_D))
 
     # Slot 0 holds the state that came in, slot t + 1 token t alone; after the rounds each holds all up to it.
-    top = k.detach()
+    top = k.detach().clamp(min=scans.START)  # k = -inf says never: its weight is 0
     weight = torch.exp(k - top)  # 1, and the way for the gradient of k
     sums = tuple(torch.cat([s[:, None], x], 1) for s, x in zip(S, (weight * v, weight, top), strict=True))
     sums = (*sums[:2], sums[2].detach())
@@ -98,8 +98,9 @@ def _by_doubling(k_BTD, v_BTD, g_D, u_D, S, lengths_B):
         reach *= 2
 
     before = tuple(x[:, :-1] for x in sums)
-    own = torch.exp(u + k - (u + k).detach())
-    num, den, _ = scans.merge(before, (own * v, own, (u + k).detach()))
+    peak = (u + k).detach().clamp(min=scans.START)
+    own = torch.exp(u + k - peak)
+    num, den, _ = scans.merge(before, (own * v, own, peak))
     y = real(num / den, lengths_B).to(v_BTD.dtype)
     ends = torch.full((B,), T, device=v.device) if lengths_B is None else lengths_B.long()
     return y, tuple(x[torch.arange(B, device=v.device), ends] for x in sums)

@@ -14,6 +14,8 @@ h // (H / G). Scaling x by dt, the skip and the gate are the Layer's.
 | h [P, N] | S_BHKV, transposed |
 """
 
+import math
+
 import torch
 from torch import nn
 from torch.nn.functional import pad, silu, softplus
@@ -124,23 +126,36 @@ def cost(T, *, B=1, H=4, G=2, K=8, V=6, item=4) -> Cost:
     return Cost(bill.flops + B * T * H, B * T * (2 * G * K + 2 * H * V + H) * item, bill.state_floats)
 
 
+class GroupNorm(nn.Module):
+    """An RMS norm of each of G groups of channels by itself, with one weight a channel (Mamba-2's, for G > 1)."""
+
+    def __init__(self, D, G, eps=1e-5):
+        super().__init__()
+        self.G, self.eps, self.weight = G, eps, nn.Parameter(torch.ones(D))
+
+    def forward(self, x):
+        x = nn.functional.rms_norm(x.unflatten(-1, (self.G, -1)), (x.shape[-1] // self.G,), eps=self.eps).flatten(-2)
+        return x * self.weight
+
+
 class Layer(nn.Module):
     """The Mamba-2 block: Layer(x_BTD, S=None) -> (y_BTD, S). It is `inner` wide, `expand` D if that is None.
 
         dt = softplus(Linear(x) + bias)      v = x dt, g = -rate dt      out = Linear(RMSNorm((y + skip x) silu(z)))
 
     One short convolution over x, k and q together; heads of width V (64, or `inner` where that is less). dt
-    starts log-uniform in [1e-3, 0.1], the rates uniform in [1, 16]. norm=False leaves the RMS norm out (Falcon-H1).
+    starts log-uniform in [1e-3, 0.1], the rates uniform in [1, 16]. norm=False leaves the RMS norm out (Falcon-H1); it
+    is of each group by itself. dt is held to dt_limit = (least, most) (Nemotron-H has a least one).
     S = (S_BHKV, last inputs of the convolution).
     """
 
-    def __init__(self, D, *, K=128, V=None, G=1, expand=2, conv_size=4, inner=None, norm=True):
+    def __init__(self, D, *, K=128, V=None, G=1, expand=2, conv_size=4, inner=None, norm=True, dt_limit=(0, math.inf)):
         super().__init__()
         inner = inner or expand * D
         V = min(64, inner) if V is None else V
         if inner % V:
             raise ValueError(f"V: expected a divisor of the inner width {inner}, got {V}")
-        self.H, self.G, self.K = inner // V, G, K
+        self.H, self.G, self.K, self.dt_limit = inner // V, G, K, dt_limit
         check_shared("G", G, self.H)
         self.widths = inner, G * K, G * K
         mixed, bound = sum(self.widths), conv_size**-0.5
@@ -151,7 +166,7 @@ class Layer(nn.Module):
         self.dt_bias_H = nn.Parameter(first + torch.log(-torch.expm1(-first)))  # softplus of this is `first`
         self.log_rate_H = nn.Parameter(torch.empty(self.H).uniform_(1, 16).log())
         self.skip_H = nn.Parameter(torch.ones(self.H))
-        self.norm = nn.RMSNorm(inner, eps=1e-5) if norm else nn.Identity()
+        self.norm = GroupNorm(inner, G) if norm else nn.Identity()
         self.out = nn.Linear(inner, D, bias=False)
 
     def forward(self, x_BTD, S=None, *, form="auto", **side):
@@ -162,7 +177,7 @@ class Layer(nn.Module):
         x, k, q = silu(mixed).split(self.widths, -1)
         x = x.unflatten(-1, (self.H, -1))
         k, q = (part.unflatten(-1, (self.G, -1)) for part in (k, q))
-        dt = softplus(dt + self.dt_bias_H)
+        dt = softplus(dt + self.dt_bias_H).clamp(*self.dt_limit)
         y, S = by_form(__name__, form, x_BTD)(q, k, x * dt[..., None], -torch.exp(self.log_rate_H) * dt, S=S, **side)
         y = (y + self.skip_H[:, None] * x).flatten(2)
         return self.out(self.norm(y * silu(gate))), (S, S_conv)

@@ -37,7 +37,9 @@ __all__ = [
 IMPLEMENTATIONS = ("reference", "numba")  # on a CPU, of every recurrence; "auto" is the last
 GPU_IMPLEMENTATIONS = ("reference", "triton")  # on a CUDA device, where triton has a kernel for the case
 MOST_KEYS, MOST_STATES = 256, 128  # the widest state that the triton kernels keep in registers
-START = -1e30  # a maximum over nothing: finite, so that exp(START - x) is 0 and START - START is 0, not NaN
+# A maximum over nothing: finite, so that START - START is 0 and not NaN, and the least number of float32, which is how
+# masks say "never": a row that holds nothing else still weighs it.
+START = torch.finfo(torch.float32).min
 
 
 @functools.cache

@@ -279,24 +279,6 @@ def test_every_cell_of_the_race_learns_and_hears_the_clock(cell):
         assert (model(x, dt) - model(x, 2 * dt)).abs().max() > 1e-3
 
 
-def test_the_synapses_are_the_authors_step():
-    torch.manual_seed(0)
-    cell, x, dt = race.Synapses(2, 3), torch.randn(2, 4, 2), torch.rand(2, 4) + 0.1
-    h, n = torch.zeros(2, 3), 2
-    w, leak, capacity = (torch.nn.functional.softplus(p) for p in (cell.weight, cell.leak, cell.capacity))
-    for t in range(4):
-        for _ in range(6):
-            values = torch.cat([x[:, t] * cell.scale + cell.shift, h], 1)[..., None]
-            opened = w * torch.sigmoid(cell.slope * (values - cell.threshold))
-            charge = capacity / (dt[:, t, None] / 6)
-            top = charge * h + leak * cell.rest + (opened * cell.level).sum(1)
-            h = top / (charge + leak + opened.sum(1))
-        assert (cell(x, dt)[:, t] - h).abs().max() < 1e-5
-    assert n == x.shape[-1]
-    loss = [torch.autograd.grad(y[:, -1].sum(), cell.slope)[0] for y in (cell(x, dt), h[:, None])]
-    assert (loss[0] - loss[1]).abs().max() < 1e-5
-
-
 def test_predict():
     scope = solution("ex-liquid-predict")
     assert scope["left"][1] == (0, 0.5)

@@ -4,6 +4,7 @@ import contract
 import pytest
 import torch
 
+from postx import mixers
 from postx.mixers import cfc
 
 
@@ -68,5 +69,43 @@ def test_bad_input_is_named():
     (u, dt), w = cfc.example(4)
     with pytest.raises(ValueError, match="dt: expected times >= 0, got -"):
         cfc.recurrent(u, -dt, **w)
-    with pytest.raises(ValueError, match=r"heads_HFD: expected axes \[H, F, D\] with H=4"):
-        cfc.recurrent(u, dt, **w | {"heads_HFD": w["heads_HFD"][:3]})
+    with pytest.raises(ValueError, match="heads_HFD: mode .default. has H=4"):
+        cfc.recurrent(u, dt, **w | {"heads_HFD": w["heads_HFD"][:3], "bias_HD": w["bias_HD"][:3]})
+
+
+@pytest.mark.parametrize("mode", cfc.MODES)
+def test_every_mode_is_the_authors_cell(mode):
+    """ncps' CfCCell, term by term, and `recurrent` equal to `step`."""
+    (u, dt), w = cfc.example(9, mode=mode)
+    y, S = cfc.recurrent(u, dt, **w)
+    contract.close((y, S), mixers.by_step(cfc, u, dt, **w))
+    h = torch.zeros(2, 5, dtype=torch.float64)
+    for t in range(9):
+        b = 1.7159 * torch.tanh(0.666 * (u[:, t] + h @ w["r_DF"]))
+        heads = [b @ w["heads_HFD"][i] + w["bias_HD"][i] for i in range(len(w["heads_HFD"]))]
+        ts = dt[:, t, None]
+        if mode == "pure":
+            f, A = heads[0], w["A_D"]
+            h = -A * torch.exp(-ts * (w["tau_D"].abs() + f.abs())) * f + A
+        else:
+            gate = torch.sigmoid(heads[2] * ts + heads[3])
+            left, right = heads[0].tanh(), heads[1].tanh()
+            h = left + gate * right if mode == "no_gate" else left * (1 - gate) + gate * right
+        contract.close(y[:, t], h)
+
+
+@pytest.mark.parametrize("mode", cfc.MODES)
+def test_layers_of_every_mode_learn(mode):
+    torch.manual_seed(0)
+    layer = cfc.Layer(6, mode=mode).double()
+    y, _ = layer(torch.randn(2, 7, 6, dtype=torch.float64))
+    y.square().sum().backward()
+    assert all(p.grad.abs().max() > 0 for p in layer.parameters())
+
+
+def test_modes_are_named():
+    (u, dt), w = cfc.example(3)
+    with pytest.raises(ValueError, match="mode: expected one of 'default', 'no_gate', 'pure', got 'gated'"):
+        cfc.recurrent(u, dt, **w, mode="gated")
+    with pytest.raises(ValueError, match="heads_HFD: mode 'pure' has H=1"):
+        cfc.recurrent(u, dt, **w | {"mode": "pure"})

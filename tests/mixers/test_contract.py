@@ -80,7 +80,7 @@ def test_operator(name, monkeypatch):
     contract.operator_equals_recurrent(mixer)  # asserts within
     whole = mixer.operator
     monkeypatch.setattr(mixer, "operator", lambda *z, **w: whole(*z, **w)._replace(A=whole(*z, **w).b))
-    with pytest.raises((AssertionError, TypeError, RuntimeError)):
+    with pytest.raises((AssertionError, TypeError, RuntimeError, ValueError)):
         contract.operator_equals_recurrent(mixer)
 
 

@@ -181,8 +181,8 @@ def test_a_new_mixer_goes_by_its_name_and_needs_no_chunked_form(tmp_path, monkey
     torch.func.functional_call(lm, weights, (ids().to("meta"),))[0].sum().backward()
     with pytest.raises(ValueError, match="form: standin has 'recurrent', 'parallel' and 'auto', not 'chunked'"):
         lm(ids(), form="chunked")
-    with pytest.raises(ValueError, match="no letter 'kda'"):
-        LM(["kda"], 16)
+    with pytest.raises(ValueError, match="no letter 'absent'"):
+        LM(["absent"], 16)
 
 
 def test_loss_is_the_mean_over_targets_that_count():

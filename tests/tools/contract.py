@@ -171,7 +171,13 @@ def ragged(mixer, form, T=37):
     z, w = mixer.example(T)
     S, lengths = warm_state(mixer), torch.tensor([T - 8, 3])
     for end in (lengths, torch.tensor([0, T])):
-        close(run(mixer, form, z, w, S=S, lengths_B=end), mixers.by_step(mixer, *z, S=S, lengths_B=end, **w))
+        want = mixers.by_step(mixer, *z, S=S, lengths_B=end, **w)
+        past = torch.arange(T) >= end[:, None]
+        for unset in (0.0, torch.nan):  # as torch.empty might leave it
+            given = tuple(x.masked_fill(past.view(2, T, *[1] * (x.dim() - 2)), unset) for x in z)
+            got = run(mixer, form, given, w, S=S, lengths_B=end)
+            close(got, want)
+            assert (got[0][past] == 0).all()
     reset = torch.zeros(2, T, dtype=torch.bool)
     reset[0, [0, 11]], reset[1, [1, 2, 30]] = True, True
     for end in (None, lengths):
