@@ -1,7 +1,7 @@
 """The few recurrences that all mixers share, and the one place that decides what computes them.
 
 `impl` is "auto", "reference" (torch: any device, autograd, float64), "numba" (CPU, with its own backward) or "triton"
-(CUDA, with its own backward: `diagonal` with real numbers and N <= 128, `decay` and `delta` with K <= 256). "auto"
+(CUDA, with its own backward: `affine`, `diagonal` with real numbers and N <= 128, `decay`, `delta` with K <= 256). "auto"
 takes numba on a CPU; on a GPU triton where it is installed and the case is one of these, else the reference.
 Asking for what is not there raises ValueError. Half precision is computed in float32: outputs come back in the
 input's dtype, states stay float32.
@@ -59,6 +59,15 @@ def choose(impl: str, x: torch.Tensor, kernel: bool = False) -> str:
 
 def _gpu_ops():
     return importlib.import_module("postx.scans.gpu_ops")  # imports triton, so not before it is asked for
+
+
+def _chunked_ops():
+    return importlib.import_module("postx.scans.gpu_chunked_ops")
+
+
+def _in_chunks(v_BTHV):
+    """Whether the GPU takes this table recurrence in chunks: not in float64, which its tensor cores are slow at."""
+    return v_BTHV.dtype != torch.float64
 
 
 def diagonal(u_BTD, delta, A_DN, B, C, S_BDN=None, *, lengths_B=None, impl="auto"):
@@ -121,6 +130,10 @@ def decay(
     tensors = decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B, wide)
     H = v_BTHV.shape[2]
     check_shared("q_BTHK", q_BTHK.shape[2], H)
+    if chosen == "triton" and read == "after" and tensors[3].shape[3] == 1 and _in_chunks(v_BTHV):
+        q, k, v, g4, S, _ = tensors
+        y, S = _chunked_ops().Chunked.apply(q, k, v, None if g is None else g4[..., 0], S, lengths_B)
+        return finish(y, v_BTHV, lengths_B), S
     tensors[3] = tensors[3].exp()
     if chosen == "triton":
         *tensors, u = tensors
@@ -235,8 +248,12 @@ def affine(g_BTD, b_BTD, S_BD=None, *, lengths_B=None, impl="auto"):
     if S_BD is None:
         S_BD = torch.zeros(Bn, D, dtype=kind, device=b_BTD.device)
     check(sizes, S_BD=S_BD)
+    chosen = choose(impl, b_BTD, kernel=True)
+    if chosen == "triton":
+        y, S = _chunked_ops().Affine.apply(g_BTD, b_BTD, S_BD.to(kind), lengths_B)
+        return finish(y, b_BTD, lengths_B), S
     args = g_BTD.to(kind).exp(), b_BTD.to(kind), S_BD.to(kind), row_lengths(lengths_B, b_BTD)
-    run = {"reference": reference.affine, "numba": numba_ops.Affine.apply}[choose(impl, b_BTD)]
+    run = {"reference": reference.affine, "numba": numba_ops.Affine.apply}[chosen]
     y, S = run(*args)
     return finish(y, b_BTD, lengths_B), S
 
