@@ -49,6 +49,12 @@ def head_of(h, groups, heads, stride):
 
 
 @triton.jit
+def product(x, y, to, PRECISION: tl.constexpr):
+    """to + x y. PRECISION is of float32 alone: "tf32x3" takes each number as two, three products in all."""
+    return tl.dot(x, y, acc=to, input_precision=PRECISION, out_dtype=to.dtype)
+
+
+@triton.jit
 def running(g, t, stride, L, kind: tl.constexpr):
     """(whole, rest): the running sum of g log2(e) over a chunk; and both of what is left of it to the chunk's end.
 
@@ -110,9 +116,9 @@ def walk(
     g += b * g_B + head_of(h, G_g, H, g_H)
     tables += head.to(tl.int64) * chunks * K * V + tile
     L = length_of(lengths, b, T, RAGGED)
-    begin, end = segment * span, min(segment * span + span, chunks)
-    for m in tl.range(begin, end, num_stages=STAGES):
-        n = (begin + end - 1 - m if REVERSE else m).to(tl.int64)
+    count = min(span, chunks - segment * span)
+    for m in tl.range(0, count, num_stages=STAGES):
+        n = (segment * span + (count - 1 - m if REVERSE else m)).to(tl.int64)
         t = n * CHUNK + tl.arange(0, CHUNK)
         if KEEP:
             tl.store(tables + n * K * V, X.to(op), mask=inside)
@@ -124,7 +130,7 @@ def walk(
             wt = (wt * fade[:, None]).to(op)
             X *= keep
             left *= keep
-        X = tl.dot(tl.trans(xt), wt, acc=X, input_precision=PRECISION)
+        X = product(tl.trans(xt), wt, X, PRECISION)
     tl.store(last + program.to(tl.int64) * K * V + tile, X, mask=inside)
     if not KEEP:
         tl.store(kept + program, left)
@@ -165,7 +171,8 @@ def outputs(
     t = n * CHUNK + tl.arange(0, CHUNK)
     j = tl.program_id(1) * BLOCK_J + tl.arange(0, BLOCK_J)
     L = length_of(lengths, b, T, RAGGED)
-    tables += ((b * heads + h - h0) * chunks + n) * I * J
+    by_head = tl.full([], 1, tl.int64) * chunks * I * J
+    tables += (b * heads + h - h0) * by_head + n * I * J
     A_all, out_all = tl.zeros([CHUNK, CHUNK], KIND), tl.zeros([CHUNK, BLOCK_J], KIND)
     for s in range(0, SHARE):
         A, out = tl.zeros([CHUNK, CHUNK], KIND), tl.zeros([CHUNK, BLOCK_J], KIND)
@@ -174,10 +181,9 @@ def outputs(
             qt = rows_of(q + b * q_B + head_of(h + s, G_q, H, q_H), t, q_T, i, L, I, op)
             kt = rows_of(k + b * k_B + head_of(h + s, G_k, H, k_H), t, k_T, i, L, I, op)
             inside = (i < I)[:, None] & (j < J)[None, :]
-            table = tables + s.to(tl.int64) * chunks * I * J
-            S = tl.load(table + i[:, None] * by_i + j[None, :] * by_j, mask=inside, other=0)
-            A = tl.dot(qt, tl.trans(kt), acc=A, input_precision=PRECISION)
-            out = tl.dot(qt, S, acc=out, input_precision=PRECISION)
+            S = tl.load(tables + s * by_head + i[:, None] * by_i + j[None, :] * by_j, mask=inside, other=0)
+            A = product(qt, tl.trans(kt), A, PRECISION)
+            out = product(qt, S, out, PRECISION)
         if DECAY:
             whole, rest, whole_left, rest_left, _ = running(
                 g + b * g_B + head_of(h + s, G_g, H, g_H), t, g_T, L, KIND
@@ -189,7 +195,7 @@ def outputs(
         A_all += A
         out_all += out
     vt = rows_of(v + b * v_B + head_of(h, G_v, H, v_H), t, v_T, j, L, J, op)
-    out_all = tl.dot(A_all.to(op), vt, acc=out_all, input_precision=PRECISION)
+    out_all = product(A_all.to(op), vt, out_all, PRECISION)
     at = ((b * T + t) * (H // SHARE) + h // SHARE)[:, None] * J + j[None, :]
     tl.store(y + at, out_all.to(y.dtype.element_ty), mask=(t < T)[:, None] & (j < J)[None, :])
 
@@ -220,18 +226,18 @@ def decays(
     for start_k in range(0, K, BLOCK_K):
         i = start_k + tl.arange(0, BLOCK_K)
         qt, kt = rows_of(q, t, q_T, i, L, K, op), rows_of(k, t, k_T, i, L, K, op)
-        QK = tl.dot(qt, tl.trans(kt), acc=QK, input_precision=PRECISION)
+        QK = product(qt, tl.trans(kt), QK, PRECISION)
         for start_v in range(0, V, BLOCK_V):
             j = start_v + tl.arange(0, BLOCK_V)
             vt, gt = rows_of(v, t, v_T, j, L, V, op), rows_of(dy, t, dy_T, j, L, V, op)
             if start_k == 0:
-                dA = tl.dot(gt, tl.trans(vt), acc=dA, input_precision=PRECISION)
+                dA = product(gt, tl.trans(vt), dA, PRECISION)
             inside = (i < K)[:, None] & (j < V)[None, :]
             S = tl.load(tables + table + i[:, None] * V + j[None, :], mask=inside, other=0)
             G = tl.load(adjoints + table + i[:, None] * V + j[None, :], mask=inside, other=0)
             both += tl.sum(S.to(kind) * G.to(kind), 1)
-            read += tl.sum(tl.dot(qt, S, input_precision=PRECISION) * gt.to(kind), 1)
-            written += tl.sum(tl.dot(kt, G, input_precision=PRECISION) * vt.to(kind), 1)
+            read += tl.sum(product(qt, S, tl.zeros([CHUNK, BLOCK_V], kind), PRECISION) * gt.to(kind), 1)
+            written += tl.sum(product(kt, G, tl.zeros([CHUNK, BLOCK_V], kind), PRECISION) * vt.to(kind), 1)
     whole, rest, whole_left, rest_left, keep = running(g + b * g_B + head_of(h, G_g, H, g_H), t, g_T, L, kind)
     M = QK * dA * pairs(whole, rest, False)
     written *= tl.exp2(whole_left + rest_left)
