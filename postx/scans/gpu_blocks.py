@@ -5,38 +5,45 @@ one counts, by the logarithms of the widths; an unknown GPU gets the H200's row.
 the tensor is narrower: never below 16, the least that a tensor core takes.
 """
 
+import functools
 import math
 
-# The blocks of one pass: tokens of a chunk; block of what is summed over; block of the result; warps; stages.
-# (operand bytes, K, V): {"forward": (chunk, walk, outputs), "backward": (chunk, walk, dv, dk, dq, decays)},
-# each pass as (block of its first width, block of its second width, warps, stages).
+# (bytes of an operand, K, V): blocks. "fused" is (tokens of a chunk, block of the result's width, warps, stages); "chunk"
+# the tokens of a chunk where tables go through memory, and the others are (block of the first width, block of the
+# second, warps, stages): of K and V for "walk" and "dg", of what is summed over and of the result for "dv" (and y), "dk", "dq". "fused" is None where a table is too wide
+# for one program; then y and the gradients go by way of the tables, too.
 DECAY = {
     (2, 128, 128): {
-        "forward": (64, (64, 64, 4, 3), (128, 128, 4, 1)),
-        "backward": (64, (64, 64, 4, 3), (128, 128, 4, 1), (128, 128, 4, 1), (128, 128, 4, 1), (128, 64, 8, 1)),
+        "fused": (64, 64, 4, 2), "chunk": 64, "walk": (64, 64, 4, 3), "dv": (128, 128, 4, 1), "dk": (128, 128, 4, 1),
+        "dq": (128, 128, 4, 1), "dg": (128, 64, 4, 2),
     },
     (2, 128, 64): {
-        "forward": (64, (64, 64, 4, 3), (128, 64, 4, 1)),
-        "backward": (64, (64, 64, 4, 3), (128, 64, 4, 1), (64, 64, 4, 2), (64, 64, 4, 2), (128, 64, 8, 1)),
+        "fused": (64, 64, 4, 2), "chunk": 64, "walk": (128, 64, 4, 3), "dv": (128, 64, 4, 1), "dk": (64, 128, 4, 2),
+        "dq": (64, 128, 4, 1), "dg": (128, 64, 4, 2),
     },
     (2, 64, 64): {
-        "forward": (64, (64, 64, 4, 3), (64, 64, 4, 1)),
-        "backward": (64, (64, 64, 4, 3), (64, 64, 4, 1), (64, 64, 4, 1), (64, 64, 4, 1), (64, 64, 4, 1)),
+        "fused": (64, 64, 4, 2), "chunk": 64, "walk": (64, 64, 4, 3), "dv": (64, 64, 4, 1), "dk": (64, 64, 4, 1),
+        "dq": (64, 64, 4, 1), "dg": (64, 64, 4, 1),
+    },
+    (2, 256, 64): {
+        "fused": None, "chunk": 64, "walk": (64, 64, 4, 3), "dv": (128, 64, 4, 1), "dk": (64, 128, 4, 1),
+        "dq": (64, 128, 4, 1), "dg": (128, 64, 4, 2),
     },
     (4, 128, 128): {
-        "forward": (32, (32, 32, 4, 1), (32, 32, 4, 1)),
-        "backward": (32, (32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1)),
+        "fused": None, "chunk": 32, "walk": (32, 32, 4, 1), "dv": (32, 32, 4, 1), "dk": (32, 32, 4, 1),
+        "dq": (32, 32, 4, 1), "dg": (32, 32, 4, 1),
     },
-}
+}  # fmt: skip
 SHARE = 8  # heads with q and k in common whose gradients one program adds up
-PROGRAMS = 512  # fewer programs than this leave a GPU idle: a walk is then cut into segments
+PROGRAMS = 500  # with half as many a GPU idles: time is then cut into segments
 AT_ONCE = 2**28  # bytes of tables that may stand in memory, or v's if that is more; heads beyond come later
 
 
-def nearest(table, item, K, V):
+@functools.cache
+def nearest(item, K, V):
     """The row recorded for the nearest widths at that many bytes an operand."""
-    rows = [key for key in table if key[0] == item] or [key for key in table if key[0] == 4]
-    return table[min(rows, key=lambda row: math.hypot(math.log(row[1] / K), math.log(row[2] / V)))]
+    rows = [key for key in DECAY if key[0] == item] or [key for key in DECAY if key[0] == 4]
+    return DECAY[min(rows, key=lambda row: math.hypot(math.log(row[1] / K), math.log(row[2] / V)))]
 
 
 def fit(block, size):

@@ -36,10 +36,13 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def rows_of(x, t, stride, columns, L, width, op: tl.constexpr):
-    """x [.., t, columns] as [len(t), len(columns)], 0 past token L and past `width`."""
-    at = t.to(tl.int64)[:, None] * stride + columns[None, :]
-    return tl.load(x + at, mask=(t < L)[:, None] & (columns < width)[None, :], other=0).to(op)
+def rows_of(x, start, c, stride, columns, L, width, op: tl.constexpr):
+    """x [.., start + c, columns] as [len(c), len(columns)], 0 past token L and past `width`.
+
+    Only the chunk's start needs 64 bits; the offsets within it stay the same for all chunks, in few registers.
+    """
+    mask = (c < L - start)[:, None] & (columns < width)[None, :]
+    return tl.load(x + start * stride + (c[:, None] * stride + columns[None, :]), mask=mask, other=0).to(op)
 
 
 @triton.jit
@@ -55,13 +58,13 @@ def product(x, y, to, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def running(g, t, stride, L, kind: tl.constexpr):
+def running(g, start, c, stride, L, kind: tl.constexpr):
     """(whole, rest): the running sum of g log2(e) over a chunk; and both of what is left of it to the chunk's end.
 
     A decay below 2^-160 (2^-1100 in float64) is 0 in its dtype however small it is, -inf included.
     """
     least: tl.constexpr = -1100.0 if kind == tl.float64 else -160.0
-    x = tl.load(g + t.to(tl.int64) * stride, mask=t < L, other=0).to(kind) * LOG2E
+    x = tl.load(g + start * stride + c * stride, mask=c < L - start, other=0).to(kind) * LOG2E
     x = tl.maximum(x, least, propagate_nan=tl.PropagateNan.ALL)
     whole = tl.floor(x + 0.5)
     whole, rest, all_whole, all_rest = tl.cumsum(whole, 0), tl.cumsum(x - whole, 0), tl.sum(whole, 0), tl.sum(x - whole, 0)
@@ -119,13 +122,13 @@ def walk(
     count = min(span, chunks - segment * span)
     for m in tl.range(0, count, num_stages=STAGES):
         n = (segment * span + (count - 1 - m if REVERSE else m)).to(tl.int64)
-        t = n * CHUNK + tl.arange(0, CHUNK)
+        start, c = n * CHUNK, tl.arange(0, CHUNK)
         if KEEP:
             tl.store(tables + n * K * V, X.to(op), mask=inside)
-        xt = rows_of(x, t, x_T, i, L, K, op)
-        wt = rows_of(w, t, w_T, j, L, V, op)
+        xt = rows_of(x, start, c, x_T, i, L, K, op)
+        wt = rows_of(w, start, c, w_T, j, L, V, op)
         if DECAY:
-            whole, rest, whole_left, rest_left, keep = running(g, t, g_T, L, kind)
+            whole, rest, whole_left, rest_left, keep = running(g, start, c, g_T, L, kind)
             fade = tl.exp2(whole + rest if REVERSE else whole_left + rest_left)
             wt = (wt * fade[:, None]).to(op)
             X *= keep
@@ -138,9 +141,10 @@ def walk(
 
 @triton.jit
 def carry(
-    first, ends, kept, entering, last, numbers, segments, REVERSE: tl.constexpr, BLOCK: tl.constexpr
-):
-    """What enters every segment, [B,heads,segments,K,V], and what leaves the last one, [B,heads,K,V]."""
+    first, ends, kept, entering, last, numbers, segments,
+    REVERSE: tl.constexpr, LAST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """What enters every segment, [B,heads,segments,K,V]; with LAST what leaves the last, [B,heads,K,V]."""
     head = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = i < numbers
@@ -149,7 +153,8 @@ def carry(
         at = head * segments + (segments - 1 - m if REVERSE else m)
         tl.store(entering + at * numbers + i, X, mask=inside)
         X = tl.load(kept + at) * X + tl.load(ends + at * numbers + i, mask=inside, other=0)
-    tl.store(last + head * numbers + i, X, mask=inside)
+    if LAST:
+        tl.store(last + head * numbers + i, X, mask=inside)
 
 
 @triton.jit(do_not_specialize=["T", "h0", "chunks"])
@@ -168,7 +173,7 @@ def outputs(
     program, sets = tl.program_id(0), heads // SHARE
     h, n = h0 + program % sets * SHARE, (program // sets % chunks).to(tl.int64)
     b = (program // sets // chunks).to(tl.int64)
-    t = n * CHUNK + tl.arange(0, CHUNK)
+    start, c = n * CHUNK, tl.arange(0, CHUNK)
     j = tl.program_id(1) * BLOCK_J + tl.arange(0, BLOCK_J)
     L = length_of(lengths, b, T, RAGGED)
     by_head = tl.full([], 1, tl.int64) * chunks * I * J
@@ -176,28 +181,28 @@ def outputs(
     A_all, out_all = tl.zeros([CHUNK, CHUNK], KIND), tl.zeros([CHUNK, BLOCK_J], KIND)
     for s in range(0, SHARE):
         A, out = tl.zeros([CHUNK, CHUNK], KIND), tl.zeros([CHUNK, BLOCK_J], KIND)
-        for start in range(0, BLOCK_I if ONE else I, BLOCK_I):
-            i = start + tl.arange(0, BLOCK_I)
-            qt = rows_of(q + b * q_B + head_of(h + s, G_q, H, q_H), t, q_T, i, L, I, op)
-            kt = rows_of(k + b * k_B + head_of(h + s, G_k, H, k_H), t, k_T, i, L, I, op)
+        for first in range(0, BLOCK_I if ONE else I, BLOCK_I):
+            i = first + tl.arange(0, BLOCK_I)
+            qt = rows_of(q + b * q_B + head_of(h + s, G_q, H, q_H), start, c, q_T, i, L, I, op)
+            kt = rows_of(k + b * k_B + head_of(h + s, G_k, H, k_H), start, c, k_T, i, L, I, op)
             inside = (i < I)[:, None] & (j < J)[None, :]
             S = tl.load(tables + s * by_head + i[:, None] * by_i + j[None, :] * by_j, mask=inside, other=0)
             A = product(qt, tl.trans(kt), A, PRECISION)
             out = product(qt, S, out, PRECISION)
         if DECAY:
-            whole, rest, whole_left, rest_left, _ = running(
-                g + b * g_B + head_of(h + s, G_g, H, g_H), t, g_T, L, KIND
-            )
+            gh = g + b * g_B + head_of(h + s, G_g, H, g_H)
+            whole, rest, whole_left, rest_left, _ = running(gh, start, c, g_T, L, KIND)
             out *= tl.exp2(whole_left + rest_left if REVERSE else whole + rest)[:, None]
             A *= pairs(whole, rest, REVERSE)
         else:
             A = causal(A, REVERSE)
         A_all += A
         out_all += out
-    vt = rows_of(v + b * v_B + head_of(h, G_v, H, v_H), t, v_T, j, L, J, op)
+    vt = rows_of(v + b * v_B + head_of(h, G_v, H, v_H), start, c, v_T, j, L, J, op)
     out_all = product(A_all.to(op), vt, out_all, PRECISION)
-    at = ((b * T + t) * (H // SHARE) + h // SHARE)[:, None] * J + j[None, :]
-    tl.store(y + at, out_all.to(y.dtype.element_ty), mask=(t < T)[:, None] & (j < J)[None, :])
+    y += ((b * T + start) * (H // SHARE) + h // SHARE) * J
+    at, inside = c[:, None] * (H // SHARE) * J + j[None, :], (c < T - start)[:, None] & (j < J)[None, :]
+    tl.store(y + at, out_all.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["T", "h0", "chunks"])
@@ -214,7 +219,7 @@ def decays(
     program = tl.program_id(0)
     h, n = h0 + program % heads, (program // heads % chunks).to(tl.int64)
     b = (program // heads // chunks).to(tl.int64)
-    t = n * CHUNK + tl.arange(0, CHUNK)
+    start, c = n * CHUNK, tl.arange(0, CHUNK)
     L = length_of(lengths, b, T, RAGGED)
     q += b * q_B + head_of(h, G_q, H, q_H)
     k += b * k_B + head_of(h, G_k, H, k_H)
@@ -225,11 +230,11 @@ def decays(
     read, written, both = tl.zeros([CHUNK], kind), tl.zeros([CHUNK], kind), tl.zeros([BLOCK_K], kind)
     for start_k in range(0, K, BLOCK_K):
         i = start_k + tl.arange(0, BLOCK_K)
-        qt, kt = rows_of(q, t, q_T, i, L, K, op), rows_of(k, t, k_T, i, L, K, op)
+        qt, kt = rows_of(q, start, c, q_T, i, L, K, op), rows_of(k, start, c, k_T, i, L, K, op)
         QK = product(qt, tl.trans(kt), QK, PRECISION)
         for start_v in range(0, V, BLOCK_V):
             j = start_v + tl.arange(0, BLOCK_V)
-            vt, gt = rows_of(v, t, v_T, j, L, V, op), rows_of(dy, t, dy_T, j, L, V, op)
+            vt, gt = rows_of(v, start, c, v_T, j, L, V, op), rows_of(dy, start, c, dy_T, j, L, V, op)
             if start_k == 0:
                 dA = product(gt, tl.trans(vt), dA, PRECISION)
             inside = (i < K)[:, None] & (j < V)[None, :]
@@ -238,9 +243,9 @@ def decays(
             both += tl.sum(S.to(kind) * G.to(kind), 1)
             read += tl.sum(product(qt, S, tl.zeros([CHUNK, BLOCK_V], kind), PRECISION) * gt.to(kind), 1)
             written += tl.sum(product(kt, G, tl.zeros([CHUNK, BLOCK_V], kind), PRECISION) * vt.to(kind), 1)
-    whole, rest, whole_left, rest_left, keep = running(g + b * g_B + head_of(h, G_g, H, g_H), t, g_T, L, kind)
+    whole, rest, whole_left, rest_left, keep = running(g + b * g_B + head_of(h, G_g, H, g_H), start, c, g_T, L, kind)
     M = QK * dA * pairs(whole, rest, False)
     written *= tl.exp2(whole_left + rest_left)
     dc = tl.exp2(whole + rest) * read - written + tl.sum(M, 1) - tl.sum(M, 0)
     dgt = tl.cumsum(dc, 0, reverse=True) + (keep * tl.sum(both, 0) + tl.sum(written, 0))
-    tl.store(dg + (b * T + t) * H + h, tl.where(t < L, dgt, 0), mask=t < T)
+    tl.store(dg + (b * T + start + c) * H + h, tl.where(c < L - start, dgt, 0), mask=c < T - start)

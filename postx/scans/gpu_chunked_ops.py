@@ -11,7 +11,7 @@ import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from postx.scans import gpu_affine, gpu_blocks, gpu_chunked
+from postx.scans import gpu_affine, gpu_blocks, gpu_chunked, gpu_fused
 from postx.scans.arguments import sum_to
 
 
@@ -31,6 +31,9 @@ def operand(*tensors):
     return v.dtype if v.dtype in (torch.bfloat16, torch.float16) else torch.promote_types(v.dtype, torch.float32)
 
 
+DTYPES = {getattr(torch, x): getattr(gpu_chunked.tl, x) for x in ("float16", "bfloat16", "float32", "float64")}
+
+
 class Chunked(Function):
     """q, k [B,T,heads,K], v_BTHV, g [B|1,T|1,heads] or None, S_BHKV (the state's dtype), lengths_B or None."""
 
@@ -39,10 +42,8 @@ class Chunked(Function):
         q, k, v, S = dense(q), dense(k), dense(v), S.contiguous()
         ctx.save_for_backward(q, k, v, g, S, lengths)
         y, last = v.new_empty(v.shape), torch.empty_like(S)
-        work = Work(q, k, v, g, S, lengths, "forward", S.shape[2:])
-        for h0, heads in work.slices(1):
-            tables = work.walk(k, v, S, last, h0, heads)
-            work.outputs((q, k, v), tables, y, h0, heads, work.blocks[2])
+        work = Work(q, k, v, g, S, lengths)
+        (work.fused if work.blocks["fused"] else work.by_tables)((q, k, v), (k, v), S, y, last)
         return y, last
 
     @staticmethod
@@ -52,23 +53,19 @@ class Chunked(Function):
         dy, dlast = dy.contiguous(), dlast.contiguous()
         H, learn = v.shape[2], ctx.needs_input_grad[3]
         share = gpu_blocks.share(H, q.shape[2], k.shape[2])
-        kind = S.dtype
         dq, dk = (
-            x.new_empty(*v.shape[:2], H // share, x.shape[3], dtype=x.dtype if x.shape[2] * share == H else kind)
+            x.new_empty(*v.shape[:2], H // share, x.shape[3], dtype=x.dtype if x.shape[2] * share == H else S.dtype)
             for x in (q, k)
         )
-        dv, dS, unused = torch.empty_like(v, memory_format=torch.contiguous_format), *map(torch.empty_like, (S, S))
-        dg = v.new_empty(v.shape[:3], dtype=kind) if learn else None
-        work = Work(q, k, v, g, S, lengths, "backward", S.shape[2:])
-        _, _, for_v, for_k, for_q, for_g = work.blocks
-        for h0, heads in work.slices(share):
-            tables = work.walk(k, v, S, unused, h0, heads)
-            adjoints = work.walk(q, dy, dlast, dS, h0, heads, reverse=True)
-            work.outputs((k, q, dy), adjoints, dv, h0, heads, for_v, reverse=True)
-            work.outputs((v, dy, q), adjoints.mT, dk, h0, heads, for_k, reverse=True, share=share)
-            work.outputs((dy, v, k), tables.mT, dq, h0, heads, for_q, share=share)
-            if learn:
-                work.decays(dy, tables, adjoints, dg, h0, heads, for_g)
+        dv, dS = v.new_empty(v.shape), torch.empty_like(S)
+        work, dg = Work(q, k, v, g, S, lengths), None
+        if learn or share > 1 or not work.blocks["fused"]:
+            dg = v.new_empty(v.shape[:3], dtype=S.dtype) if learn else None
+            work.gradients(dy, dlast, dq, dk, dv, dg, dS, share)
+        else:
+            work.fused((k, q, dy), (q, dy), dlast, dv, dS, reverse=True)
+            work.fused((v, dy, q), (q, dy), dlast, dk, None, reverse=True, turned=True)
+            work.fused((dy, v, k), (k, v), S, dq, None, turned=True)
         dq, dk = (sum_to(grad, x.shape).to(x.dtype) for grad, x in ((dq, q), (dk, k)))
         dg = sum_to(dg, g.shape).to(g.dtype) if learn else None
         return dq, dk, dv, dg, dS, None
@@ -77,86 +74,136 @@ class Chunked(Function):
 class Work:
     """The launches of one call, and what they have in common."""
 
-    def __init__(self, q, k, v, g, S, lengths, way, widths):
-        self.q, self.k, self.v, self.lengths, self.kind = q, k, v, lengths, S.dtype
-        self.g = v.new_zeros(1).expand(*v.shape[:2], 1) if g is None else g.expand(*v.shape[:2], -1)
+    def __init__(self, q, k, v, g, S, lengths):
+        self.q, self.k, self.v, self.lengths, self.S = q, k, v, lengths, S
+        self.g = v.new_empty(1).expand(*v.shape[:2], 1) if g is None else g.expand(*v.shape[:2], -1)
         self.op = operand(v)
-        self.blocks = gpu_blocks.nearest(gpu_blocks.DECAY, self.op.itemsize, *widths)[way]
-        self.chunk = self.blocks[0]
-        self.chunks = -(-v.shape[1] // self.chunk)
-        self.meta = {"DECAY": g is not None, "RAGGED": lengths is not None, "CHUNK": self.chunk}
+        self.blocks = gpu_blocks.nearest(self.op.itemsize, *S.shape[2:])
+        self.meta = {"DECAY": g is not None, "RAGGED": lengths is not None}
         self.meta["PRECISION"] = "tf32x3" if self.op == torch.float32 else "ieee"
 
-    def slices(self, share):
-        """(first head, heads) of every slice."""
-        B, H, V, K = self.v.shape[0], self.v.shape[2], self.v.shape[3], self.k.shape[3]
-        bytes_of_head = B * self.chunks * K * V * self.op.itemsize
-        most = max(gpu_blocks.AT_ONCE, self.v.numel() * self.v.element_size())
-        heads = max(share, most // bytes_of_head // share * share)
-        return [(h0, min(heads, H - h0)) for h0 in range(0, H, heads)]
+    def enter(self, x, w, first, last, most, chunk, chunks, reverse, h0=0):
+        """(what enters each segment, segments, chunks of one). Where there are several, `last` is filled, too.
 
-    def walk(self, x, w, first, last, h0, heads, reverse=False):
-        """The tables between the chunks, [B,heads,chunks,K,V]; what is left behind the last goes into `last`."""
-        (B, T, H, V), K = w.shape, x.shape[3]
-        *blocks, warps, stages = self.blocks[1]
-        blocks = [gpu_blocks.fit(block, size) for block, size in zip(blocks, (K, V), strict=True)]
-        grid = B * heads, -(-K // blocks[0]), -(-V // blocks[1])
-        segments = gpu_blocks.segments(grid[0] * grid[1] * grid[2], self.chunks)
-        span = -(-self.chunks // segments)
-        segments = -(-self.chunks // span)
-        first, whole = first[:, h0 : h0 + heads].contiguous(), heads == H
-        tables = w.new_empty(B, heads, self.chunks, K, V, dtype=self.op)
-        out = last if whole else torch.empty_like(first)
-
-        def run(first, last, kept, keep):
-            sizes = T, H, K, V, x.shape[2], self.g.shape[2], h0, heads, self.chunks, segments, span
-            strides = *x.stride()[:3], *w.stride()[:3], *self.g.stride()
-            pointers = x, w, self.g, first, self.lengths_or(w), tables, last, kept
-            meta = {"REVERSE": reverse, "KEEP": keep, "BLOCK_K": blocks[0], "BLOCK_V": blocks[1], "STAGES": stages}
-            launch(gpu_chunked.walk, (grid[0] * segments, *grid[1:]), w, *pointers, *sizes, *strides,
-                   **self.meta, **meta, num_warps=warps)  # fmt: skip
-
+        `most` is into how many segments time is to be cut at most.
+        """
+        B, heads, K, V = first.shape
+        span = -(-chunks // most)
+        segments = -(-chunks // span)
         if segments == 1:
-            run(first, out, first, True)
-        else:
-            ends, entering = (first.new_empty(B, heads, segments, K, V) for _ in range(2))
-            kept = first.new_empty(B, heads, segments)
-            run(first, ends, kept, False)
-            launch(gpu_chunked.carry, (B * heads, -(-K * V // 1024)), w, first, ends, kept, entering, out, K * V,
-                   segments, REVERSE=reverse, BLOCK=1024)  # fmt: skip
-            run(entering, ends, kept, True)
-        if not whole:
-            last[:, h0 : h0 + heads] = out
-        return tables
+            return first, 1, span
+        ends, entering = (first.new_empty(B, heads, segments, K, V) for _ in range(2))
+        kept = first.new_empty(B, heads, segments)
+        self.walk(x, w, first, ends, kept, ends, h0, chunk, chunks, segments, span, reverse, keep=False)
+        launch(gpu_chunked.carry, (B * heads, -(-K * V // 1024)), w, first, ends, kept, entering,
+               first if last is None else last, K * V, segments, REVERSE=reverse, LAST=last is not None, BLOCK=1024)  # fmt: skip
+        return entering, segments, span
 
-    def outputs(self, roles, tables, y, h0, heads, blocks, reverse=False, share=1):
+    def walk(self, x, w, first, last, kept, tables, h0, chunk, chunks, segments, span, reverse, keep):
+        (T, H, V), (B, heads, K) = w.shape[1:], first.shape[:3] if first.dim() == 4 else (*first.shape[:2], first.shape[3])
+        *blocks, warps, stages = self.blocks["walk"]
+        block_k, block_v = gpu_blocks.fit(blocks[0], K), gpu_blocks.fit(blocks[1], V)
+        sizes = T, H, K, V, x.shape[2], self.g.shape[2], h0, heads, chunks, segments, span
+        strides = *x.stride()[:3], *w.stride()[:3], *self.g.stride()
+        pointers = x, w, self.g, first, self.lengths_or(w), tables, last, kept
+        meta = {"REVERSE": reverse, "KEEP": keep, "CHUNK": chunk, "BLOCK_K": block_k, "BLOCK_V": block_v}
+        launch(gpu_chunked.walk, (B * heads * segments, -(-K // block_k), -(-V // block_v)), w, *pointers, *sizes,
+               *strides, **self.meta, **meta, STAGES=stages, num_warps=warps)  # fmt: skip
+
+    def fused(self, roles, writes, first, y, last, reverse=False, turned=False):
+        """y of the roles (q, k, v) and, where it is not None, the last table; writes are x and w of its `walk`.
+
+        A table lies in memory as [K, V]; it is `turned` where q is V wide.
+        """
         q, k, v = roles
         (B, T, _, I), J, H = q.shape, v.shape[3], self.v.shape[2]
-        block_i, block_j = gpu_blocks.fit(blocks[0], I), gpu_blocks.fit(blocks[1], J)
-        grid = B * self.chunks * heads // share, -(-J // block_j)
+        chunk, block, warps, stages = self.blocks["fused"]
+        block_i, block_j = max(16, 1 << (I - 1).bit_length()), gpu_blocks.fit(block, J)
+        chunks, columns = -(-T // chunk), -(-J // block_j)
+        most = gpu_blocks.segments(B * H * columns, chunks)
+        entering, segments, span = self.enter(*writes, first, last, most, chunk, chunks, reverse)
         groups = *(x.shape[2] for x in roles), self.g.shape[2]
-        sizes = T, H, I, J, *groups, h0, heads, self.chunks, *tables.stride()[3:]
+        sizes = T, H, I, J, *groups, chunks, segments, span, *((1, I) if turned else (J, 1))
         strides = [n for x in (q, k, v, self.g) for n in x.stride()[:3]]
-        meta = {"REVERSE": reverse, "KIND": KINDS[self.kind], "SHARE": share, "ONE": block_i >= I}
-        launch(gpu_chunked.outputs, grid, v, q, k, v, self.g, tables, self.lengths_or(v), y, *sizes, *strides,
-               **self.meta, **meta, BLOCK_I=block_i, BLOCK_J=block_j, num_warps=blocks[2], num_stages=blocks[3])  # fmt: skip
+        keep = last is not None and segments == 1
+        meta = {"REVERSE": reverse, "LAST": keep, "OP": DTYPES[self.op], "CHUNK": chunk, "STAGES": stages}
+        launch(gpu_fused.fused, (B * H * segments, columns), v, q, k, v, self.g, entering, self.lengths_or(v), y,
+               last if keep else y, *sizes, *strides, **self.meta, **meta, BLOCK_I=block_i, BLOCK_J=block_j,
+               num_warps=warps)  # fmt: skip
 
-    def decays(self, dy, tables, adjoints, dg, h0, heads, blocks):
-        (B, T, H, V), K = self.v.shape, self.k.shape[3]
+    def by_tables(self, roles, writes, first, y, last):
+        """What `fused` does for the outputs, by way of the tables between the chunks."""
+        (B, H, K, V), chunk = first.shape, self.blocks["chunk"]
+        chunks = -(-y.shape[1] // chunk)
+        for h0, heads in slices(H, B * chunks * K * V * self.op.itemsize, y, 1):
+            some = slice(h0, h0 + heads)
+            out = torch.empty_like(first[:, some], memory_format=torch.contiguous_format)
+            tables = self.tables(*writes, first[:, some].contiguous(), out, h0, chunk, chunks, False)
+            last[:, some] = out
+            self.outputs(roles, tables, y, h0, chunk, self.blocks["dv"])
+
+    def gradients(self, dy, dlast, dq, dk, dv, dg, dS, share):
+        """Every gradient by way of the tables between the chunks."""
+        q, k, v, (B, H, K, V) = self.q, self.k, self.v, self.S.shape
+        chunk = self.blocks["chunk"]
+        chunks = -(-v.shape[1] // chunk)
+        for h0, heads in slices(H, B * chunks * K * V * self.op.itemsize, v, share):
+            some = slice(h0, h0 + heads)
+            tables = self.tables(k, v, self.S[:, some].contiguous(), None, h0, chunk, chunks, False)
+            out = torch.empty_like(dlast[:, some], memory_format=torch.contiguous_format)
+            adjoints = self.tables(q, dy, dlast[:, some].contiguous(), out, h0, chunk, chunks, True)
+            dS[:, some] = out
+            self.outputs((k, q, dy), adjoints, dv, h0, chunk, self.blocks["dv"], reverse=True)
+            self.outputs((v, dy, q), adjoints.mT, dk, h0, chunk, self.blocks["dk"], reverse=True, share=share)
+            self.outputs((dy, v, k), tables.mT, dq, h0, chunk, self.blocks["dq"], share=share)
+            if dg is not None:
+                self.decays(dy, tables, adjoints, dg, h0, chunk)
+
+    def tables(self, x, w, first, last, h0, chunk, chunks, reverse):
+        """The tables between the chunks of the heads that `first` has, from h0 on: [B,heads,chunks,K,V]."""
+        B, heads, K, V = first.shape
+        programs = B * heads * -(-K // self.blocks["walk"][0]) * -(-V // self.blocks["walk"][1])
+        most = gpu_blocks.segments(programs, chunks)
+        tables = w.new_empty(B, heads, chunks, K, V, dtype=self.op)
+        last = torch.empty_like(first) if last is None else last
+        entering, segments, span = self.enter(x, w, first, last, most, chunk, chunks, reverse, h0)
+        ends = last if segments == 1 else torch.empty_like(entering)
+        self.walk(x, w, entering, ends, first, tables, h0, chunk, chunks, segments, span, reverse, keep=True)
+        return tables
+
+    def outputs(self, roles, tables, y, h0, chunk, blocks, reverse=False, share=1):
+        q, k, v = roles
+        (B, T, _, I), J, H = q.shape, v.shape[3], self.v.shape[2]
+        heads, chunks = tables.shape[1:3]
+        block_i, block_j = gpu_blocks.fit(blocks[0], I), gpu_blocks.fit(blocks[1], J)
+        groups = *(x.shape[2] for x in roles), self.g.shape[2]
+        sizes = T, H, I, J, *groups, h0, heads, chunks, *tables.stride()[3:]
+        strides = [n for x in (q, k, v, self.g) for n in x.stride()[:3]]
+        meta = {"REVERSE": reverse, "KIND": DTYPES[self.S.dtype], "SHARE": share, "ONE": block_i >= I, "CHUNK": chunk}
+        launch(gpu_chunked.outputs, (B * chunks * heads // share, -(-J // block_j)), v, q, k, v, self.g, tables,
+               self.lengths_or(v), y, *sizes, *strides, **self.meta, **meta, BLOCK_I=block_i, BLOCK_J=block_j,
+               num_warps=blocks[2], num_stages=blocks[3])  # fmt: skip
+
+    def decays(self, dy, tables, adjoints, dg, h0, chunk):
+        (B, heads, chunks, K, V), (T, H), blocks = tables.shape, self.v.shape[1:3], self.blocks["dg"]
         block_k, block_v = gpu_blocks.fit(blocks[0], K), gpu_blocks.fit(blocks[1], V)
-        sizes = T, H, K, V, self.q.shape[2], self.k.shape[2], self.g.shape[2], h0, heads, self.chunks
+        sizes = T, H, K, V, self.q.shape[2], self.k.shape[2], self.g.shape[2], h0, heads, chunks
         strides = [n for x in (self.q, self.k, self.v, self.g, dy) for n in x.stride()[:3]]
         meta = {key: value for key, value in self.meta.items() if key != "DECAY"}
         pointers = self.q, self.k, self.v, self.g, tables, adjoints, self.lengths_or(dy), dy, dg
-        launch(gpu_chunked.decays, (B * self.chunks * heads,), dy, *pointers, *sizes, *strides,
-               **meta, BLOCK_K=block_k, BLOCK_V=block_v, num_warps=blocks[2], num_stages=blocks[3])  # fmt: skip
+        launch(gpu_chunked.decays, (B * chunks * heads,), dy, *pointers, *sizes, *strides, **meta, CHUNK=chunk,
+               BLOCK_K=block_k, BLOCK_V=block_v, num_warps=blocks[2], num_stages=blocks[3])  # fmt: skip
 
     def lengths_or(self, other):
         """A kernel takes a tensor in the place of the lengths that it will not touch."""
         return other if self.lengths is None else self.lengths
 
 
-KINDS = {torch.float32: gpu_chunked.tl.float32, torch.float64: gpu_chunked.tl.float64}
+def slices(H, bytes_of_head, v, share):
+    """(first head, heads) of every slice of heads whose tables stand in memory together."""
+    most = max(gpu_blocks.AT_ONCE, v.numel() * v.element_size())
+    heads = max(share, most // bytes_of_head // share * share)
+    return [(h0, min(heads, H - h0)) for h0 in range(0, H, heads)]
 
 
 class Affine(Function):
