@@ -46,7 +46,7 @@ def runner(case, way, chunk, blocks, share, B, T):
     q, k, v, g = x["q"], x["k"], x["v"], x.get("g")
     S = v.new_zeros(B, v.shape[2], k.shape[3], v.shape[3], dtype=torch.float32)
     row = {"chunk": chunk, **dict.fromkeys(("fused", "walk", "dg"), blocks)}
-    gpu_blocks.nearest = lambda *_: row
+    gpu_blocks.decay = lambda *_: row
     work, chunks = Work(q, k, v, g, S, None), -(-T // chunk)
     H, dy, last = v.shape[2], torch.randn_like(v), torch.empty_like(S)
     if way == "fused":

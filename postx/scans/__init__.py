@@ -37,6 +37,7 @@ __all__ = [
 
 IMPLEMENTATIONS = ("reference", "numba")  # on a CPU, of every recurrence; "auto" is the last
 GPU_IMPLEMENTATIONS = ("reference", "triton")  # on a CUDA device, where triton has a kernel for the case
+HALVES = torch.float16, torch.bfloat16
 MOST_KEYS, MOST_STATES = 256, 128  # the widest state that the triton kernels keep in registers
 START = -1e30  # a maximum over nothing: finite, so that exp(START - x) is 0 and START - START is 0, not NaN
 
@@ -63,6 +64,15 @@ def _gpu_ops():
 
 def _chunked_ops():
     return importlib.import_module("postx.scans.gpu_chunked_ops")
+
+
+def _delta_ops():
+    return importlib.import_module("postx.scans.gpu_delta_ops")
+
+
+def _delta_in_chunks(g, k_BTHK, v_BTHV):
+    """Whether the GPU takes this delta recurrence in chunks: one decay a head or none, in half precision, K <= 128."""
+    return (g is None or g.dim() in (1, 3)) and v_BTHV.dtype in HALVES and k_BTHK.shape[-1] <= 128
 
 
 def _in_chunks(v_BTHV):
@@ -177,6 +187,10 @@ def delta(
     if S_BHKV is None:
         S_BHKV = v.new_zeros(Bn, H, K, V)
     check(sizes, S_BHKV=S_BHKV)
+    if chosen == "triton" and read == "after" and b_BTHK is c_BTHK is None and _delta_in_chunks(g, k_BTHK, v_BTHV):
+        g3 = None if g is None else decay_factors(g, sizes, v_BTHV, g.dtype, log=True)[..., 0]
+        y, S = _delta_ops().ChunkedDelta.apply(q, k, v, g3, beta, S_BHKV.to(kind), lengths_B)
+        return finish(y, v_BTHV, lengths_B), S
     tensors = [q, k, v, decay_factors(g, sizes, v_BTHV, kind), b, c, beta]
     if chosen == "triton":
         y, S = _gpu_ops().Delta.apply(*tensors, S_BHKV.to(kind), lengths_B, read == "before")

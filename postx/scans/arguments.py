@@ -57,9 +57,10 @@ def table_sizes(v_BTHV, lengths_B, read, **keys):
     return sizes
 
 
-def decay_factors(g, sizes, v, kind):
-    """exp(g) as [B|1, T|1, heads, K|1]."""
-    return (v.new_zeros(1, 1, 1, 1) if g is None else _decay_axes(g, sizes)).to(kind).exp()
+def decay_factors(g, sizes, v, kind, log=False):
+    """exp(g) as [B|1, T|1, heads, K|1], or g itself."""
+    g4 = (v.new_zeros(1, 1, 1, 1) if g is None else _decay_axes(g, sizes)).to(kind)
+    return g4 if log else g4.exp()
 
 
 def _decay_axes(g, sizes):

@@ -34,16 +34,33 @@ DECAY = {
         "dq": (32, 32, 4, 1), "dg": (32, 32, 4, 1),
     },
 }  # fmt: skip
+# (bytes of an operand, K, V): tokens of a chunk, warps of "solve"; (block of V, warps, stages) of the other passes.
+DELTA = {
+    (2, 128, 128): {"chunk": 64, "solve": 4, "forward": (64, 4, 2), "backward": (64, 4, 2), "gradients": (64, 8, 1)},
+    (2, 64, 64): {"chunk": 64, "solve": 4, "forward": (64, 4, 2), "backward": (64, 4, 2), "gradients": (64, 4, 1)},
+    (4, 64, 64): {"chunk": 32, "solve": 4, "forward": (32, 4, 1), "backward": (32, 4, 1), "gradients": (32, 4, 1)},
+}
 SHARE = 8  # heads with q and k in common whose gradients one program adds up
 PROGRAMS = 500  # with half as many a GPU idles: time is then cut into segments
 AT_ONCE = 2**28  # bytes of tables that may stand in memory, or v's if that is more; heads beyond come later
 
 
 @functools.cache
-def nearest(item, K, V):
+def decay(item, K, V):
+    """The decay scan's row for tables of K by V and operands of `item` bytes."""
+    return nearest(DECAY, item, K, V)
+
+
+@functools.cache
+def delta(item, K, V):
+    """The delta scan's row."""
+    return nearest(DELTA, item, K, V)
+
+
+def nearest(table, item, K, V):
     """The row recorded for the nearest widths at that many bytes an operand."""
-    rows = [key for key in DECAY if key[0] == item] or [key for key in DECAY if key[0] == 4]
-    return DECAY[min(rows, key=lambda row: math.hypot(math.log(row[1] / K), math.log(row[2] / V)))]
+    rows = [key for key in table if key[0] == item] or [key for key in table if key[0] == 4]
+    return table[min(rows, key=lambda row: math.hypot(math.log(row[1] / K), math.log(row[2] / V)))]
 
 
 def fit(block, size):

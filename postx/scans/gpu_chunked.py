@@ -58,8 +58,8 @@ def product(x, y, to, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def running(g, start, c, stride, L, kind: tl.constexpr):
-    """(whole, rest): the running sum of g log2(e) over a chunk; and both of what is left of it to the chunk's end.
+def steps(g, start, c, stride, L, kind: tl.constexpr):
+    """Each token's g log2(e) as (whole number, rest).
 
     A decay below 2^-160 (2^-1100 in float64) is 0 in its dtype however small it is, -inf included.
     """
@@ -67,8 +67,22 @@ def running(g, start, c, stride, L, kind: tl.constexpr):
     x = tl.load(g + start * stride + c * stride, mask=c < L - start, other=0).to(kind) * LOG2E
     x = tl.maximum(x, least, propagate_nan=tl.PropagateNan.ALL)
     whole = tl.floor(x + 0.5)
-    whole, rest, all_whole, all_rest = tl.cumsum(whole, 0), tl.cumsum(x - whole, 0), tl.sum(whole, 0), tl.sum(x - whole, 0)
+    return whole, x - whole
+
+
+@triton.jit
+def summed(whole, rest):
+    """The running sums of both, what is left of each to the chunk's end, and 2 to the power of all."""
+    all_whole, all_rest = tl.sum(whole, 0), tl.sum(rest, 0)
+    whole, rest = tl.cumsum(whole, 0), tl.cumsum(rest, 0)
     return whole, rest, all_whole - whole, all_rest - rest, tl.exp2(all_whole + all_rest)
+
+
+@triton.jit
+def running(g, start, c, stride, L, kind: tl.constexpr):
+    """`summed` of a chunk's log-decays."""
+    whole, rest = steps(g, start, c, stride, L, kind)
+    return summed(whole, rest)
 
 
 @triton.jit

@@ -78,7 +78,7 @@ class Work:
         self.q, self.k, self.v, self.lengths, self.S = q, k, v, lengths, S
         self.g = v.new_empty(1).expand(*v.shape[:2], 1) if g is None else g.expand(*v.shape[:2], -1)
         self.op = operand(v)
-        self.blocks = gpu_blocks.nearest(self.op.itemsize, *S.shape[2:])
+        self.blocks = gpu_blocks.decay(self.op.itemsize, *S.shape[2:])
         self.meta = {"DECAY": g is not None, "RAGGED": lengths is not None}
         self.meta["PRECISION"] = "tf32x3" if self.op == torch.float32 else "ieee"
 
