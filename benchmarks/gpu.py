@@ -1,4 +1,4 @@
-"""The scans on a GPU beside what people install: python -m benchmarks.gpu [--json FILE] [--only CASE] [--long].
+"""The scans on a GPU beside what people install: python -m benchmarks.gpu [--json FILE] [--only CASE] [--long] [--checks].
 
 Every case is first held to the float64 reference of `scans` on fewer tokens of the same widths, outputs and
 gradients; only then is it timed. Times are medians in ms by GPU events, with the L2 cache emptied between calls; the
@@ -131,7 +131,7 @@ def errors(run, ours, inputs):
     found = torch.autograd.grad(y, list(narrow.values()), seed.to(y.dtype))
 
     def error(got, want):
-        return float((got.double() - want).norm() / want.norm())
+        return float(((got.double() - want).norm() / want.norm()).detach())
 
     each = {name: error(a, b) for name, a, b in zip(narrow, found, wanted, strict=True)}
     return error(y, want), each
@@ -160,9 +160,9 @@ def measure(run, inputs):
     return forward, milliseconds(lambda: gradients(run, inputs, seed)), peak
 
 
-def rows(case, make, ours, peers):
+def rows(case, make, ours, peers, checks_only):
     """One row for each who is there, or what kept it from running."""
-    small, whole = make(B=1, T=CHECK_T), make()
+    small, whole = make(B=1, T=CHECK_T), None if checks_only else make()
     for who, run in {"postx": ours, **peers}.items():
         row = {"case": case, "who": who}
         try:
@@ -170,6 +170,9 @@ def rows(case, make, ours, peers):
             row["error"], row["errors"] = max(row["error_forward"], *each.values()), each
         except Exception as reason:  # a peer that refuses its backward may still go forward
             row["refused"] = f"{type(reason).__name__}: {reason}"[:300]
+        if checks_only:
+            yield row
+            continue
         try:
             with torch.no_grad():
                 run(**small)
@@ -186,6 +189,7 @@ def rows(case, make, ours, peers):
 def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", help="parts of the cases' names")
+    parser.add_argument("--checks", action="store_true", help="only what comes before the timing")
     parser.add_argument("--long", action="store_true", help="also the long sequences")
     parser.add_argument("--json", type=Path, help="write the results there")
     options = parser.parse_args()
@@ -200,7 +204,7 @@ def main():
     for case, what in {**CASES, **(LONG if options.long else {})}.items():
         if options.only and not any(part in case for part in options.only):
             continue
-        for row in rows(case, *what):
+        for row in rows(case, *what, options.checks):
             result["rows"].append(row)
             shown = [f"{row[key]:.3g}" if key in row else "-" for key in ("forward_ms", "both_ms", "error_forward", "error")]
             print(f"{case:36}{row['who']:24}", *(f"{x:>9}" for x in shown), f"{row.get('peak_bytes', 0) / 2**20:9.0f} MiB",

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import gpu
-from postx.scans import gpu_blocks
+from postx.scans import gpu_blocks, gpu_delta_ops
 from postx.scans.gpu_chunked_ops import Affine, Work
 
 SIZES = {"linear": gpu.linear, "one decay": gpu.one_decay, "SSD": gpu.ssd}
@@ -22,26 +22,51 @@ SIZES = {"linear": gpu.linear, "one decay": gpu.one_decay, "SSD": gpu.ssd}
 
 def variants(case):
     """(pass, chunk, blocks, share) of everything that is tried."""
-    wide = 64 if case == "SSD" else 128
-    for block, warps, stages in itertools.product((32, 64, 128), (4, 8), (1, 2, 3)):
-        if block <= wide:
-            yield "fused", 64, (64, block, warps, stages), 1
-    for stages in (1, 2):
-        yield "fused", 128, (128, 64, 8, stages), 1
-    for blocks in ((64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 4, 4), (128, 64, 4, 3), (32, 64, 4, 3)):
-        yield "walk", 64, blocks, 1
-    for way in ("y", "dv"):
-        yield way, 64, (128, wide, 4, 1), 1
-    for way in ("dk", "dq"):
-        for warps, stages, share in itertools.product((4, 8), (1, 2), (1, 4, 8) if case == "SSD" else (1,)):
-            yield way, 64, (wide, 128, warps, stages), share
+    for blocks in ((64, 4, 1), (64, 4, 2), (64, 4, 3), (64, 8, 1), (64, 8, 2), (64, 8, 3)):
+        yield "fused", 64, (64, *blocks), 1
+    yield "fused", 128, (128, 64, 8, 1), 1
+    if case != "SSD":
+        for blocks in ((128, 4, 1), (128, 8, 1), (128, 8, 2)):
+            yield "fused", 64, (64, *blocks), 1
     if case != "linear":
-        for blocks in ((128, 64, 4, 1), (128, 64, 4, 2), (128, 64, 4, 3), (128, 32, 4, 2), (64, 64, 4, 2), (128, 64, 8, 2)):
+        for blocks in ((128, 64, 4, 1), (128, 64, 4, 2), (128, 64, 4, 3), (64, 64, 4, 2)):
             yield "dg", 64, blocks, 1
+
+
+DELTA = {
+    "solve": (2, 4, 8), "gradients": ((64, 8, 1), (64, 8, 2), (128, 8, 1), (64, 4, 1)),
+    "forward": ((64, 4, 1), (64, 4, 2), (64, 8, 1), (64, 8, 2), (128, 8, 1)),
+    "backward": ((64, 4, 1), (64, 4, 2), (64, 8, 1), (64, 8, 2), (128, 8, 1)),
+}  # fmt: skip
+
+
+def delta_runner(way, blocks, B, T):
+    """A call of one pass of the delta scan alone, with one decay a head."""
+    x = gpu.gated_delta(B=B, T=T)
+    q, k, v, g, beta = (x[name] for name in ("q", "k", "v", "g", "beta"))
+    row = {"chunk": 64, **dict.fromkeys(DELTA, blocks)}
+    gpu_blocks.delta = lambda *_: row
+    S = v.new_zeros(B, v.shape[2], k.shape[3], v.shape[3], dtype=torch.float32)
+    work = gpu_delta_ops.Work(q, k, v, g, beta, S, None)
+    if way == "solve":
+        return work.solve
+    inverse = torch.randn(work.programs, work.chunks, 64, 64, device="cuda", dtype=v.dtype) / 64
+    y, last, dbeta = torch.empty_like(v), torch.empty_like(S), torch.empty(v.shape[:3], device="cuda")
+    if way == "forward":
+        return lambda: work.forward(inverse, y, last, None, None)
+    tables = torch.randn(*S.shape[:2], work.chunks, *S.shape[2:], device="cuda", dtype=v.dtype)
+    if way == "backward":
+        return lambda: work.backward(inverse, v, S, y, last, tables)
+    dq, dk = torch.empty_like(q), torch.empty_like(k)
+    return lambda: work.gradients(tables, tables, v, v, v, dq, dk, dbeta, torch.empty_like(dbeta))
 
 
 def runner(case, way, chunk, blocks, share, B, T):
     """A call of one pass alone."""
+    if case == "affine":
+        return affine(blocks, B, T)
+    if case == "delta":
+        return delta_runner(way, blocks, B, T)
     x = SIZES[case](B=B, T=T)
     q, k, v, g = x["q"], x["k"], x["v"], x.get("g")
     S = v.new_zeros(B, v.shape[2], k.shape[3], v.shape[3], dtype=torch.float32)
@@ -66,10 +91,10 @@ def runner(case, way, chunk, blocks, share, B, T):
     return lambda: work.outputs(roles, turned, out, 0, chunk, blocks, reverse, share)
 
 
-AFFINE = itertools.product((128, 256, 512), (64, 128, 256), (4, 8, 16), (2, 4))
+AFFINE = [(block, segment, ahead, block // 64) for block in (128, 256) for segment in (64, 128) for ahead in (4, 8, 16)]
 
 
-def affine(blocks, B=8, T=4096):
+def affine(blocks, B, T):
     """The affine scan's backward pass with blocks of its own (it holds every kernel but `walk`)."""
     gpu_blocks.AFFINE = blocks
     x = gpu.rg_lru(B=B, T=T)
@@ -82,7 +107,7 @@ def affine(blocks, B=8, T=4096):
 
 def compile_one(task):
     try:
-        (affine(task[2], B=1, T=256) if task[0] == "affine" else runner(*task, B=1, T=256))()
+        runner(*task, B=1, T=256)()
         torch.cuda.synchronize()
     except Exception as reason:
         return f"{type(reason).__name__}: {reason}"[:80]
@@ -92,9 +117,10 @@ def milliseconds(task):
     """By a captured graph: what the GPU alone takes."""
     from triton.testing import do_bench, do_bench_cudagraph
 
+    call = runner(*task, B=8, T=4096)
     if task[0] == "affine":
-        return do_bench(affine(task[2]), warmup=10, rep=50, return_mode="median")
-    return do_bench_cudagraph(runner(*task, B=8, T=4096), rep=30, return_mode="median")
+        return do_bench(call, warmup=10, rep=40, return_mode="median")
+    return do_bench_cudagraph(call, rep=20, return_mode="median")
 
 
 def main():
@@ -102,16 +128,15 @@ def main():
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     tasks = [(case, *variant) for case in SIZES for variant in variants(case)]
-    tasks += [("affine", "backward", blocks, 0, 1) for blocks in AFFINE if 32 * blocks[3] <= blocks[0]]
+    tasks += [("delta", way, 64, blocks, 1) for way in DELTA for blocks in DELTA[way]]
+    tasks += [("affine", "backward", 0, blocks, 1) for blocks in AFFINE]
     with multiprocessing.get_context("spawn").Pool(min(14, os.cpu_count())) as pool:
         failed = pool.map(compile_one, tasks, chunksize=2)
     found = []
     for task, why in zip(tasks, failed, strict=True):
         ms = why or milliseconds(task)
         found.append([*task, ms])
-    found.sort(key=lambda row: (row[0], row[1], row[-1] if isinstance(row[-1], float) else 1e9))
-    for row in found:
-        print(*row[:2], row[2], row[3], "share", row[4], row[5] if isinstance(row[5], str) else f"{row[5]:.3f}", flush=True)
+        print(*task[:2], task[2], task[3], "share", task[4], ms if why else f"{ms:.3f}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(found))
 

@@ -58,14 +58,17 @@ def choose(impl: str, x: torch.Tensor, kernel: bool = False) -> str:
     return pick(impl, GPU_IMPLEMENTATIONS if kernel and x.is_cuda and has_triton() else ("reference",))
 
 
+@functools.cache
 def _gpu_ops():
     return importlib.import_module("postx.scans.gpu_ops")  # imports triton, so not before it is asked for
 
 
+@functools.cache
 def _chunked_ops():
     return importlib.import_module("postx.scans.gpu_chunked_ops")
 
 
+@functools.cache
 def _delta_ops():
     return importlib.import_module("postx.scans.gpu_delta_ops")
 

@@ -2,7 +2,7 @@
 
 A row is recorded for widths (K, V) of a table and for the bytes of an operand. For a size between two rows the nearest
 one counts, by the logarithms of the widths; an unknown GPU gets the H200's row. Blocks are made smaller where
-the tensor is narrower: never below 16, the least that a tensor core takes.
+the tensor is narrower.
 """
 
 import functools
@@ -63,9 +63,18 @@ def nearest(table, item, K, V):
     return table[min(rows, key=lambda row: math.hypot(math.log(row[1] / K), math.log(row[2] / V)))]
 
 
-def fit(block, size):
-    """The block for a width: no wider than the power of two that holds it, at least 16."""
-    return min(block, max(16, 1 << (size - 1).bit_length()))
+def fit(block, size, item):
+    """The block for a width: no wider than the power of two that holds it, and no narrower than `whole`."""
+    return min(block, whole(size, item))
+
+
+def whole(size, item):
+    """The block that holds all of a width.
+
+    16 is the least that a tensor core takes. Blocks of 32 of half precision are left out: Triton 3.6 for Hopper read
+    shared memory out of bounds where one stood beside a block of 64.
+    """
+    return max(64 if item == 2 else 16, 1 << (size - 1).bit_length())
 
 
 def share(heads, *groups):

@@ -82,6 +82,9 @@ class Work:
         self.meta = {"DECAY": g is not None, "RAGGED": lengths is not None}
         self.meta["PRECISION"] = "tf32x3" if self.op == torch.float32 else "ieee"
 
+    def fit(self, block, size):
+        return gpu_blocks.fit(block, size, self.op.itemsize)
+
     def enter(self, x, w, first, last, most, chunk, chunks, reverse, h0=0):
         """(what enters each segment, segments, chunks of one). Where there are several, `last` is filled, too.
 
@@ -102,7 +105,7 @@ class Work:
     def walk(self, x, w, first, last, kept, tables, h0, chunk, chunks, segments, span, reverse, keep):
         (T, H, V), (B, heads, K) = w.shape[1:], first.shape[:3] if first.dim() == 4 else (*first.shape[:2], first.shape[3])
         *blocks, warps, stages = self.blocks["walk"]
-        block_k, block_v = gpu_blocks.fit(blocks[0], K), gpu_blocks.fit(blocks[1], V)
+        block_k, block_v = self.fit(blocks[0], K), self.fit(blocks[1], V)
         sizes = T, H, K, V, x.shape[2], self.g.shape[2], h0, heads, chunks, segments, span
         strides = *x.stride()[:3], *w.stride()[:3], *self.g.stride()
         pointers = x, w, self.g, first, self.lengths_or(w), tables, last, kept
@@ -118,7 +121,7 @@ class Work:
         q, k, v = roles
         (B, T, _, I), J, H = q.shape, v.shape[3], self.v.shape[2]
         chunk, block, warps, stages = self.blocks["fused"]
-        block_i, block_j = max(16, 1 << (I - 1).bit_length()), gpu_blocks.fit(block, J)
+        block_i, block_j = gpu_blocks.whole(I, self.op.itemsize), self.fit(block, J)
         chunks, columns = -(-T // chunk), -(-J // block_j)
         most = gpu_blocks.segments(B * H * columns, chunks)
         entering, segments, span = self.enter(*writes, first, last, most, chunk, chunks, reverse)
@@ -175,7 +178,7 @@ class Work:
         q, k, v = roles
         (B, T, _, I), J, H = q.shape, v.shape[3], self.v.shape[2]
         heads, chunks = tables.shape[1:3]
-        block_i, block_j = gpu_blocks.fit(blocks[0], I), gpu_blocks.fit(blocks[1], J)
+        block_i, block_j = self.fit(blocks[0], I), self.fit(blocks[1], J)
         groups = *(x.shape[2] for x in roles), self.g.shape[2]
         sizes = T, H, I, J, *groups, h0, heads, chunks, *tables.stride()[3:]
         strides = [n for x in (q, k, v, self.g) for n in x.stride()[:3]]
@@ -186,7 +189,7 @@ class Work:
 
     def decays(self, dy, tables, adjoints, dg, h0, chunk):
         (B, heads, chunks, K, V), (T, H), blocks = tables.shape, self.v.shape[1:3], self.blocks["dg"]
-        block_k, block_v = gpu_blocks.fit(blocks[0], K), gpu_blocks.fit(blocks[1], V)
+        block_k, block_v = self.fit(blocks[0], K), self.fit(blocks[1], V)
         sizes = T, H, K, V, self.q.shape[2], self.k.shape[2], self.g.shape[2], h0, heads, chunks
         strides = [n for x in (self.q, self.k, self.v, self.g, dy) for n in x.stride()[:3]]
         meta = {key: value for key, value in self.meta.items() if key != "DECAY"}

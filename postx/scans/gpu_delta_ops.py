@@ -51,7 +51,7 @@ class Work:
         self.chunk = self.blocks["chunk"]
         self.chunks = -(-v.shape[1] // self.chunk)
         B, self.H, K, V = S.shape
-        self.block_k, self.programs = max(16, 1 << (K - 1).bit_length()), B * self.H
+        self.block_k, self.programs = gpu_blocks.whole(K, self.op.itemsize), B * self.H
         self.sizes = v.shape[1], self.H, K, V
         self.heads = q.shape[2], k.shape[2], self.g.shape[2], self.beta.shape[2], self.chunks
         self.meta = {"DECAY": g is not None, "RAGGED": lengths is not None, "CHUNK": self.chunk, "BLOCK_K": self.block_k}
@@ -69,7 +69,7 @@ class Work:
 
     def forward(self, inverse, y, last, tables, written):
         block, warps, stages = self.blocks["forward"]
-        block, read = gpu_blocks.fit(block, self.sizes[3]), y is not None
+        block, read = gpu_blocks.fit(block, self.sizes[3], self.op.itemsize), y is not None
         unused = inverse
         pointers = (
             self.q, self.k, self.v, self.g, self.beta, inverse, self.S, self.lengths_or(), *((y, last) if read else (unused, self.S)),
@@ -81,7 +81,7 @@ class Work:
 
     def backward(self, inverse, dy, dlast, dv, dS, adjoints):
         block, warps, stages = self.blocks["backward"]
-        block = gpu_blocks.fit(block, self.sizes[3])
+        block = gpu_blocks.fit(block, self.sizes[3], self.op.itemsize)
         pointers = self.q, self.k, dy, self.g, self.beta, inverse, dlast, self.lengths_or(), dv, dS, adjoints
         strides = [n for x in (self.q, self.k, dy, self.g, self.beta) for n in x.stride()[:3]]
         launch(gpu_delta_chunked.backward, (self.programs, -(-self.sizes[3] // block)), self.v, *pointers, *self.sizes,
@@ -92,7 +92,7 @@ class Work:
         pointers = self.q, self.k, self.g, self.beta, tables, adjoints, written, self.lengths_or(), dy, dv, dq, dk, dg, dbeta
         strides = [n for x in (self.q, self.k, dy, self.g, self.beta) for n in x.stride()[:3]]
         launch(gpu_delta_chunked.gradients, (self.programs * self.chunks,), self.v, *pointers, *self.sizes, *self.heads,
-               *strides, **self.meta, BLOCK_V=gpu_blocks.fit(block, self.sizes[3]), num_warps=warps, num_stages=stages)  # fmt: skip
+               *strides, **self.meta, BLOCK_V=gpu_blocks.fit(block, self.sizes[3], self.op.itemsize), num_warps=warps, num_stages=stages)  # fmt: skip
 
     def lengths_or(self):
         """A kernel takes a tensor in the place of the lengths that it will not touch."""
