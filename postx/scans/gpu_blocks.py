@@ -15,11 +15,11 @@ import math
 DECAY = {
     (2, 128, 128): {
         "fused": (64, 64, 4, 2), "chunk": 64, "walk": (64, 64, 4, 3), "dv": (128, 128, 4, 1), "dk": (128, 128, 4, 1),
-        "dq": (128, 128, 4, 1), "dg": (128, 64, 4, 2),
+        "dq": (128, 128, 4, 1), "dg": (64, 64, 4, 2),
     },
     (2, 128, 64): {
         "fused": (64, 64, 4, 2), "chunk": 64, "walk": (128, 64, 4, 3), "dv": (128, 64, 4, 1), "dk": (64, 128, 4, 2),
-        "dq": (64, 128, 4, 1), "dg": (128, 64, 4, 2),
+        "dq": (64, 128, 4, 1), "dg": (64, 64, 4, 2),
     },
     (2, 64, 64): {
         "fused": (64, 64, 4, 2), "chunk": 64, "walk": (64, 64, 4, 3), "dv": (64, 64, 4, 1), "dk": (64, 64, 4, 1),
@@ -36,8 +36,8 @@ DECAY = {
 }  # fmt: skip
 # (bytes of an operand, K, V): tokens of a chunk, warps of "solve"; (block of V, warps, stages) of the other passes.
 DELTA = {
-    (2, 128, 128): {"chunk": 64, "solve": 4, "forward": (64, 4, 2), "backward": (64, 4, 2), "gradients": (64, 8, 1)},
-    (2, 64, 64): {"chunk": 64, "solve": 4, "forward": (64, 4, 2), "backward": (64, 4, 2), "gradients": (64, 4, 1)},
+    (2, 128, 128): {"chunk": 64, "solve": 4, "forward": (64, 4, 1), "backward": (64, 4, 1), "gradients": (64, 8, 1)},
+    (2, 64, 64): {"chunk": 64, "solve": 4, "forward": (64, 4, 1), "backward": (64, 4, 1), "gradients": (64, 4, 1)},
     (4, 64, 64): {"chunk": 32, "solve": 4, "forward": (32, 4, 1), "backward": (32, 4, 1), "gradients": (32, 4, 1)},
 }
 SHARE = 8  # heads with q and k in common whose gradients one program adds up
@@ -87,4 +87,4 @@ def segments(programs, chunks):
     """Into how many segments a walk of so many programs and chunks is cut; a segment has at least 8 chunks."""
     return max(1, min(PROGRAMS // max(1, programs), chunks // 8))
 
-AFFINE = 128, 128, 8, 2  # channels of a block, tokens of a segment, tokens loaded at once, warps
+AFFINE = 256, 128, 16, 4  # channels of a block, tokens of a segment, tokens loaded at once, warps
