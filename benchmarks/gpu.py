@@ -1,4 +1,4 @@
-"""The scans on a GPU beside what people install: python -m benchmarks.gpu [--json FILE] [--only CASE] [--long] [--checks].
+"""The scans on a GPU beside what people install: python -m benchmarks.gpu [--json FILE] [--only CASE] [--long].
 
 Every case is first held to the float64 reference of `scans` on fewer tokens of the same widths, outputs and
 gradients; only then is it timed. Times are medians in ms by GPU events, with the L2 cache emptied between calls; the
@@ -32,8 +32,8 @@ def normal(*shape, dtype=torch.bfloat16, seed=0):
 
 def table(B, T, H, K, V, dtype, G=None):
     G = G or H
-    q, k, v = normal(B, T, G, K, dtype=dtype), normal(B, T, G, K, dtype=dtype, seed=1), normal(B, T, H, V, dtype=dtype, seed=2)
-    return {"q": q * K**-0.5, "k": k, "v": v}
+    q, k = (normal(B, T, G, K, dtype=dtype, seed=seed) for seed in range(2))
+    return {"q": q * K**-0.5, "k": k, "v": normal(B, T, H, V, dtype=dtype, seed=2)}
 
 
 def linear(B=8, T=4096, H=16, K=128, V=128, dtype=torch.bfloat16):
@@ -54,7 +54,8 @@ def per_key(B=8, T=4096, H=16, K=128, V=128, dtype=torch.bfloat16):
 
 def deltanet(B=8, T=4096, H=16, K=128, V=128, dtype=torch.bfloat16):
     x = table(B, T, H, K, V, dtype)
-    return {**x, "k": normalize(x["k"].float(), dim=-1).to(dtype), "beta": normal(B, T, H, dtype=dtype, seed=4).sigmoid()}
+    x["k"] = normalize(x["k"].float(), dim=-1).to(dtype)
+    return {**x, "beta": normal(B, T, H, dtype=dtype, seed=4).sigmoid()}
 
 
 def gated_delta(B=8, T=4096, H=16, K=128, V=128, dtype=torch.bfloat16):
@@ -102,12 +103,14 @@ CASES = {
     "one decay a head, same": (one_decay, our_decay, {"fla simple_gla": fla("simple_gla", "chunk_simple_gla")}),
     "GLA, same": (per_key, our_decay, {"fla gla": fla("gla", "chunk_gla")}),
     "DeltaNet, same": (deltanet, our_delta, {"fla delta_rule": fla("delta_rule", "chunk_delta_rule")}),
-    "Gated DeltaNet, same": (gated_delta, our_delta, {"fla gated_delta_rule": fla("gated_delta_rule", "chunk_gated_delta_rule")}),
+    "Gated DeltaNet, same": (gated_delta, our_delta, {
+        "fla gated_delta_rule": fla("gated_delta_rule", "chunk_gated_delta_rule")}),
     "RG-LRU's scan, B=8 T=4096 D=2048": (rg_lru, our_affine, {"fla chunk_hgrn": fla_hgrn}),
 }  # fmt: skip
 LONG = {
     "SSD, B=1 T=131072 H=64 P=64 N=128": (
-        lambda **more: ssd(**{"B": 1, "T": 131072, **more}), our_decay, {"fla simple_gla": fla("simple_gla", "chunk_simple_gla")}
+        lambda **more: ssd(**{"B": 1, "T": 131072, **more}), our_decay,
+        {"fla simple_gla": fla("simple_gla", "chunk_simple_gla")},
     ),
 }  # fmt: skip
 
@@ -195,6 +198,13 @@ def rows(case, make, ours, peers, checks_only):
         yield row
 
 
+def show(row):
+    numbers = [f"{row[key]:.3g}" if key in row else "-" for key in ("forward_ms", "both_ms", "error_forward", "error")]
+    each = {name: f"{value:.1e}" for name, value in row.get("errors", {}).items()}
+    print(f"{row['case']:36}{row['who']:24}", *(f"{x:>9}" for x in numbers),
+          f"{row.get('peak_bytes', 0) / 2**20:9.0f} MiB", each, row.get("refused", ""), flush=True)  # fmt: skip
+
+
 def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", help="parts of the cases' names")
@@ -215,9 +225,7 @@ def main():
             continue
         for row in rows(case, *what, options.checks):
             result["rows"].append(row)
-            shown = [f"{row[key]:.3g}" if key in row else "-" for key in ("forward_ms", "both_ms", "error_forward", "error")]
-            print(f"{case:36}{row['who']:24}", *(f"{x:>9}" for x in shown), f"{row.get('peak_bytes', 0) / 2**20:9.0f} MiB",
-                  {k: f"{v:.1e}" for k, v in row.get("errors", {}).items()}, row.get("refused", ""), flush=True)  # fmt: skip
+            show(row)
             if options.json:
                 options.json.write_text(json.dumps(result, indent=1) + "\n")
 

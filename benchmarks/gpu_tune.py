@@ -1,11 +1,10 @@
-"""Times the block sizes of the chunked Triton kernels, one pass at a time: python -m benchmarks.gpu_tune [--json FILE].
+"""Times the block sizes of the Triton kernels, one pass at a time: python -m benchmarks.gpu_tune [--json FILE].
 
-What is fastest goes by hand into `postx.scans.gpu_blocks`, which is all that a call ever looks at. Variants are compiled
-by a pool of processes first; Triton keeps them on disk.
+What is fastest goes by hand into `postx.scans.gpu_blocks`, which is all that a call ever looks at. Variants are
+compiled by a pool of processes first; Triton keeps them on disk.
 """
 
 import argparse
-import itertools
 import json
 import multiprocessing
 import os
@@ -91,7 +90,9 @@ def runner(case, way, chunk, blocks, share, B, T):
     return lambda: work.outputs(roles, turned, out, 0, chunk, blocks, reverse, share)
 
 
-AFFINE = [(block, segment, ahead, block // 64) for block in (128, 256) for segment in (64, 128) for ahead in (4, 8, 16)]
+AFFINE = [
+    (block, segment, ahead, block // 64) for block in (128, 256) for segment in (64, 128) for ahead in (8, 16, 32)
+]
 
 
 def affine(blocks, B, T):

@@ -8,10 +8,10 @@ the tensor is narrower.
 import functools
 import math
 
-# (bytes of an operand, K, V): blocks. "fused" is (tokens of a chunk, block of the result's width, warps, stages); "chunk"
-# the tokens of a chunk where tables go through memory, and the others are (block of the first width, block of the
-# second, warps, stages): of K and V for "walk" and "dg", of what is summed over and of the result for "dv" (and y), "dk", "dq". "fused" is None where a table is too wide
-# for one program; then y and the gradients go by way of the tables, too.
+# (bytes of an operand, K, V): blocks. "fused" is (tokens of a chunk, block of the result's width, warps, stages), or
+# None where a table is too wide for one program: then tables go through memory, "chunk" tokens apart. The others are
+# (block of the first width, block of the second, warps, stages): of K and V for "walk" and "dg", of what is summed
+# over and of the result for "dv" (and y), "dk" and "dq".
 DECAY = {
     (2, 128, 128): {
         "fused": (64, 64, 4, 2), "chunk": 64, "walk": (64, 64, 4, 3), "dv": (128, 128, 4, 1), "dk": (128, 128, 4, 1),

@@ -88,7 +88,6 @@ def running(g, start, c, stride, L, kind: tl.constexpr):
 @triton.jit
 def pairs(whole, rest, REVERSE: tl.constexpr):
     """D, or its transpose where REVERSE."""
-    i = tl.arange(0, whole.shape[0])
     if REVERSE:
         D = tl.exp2((whole[None, :] - whole[:, None]) + (rest[None, :] - rest[:, None]))
     else:
@@ -181,7 +180,8 @@ def outputs(
 ):  # fmt: skip
     """y [B,T,H/SHARE,J], where SHARE heads that have v in common are added up. q and k are I wide, v is J wide.
 
-    A table is read by the strides by_i and by_j. ONE says that I fits one block. Programs that read the same tokens stand side by side.
+    A table is read by the strides by_i and by_j. ONE says that I fits one block. Programs that read the same tokens
+    stand side by side.
     """
     op: tl.constexpr = tables.dtype.element_ty
     program, sets = tl.program_id(0), heads // SHARE

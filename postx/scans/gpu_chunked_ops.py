@@ -98,12 +98,13 @@ class Work:
         ends, entering = (first.new_empty(B, heads, segments, K, V) for _ in range(2))
         kept = first.new_empty(B, heads, segments)
         self.walk(x, w, first, ends, kept, ends, h0, chunk, chunks, segments, span, reverse, keep=False)
-        launch(gpu_chunked.carry, (B * heads, -(-K * V // 1024)), w, first, ends, kept, entering,
-               first if last is None else last, K * V, segments, REVERSE=reverse, LAST=last is not None, BLOCK=1024)  # fmt: skip
+        pointers = first, ends, kept, entering, first if last is None else last
+        launch(gpu_chunked.carry, (B * heads, -(-K * V // 1024)), w, *pointers, K * V, segments,
+               REVERSE=reverse, LAST=last is not None, BLOCK=1024)  # fmt: skip
         return entering, segments, span
 
     def walk(self, x, w, first, last, kept, tables, h0, chunk, chunks, segments, span, reverse, keep):
-        (T, H, V), (B, heads, K) = w.shape[1:], first.shape[:3] if first.dim() == 4 else (*first.shape[:2], first.shape[3])
+        (B, T, H, V), heads, K = w.shape, first.shape[1], x.shape[3]
         *blocks, warps, stages = self.blocks["walk"]
         block_k, block_v = self.fit(blocks[0], K), self.fit(blocks[1], V)
         sizes = T, H, K, V, x.shape[2], self.g.shape[2], h0, heads, chunks, segments, span

@@ -1,8 +1,9 @@
-"""The delta recurrence on a GPU in chunks of tokens, with tensor cores: S <- e^g S - k (beta k'S) + k v', g one number a head.
+"""The delta recurrence on a GPU in chunks of tokens, with tensor cores: S <- e^g S - k (beta k'S) + k v'.
 
-Within a chunk that begins at S, let c_i and D be as in `gpu_chunked`, and let a minus stand for the token before:
-c-_i = c_i - g_i, and D-_ij = exp(c-_i - c_j) for j < i, else 0. What token i writes under its key, u_i = v_i less what
-it erases, depends on what the earlier ones wrote: one triangular system, whose inverse M needs no state (`solve`):
+g is one number a head. Within a chunk that begins at S, let c_i and D be as in `gpu_chunked`, and let a minus stand for
+the token before: c-_i = c_i - g_i, and D-_ij = exp(c-_i - c_j) for j < i, else 0. What token i writes under its key,
+u_i = v_i less what it erases, depends on what the earlier ones wrote: one triangular system, whose inverse M needs no
+state (`solve`):
 
     M = (I + N)^-1, N = beta * (K K') * D-            U = M (V - p * (K S)), p = beta e^(c-)
     Y = e^c * (Q S) + ((Q K') * D) U                  S <- e^(c_C) S + K' (e^(c_C - c) * U)          `forward`
@@ -19,11 +20,11 @@ and then each chunk on its own (`gradients`), with A* = (dY U') * D and P = -(dR
     dK = e^(c_C - c) * (U G') + A*' Q - p * (dR S') + (beta * P) K + (beta * P)' K
     dbeta = rows(P * (K K')) - e^(c-) * (dR S')'k
 
-The decays learn as in `gpu_chunked`; with F = beta * P * (K K') what hangs on c-_i is f_i = rows(F)_i - p_i (dR S')_i'k_i,
+The decays learn as in `gpu_chunked`; with F = beta * P * (K K') what hangs on c-_i is rows(F)_i - p_i (dR S')_i'k_i,
 which counts for c_(i-1), and -columns(F)_j counts for c_j.
 
-M is built by doubling: the inverse X of the diagonal blocks of size s gives that of size 2 s as X - X N X, N cut to the
-squares between neighbours. This holds where keys repeat, as the powers of N would not.
+M is built by doubling: the inverse X of the diagonal blocks of size s gives that of size 2 s as X - X N X, with N cut
+to the squares between neighbours. This holds where keys repeat, as the powers of N would not.
 """
 
 import triton
@@ -76,8 +77,9 @@ def solve(
     X = tl.where(i == j, 1.0, tl.where(i // 2 == j // 2, -N, 0)).to(KIND)
     for level in tl.static_range(1, 8):
         if 2**level < CHUNK:
-            between = tl.where((i // 2 ** (level + 1) == j // 2 ** (level + 1)) & (i // 2**level != j // 2**level), N, 0)
-            half = product(between, X, tl.zeros([CHUNK, CHUNK], KIND), SOLVE)
+            side: tl.constexpr = 2**level
+            inside = (i // (2 * side) == j // (2 * side)) & (i // side != j // side)
+            half = product(tl.where(inside, N, 0), X, tl.zeros([CHUNK, CHUNK], KIND), SOLVE)
             X -= product(X, half, tl.zeros([CHUNK, CHUNK], KIND), SOLVE)
     tl.store(inverse + ((b * H + h) * chunks + n) * CHUNK * CHUNK + i * CHUNK + j, X.to(op))
 

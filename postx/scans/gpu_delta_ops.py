@@ -32,7 +32,9 @@ class ChunkedDelta(Function):
         work.forward(inverse, None, None, tables, written)
         dv, dS = v.new_empty(v.shape), torch.empty_like(S)
         work.backward(inverse, dy, dlast.contiguous(), dv, dS, adjoints)
-        dq, dk = (x.new_empty(*v.shape[:3], x.shape[3], dtype=x.dtype if x.shape[2] == v.shape[2] else kind) for x in (q, k))
+        dq, dk = (
+            x.new_empty(*v.shape[:3], x.shape[3], dtype=x.dtype if x.shape[2] == v.shape[2] else kind) for x in (q, k)
+        )
         dbeta, dg = (v.new_empty(v.shape[:3], dtype=kind) for _ in range(2))
         work.gradients(tables, adjoints, written, dy, dv, dq, dk, dg, dbeta)
         dq, dk, dbeta = (sum_to(grad, x.shape).to(x.dtype) for grad, x in ((dq, q), (dk, k), (dbeta, beta)))
@@ -51,10 +53,11 @@ class Work:
         self.chunk = self.blocks["chunk"]
         self.chunks = -(-v.shape[1] // self.chunk)
         B, self.H, K, V = S.shape
-        self.block_k, self.programs = gpu_blocks.whole(K, self.op.itemsize), B * self.H
+        self.programs = B * self.H
         self.sizes = v.shape[1], self.H, K, V
         self.heads = q.shape[2], k.shape[2], self.g.shape[2], self.beta.shape[2], self.chunks
-        self.meta = {"DECAY": g is not None, "RAGGED": lengths is not None, "CHUNK": self.chunk, "BLOCK_K": self.block_k}
+        self.meta = {"DECAY": g is not None, "RAGGED": lengths is not None, "CHUNK": self.chunk}
+        self.meta["BLOCK_K"] = gpu_blocks.whole(K, self.op.itemsize)
         self.meta["PRECISION"] = "tf32x3" if self.op == torch.float32 else "ieee"
 
     def solve(self):
@@ -70,14 +73,16 @@ class Work:
     def forward(self, inverse, y, last, tables, written):
         block, warps, stages = self.blocks["forward"]
         block, read = gpu_blocks.fit(block, self.sizes[3], self.op.itemsize), y is not None
-        unused = inverse
-        pointers = (
-            self.q, self.k, self.v, self.g, self.beta, inverse, self.S, self.lengths_or(), *((y, last) if read else (unused, self.S)),
-            *((unused, unused) if read else (tables, written)),
-        )  # fmt: skip
+        if read:  # a kernel takes a tensor in the place of one that it will not touch
+            tables = written = inverse
+        else:
+            y, last = written, self.S
+        tokens = self.q, self.k, self.v, self.g, self.beta
+        pointers = *tokens, inverse, self.S, self.lengths_or(), y, last, tables, written
         strides = [n for x in (self.q, self.k, self.v, self.g, self.beta) for n in x.stride()[:3]]
         launch(gpu_delta_chunked.forward, (self.programs, -(-self.sizes[3] // block)), self.v, *pointers, *self.sizes,
-               *self.heads, *strides, **self.meta, READ=read, KEEP=not read, BLOCK_V=block, STAGES=stages, num_warps=warps)  # fmt: skip
+               *self.heads, *strides, **self.meta, READ=read, KEEP=not read, BLOCK_V=block, STAGES=stages,
+               num_warps=warps)  # fmt: skip
 
     def backward(self, inverse, dy, dlast, dv, dS, adjoints):
         block, warps, stages = self.blocks["backward"]
@@ -89,10 +94,12 @@ class Work:
 
     def gradients(self, tables, adjoints, written, dy, dv, dq, dk, dg, dbeta):
         block, warps, stages = self.blocks["gradients"]
-        pointers = self.q, self.k, self.g, self.beta, tables, adjoints, written, self.lengths_or(), dy, dv, dq, dk, dg, dbeta
+        tokens = self.q, self.k, self.g, self.beta, tables, adjoints, written
+        pointers = *tokens, self.lengths_or(), dy, dv, dq, dk, dg, dbeta
+        block = gpu_blocks.fit(block, self.sizes[3], self.op.itemsize)
         strides = [n for x in (self.q, self.k, dy, self.g, self.beta) for n in x.stride()[:3]]
         launch(gpu_delta_chunked.gradients, (self.programs * self.chunks,), self.v, *pointers, *self.sizes, *self.heads,
-               *strides, **self.meta, BLOCK_V=gpu_blocks.fit(block, self.sizes[3], self.op.itemsize), num_warps=warps, num_stages=stages)  # fmt: skip
+               *strides, **self.meta, BLOCK_V=block, num_warps=warps, num_stages=stages)  # fmt: skip
 
     def lengths_or(self):
         """A kernel takes a tensor in the place of the lengths that it will not touch."""

@@ -1,4 +1,4 @@
-"""The decay recurrence on a GPU in one pass: `gpu_chunked`'s walk and outputs at once, the table never leaving the chip.
+"""The decay recurrence on a GPU in one pass: `gpu_chunked`'s walk and outputs at once, the table stays on the chip.
 
 With the letters of `gpu_chunked`, a program holds one table X [I, J], or a block of its columns, and goes from chunk to
 chunk of tokens:
