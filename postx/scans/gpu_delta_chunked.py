@@ -77,7 +77,7 @@ def solve(
     X = tl.where(i == j, 1.0, tl.where(i // 2 == j // 2, -N, 0)).to(KIND)
     for level in tl.static_range(1, 8):
         if 2**level < CHUNK:
-            side: tl.constexpr = 2**level
+            side = 2**level
             inside = (i // (2 * side) == j // (2 * side)) & (i // side != j // side)
             half = product(tl.where(inside, N, 0), X, tl.zeros([CHUNK, CHUNK], KIND), SOLVE)
             X -= product(X, half, tl.zeros([CHUNK, CHUNK], KIND), SOLVE)
