@@ -25,9 +25,12 @@ def dense(x):
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def operand(*tensors):
+def whole(lengths):
+    return None if lengths is None else lengths.contiguous()
+
+
+def operand(v):
     """The dtype that products are taken in: half precision where the values have it, else that of the state."""
-    v = tensors[-1]
     return v.dtype if v.dtype in (torch.bfloat16, torch.float16) else torch.promote_types(v.dtype, torch.float32)
 
 
@@ -39,7 +42,7 @@ class Chunked(Function):
 
     @staticmethod
     def forward(ctx, q, k, v, g, S, lengths):
-        q, k, v, S = dense(q), dense(k), dense(v), S.contiguous()
+        q, k, v, S, lengths = dense(q), dense(k), dense(v), S.contiguous(), whole(lengths)
         ctx.save_for_backward(q, k, v, g, S, lengths)
         y, last = v.new_empty(v.shape), torch.empty_like(S)
         work = Work(q, k, v, g, S, lengths)
@@ -91,8 +94,8 @@ class Work:
         `most` is into how many segments time is to be cut at most.
         """
         B, heads, K, V = first.shape
-        span = -(-chunks // most)
-        segments = -(-chunks // span)
+        span = max(1, -(-chunks // most))
+        segments = max(1, -(-chunks // span))
         if segments == 1:
             return first, 1, span
         ends, entering = (first.new_empty(B, heads, segments, K, V) for _ in range(2))
@@ -206,7 +209,7 @@ class Work:
 def slices(H, bytes_of_head, v, share):
     """(first head, heads) of every slice of heads whose tables stand in memory together."""
     most = max(gpu_blocks.AT_ONCE, v.numel() * v.element_size())
-    heads = max(share, most // bytes_of_head // share * share)
+    heads = max(share, most // max(1, bytes_of_head) // share * share)
     return [(h0, min(heads, H - h0)) for h0 in range(0, H, heads)]
 
 
@@ -215,7 +218,7 @@ class Affine(Function):
 
     @staticmethod
     def forward(ctx, g, b, S, lengths):
-        g, b, S = dense(g), dense(b), S.contiguous()
+        g, b, S, lengths = dense(g), dense(b), S.contiguous(), whole(lengths)
         entering, last = Affine.enter(g, b, S, lengths, False)
         y = b.new_empty(b.shape)
         grid, sizes, meta = Affine.layout(b)

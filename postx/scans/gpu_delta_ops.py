@@ -6,7 +6,7 @@ from torch.autograd.function import once_differentiable
 
 from postx.scans import gpu_blocks, gpu_delta_chunked
 from postx.scans.arguments import sum_to
-from postx.scans.gpu_chunked_ops import DTYPES, dense, launch, operand
+from postx.scans.gpu_chunked_ops import DTYPES, dense, launch, operand, whole
 
 
 class ChunkedDelta(Function):
@@ -14,7 +14,7 @@ class ChunkedDelta(Function):
 
     @staticmethod
     def forward(ctx, q, k, v, g, beta, S, lengths):
-        q, k, v, S = dense(q), dense(k), dense(v), S.contiguous()
+        q, k, v, S, lengths = dense(q), dense(k), dense(v), S.contiguous(), whole(lengths)
         work = Work(q, k, v, g, beta, S, lengths)
         inverse = work.solve()
         y, last = v.new_empty(v.shape), torch.empty_like(S)
