@@ -35,6 +35,7 @@ from postx.scans import operators
 from postx.shapes import named, positive, real, state_dtype
 
 FAMILY, LETTER = "ssm", "R"
+AUTO = {"triton": "recurrent"}  # one kernel
 STATE = "h_BD", "started_B"
 STARTS = ("whole", "scaled")
 

@@ -1,10 +1,11 @@
 """The few recurrences that all mixers share, and the one place that decides what computes them.
 
 `impl` is "auto", "reference" (torch: any device, autograd, float64), "numba" (CPU, with its own backward) or "triton"
-(CUDA, with its own backward: `diagonal` with real numbers and N <= 128, `decay` and `delta` with K <= 256). "auto"
-takes numba on a CPU; on a GPU triton where it is installed and the case is one of these, else the reference.
+(CUDA, with its own backward: `affine`, `diagonal` with real numbers and N <= 128, `decay` and `delta` with K <= 256).
+"auto" takes numba on a CPU; on a GPU triton where it is installed and the case is one of these, else the reference.
 Asking for what is not there raises ValueError. Half precision is computed in float32: outputs come back in the
-input's dtype, states stay float32.
+input's dtype, states stay float32. Only triton's chunks, which serve `decay` and `delta` with one log-decay a head or
+none, take their matrix products in the half precision of v, and add them up in float32.
 """
 
 import functools
@@ -36,6 +37,7 @@ __all__ = [
 
 IMPLEMENTATIONS = ("reference", "numba")  # on a CPU, of every recurrence; "auto" is the last
 GPU_IMPLEMENTATIONS = ("reference", "triton")  # on a CUDA device, where triton has a kernel for the case
+HALVES = torch.float16, torch.bfloat16
 MOST_KEYS, MOST_STATES = 256, 128  # the widest state that the triton kernels keep in registers
 # A maximum over nothing: finite, so that START - START is 0 and not NaN, and the least number of float32, which is how
 # masks say "never": a row that holds nothing else still weighs it.
@@ -58,8 +60,29 @@ def choose(impl: str, x: torch.Tensor, kernel: bool = False) -> str:
     return pick(impl, GPU_IMPLEMENTATIONS if kernel and x.is_cuda and has_triton() else ("reference",))
 
 
+@functools.cache
 def _gpu_ops():
     return importlib.import_module("postx.scans.gpu_ops")  # imports triton, so not before it is asked for
+
+
+@functools.cache
+def _chunked_ops():
+    return importlib.import_module("postx.scans.gpu_chunked_ops")
+
+
+@functools.cache
+def _delta_ops():
+    return importlib.import_module("postx.scans.gpu_delta_ops")
+
+
+def _delta_in_chunks(g, k_BTHK, v_BTHV):
+    """Whether the GPU takes this delta recurrence in chunks: one decay a head or none, in half precision, K <= 128."""
+    return (g is None or g.dim() in (1, 3)) and v_BTHV.dtype in HALVES and k_BTHK.shape[-1] <= 128
+
+
+def _in_chunks(v_BTHV):
+    """Whether the GPU takes this table recurrence in chunks: not in float64, which its tensor cores are slow at."""
+    return v_BTHV.dtype != torch.float64
 
 
 def diagonal(u_BTD, delta, A_DN, B, C, S_BDN=None, *, lengths_B=None, impl="auto"):
@@ -122,6 +145,10 @@ def decay(
     table = decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B, wide)
     H = v_BTHV.shape[2]
     check_shared("q_BTHK", q_BTHK.shape[2], H)
+    if chosen == "triton" and read == "after" and table.g.shape[3] == 1 and _in_chunks(v_BTHV):
+        q, k, v, g4, S, _ = table
+        y, S = _chunked_ops().Chunked.apply(q, k, v, None if g is None else g4[..., 0], S, lengths_B)
+        return real(y, lengths_B).to(v_BTHV.dtype), S
     table = table._replace(g=table.g.exp())
     if chosen == "triton":
         *tensors, u = table
@@ -164,7 +191,13 @@ def delta(
     check_shared("beta_BTH", beta.shape[2], H)
     S_BHKV = empty(k_BTHK[:, 0], v_BTHV[:, 0]) if S_BHKV is None else S_BHKV
     check(sizes, S_BHKV=S_BHKV)
-    tensors = [q, k, v, log_decay(g, sizes, v_BTHV).to(kind).exp(), b, c, beta]
+    g4 = log_decay(g, sizes, v_BTHV)
+    if chosen == "triton" and read == "after" and b_BTHK is c_BTHK is None and _delta_in_chunks(g, k_BTHK, v_BTHV):
+        y, S = _delta_ops().ChunkedDelta.apply(
+            q, k, v, None if g is None else g4[..., 0], beta, S_BHKV.to(kind), lengths_B
+        )
+        return real(y, lengths_B).to(v_BTHV.dtype), S
+    tensors = [q, k, v, g4.to(kind).exp(), b, c, beta]
     if chosen == "triton":
         y, S = _gpu_ops().Delta.apply(*tensors, S_BHKV.to(kind), lengths_B, read == "before")
         return real(y, lengths_B).to(v_BTHV.dtype), S
@@ -235,8 +268,12 @@ def affine(g_BTD, b_BTD, S_BD=None, *, lengths_B=None, impl="auto"):
     if S_BD is None:
         S_BD = torch.zeros(Bn, D, dtype=kind, device=b_BTD.device)
     check(sizes, S_BD=S_BD)
+    chosen = choose(impl, b_BTD, kernel=True)
+    if chosen == "triton":
+        y, S = _chunked_ops().Affine.apply(g_BTD, b_BTD, S_BD.to(kind), lengths_B)
+        return real(y, lengths_B).to(b_BTD.dtype), S
     args = g_BTD.to(kind).exp(), b_BTD.to(kind), S_BD.to(kind), row_lengths(lengths_B, b_BTD)
-    run = {"reference": reference.affine, "numba": numba_ops.Affine.apply}[choose(impl, b_BTD)]
+    run = {"reference": reference.affine, "numba": numba_ops.Affine.apply}[chosen]
     y, S = run(*args)
     return real(y, lengths_B).to(b_BTD.dtype), S
 

@@ -1,0 +1,90 @@
+"""Which block sizes the Triton kernels use: recorded on a GPU, taken by nearest size, so nothing is tuned at a call.
+
+A row is recorded for widths (K, V) of a table and for the bytes of an operand. For a size between two rows the nearest
+one counts, by the logarithms of the widths; an unknown GPU gets the H200's row. Blocks are made smaller where
+the tensor is narrower.
+"""
+
+import functools
+import math
+
+# (bytes of an operand, K, V): blocks. "fused" is (tokens of a chunk, block of the result's width, warps, stages), or
+# None where a table is too wide for one program: then tables go through memory, "chunk" tokens apart. The others are
+# (block of the first width, block of the second, warps, stages): of K and V for "walk" and "dg", of what is summed
+# over and of the result for "dv" (and y), "dk" and "dq".
+DECAY = {
+    (2, 128, 128): {
+        "fused": (64, 64, 4, 2), "chunk": 64, "walk": (64, 64, 4, 3), "dv": (128, 128, 4, 1), "dk": (128, 128, 4, 1),
+        "dq": (128, 128, 4, 1), "dg": (64, 64, 4, 2),
+    },
+    (2, 128, 64): {
+        "fused": (64, 64, 4, 2), "chunk": 64, "walk": (128, 64, 4, 3), "dv": (128, 64, 4, 1), "dk": (64, 128, 4, 2),
+        "dq": (64, 128, 4, 1), "dg": (64, 64, 4, 2),
+    },
+    (2, 64, 64): {
+        "fused": (64, 64, 4, 2), "chunk": 64, "walk": (64, 64, 4, 3), "dv": (64, 64, 4, 1), "dk": (64, 64, 4, 1),
+        "dq": (64, 64, 4, 1), "dg": (64, 64, 4, 1),
+    },
+    (2, 256, 64): {
+        "fused": None, "chunk": 64, "walk": (64, 64, 4, 3), "dv": (128, 64, 4, 1), "dk": (64, 128, 4, 1),
+        "dq": (64, 128, 4, 1), "dg": (128, 64, 4, 2),
+    },
+    (4, 128, 128): {
+        "fused": None, "chunk": 32, "walk": (32, 32, 4, 1), "dv": (32, 32, 4, 1), "dk": (32, 32, 4, 1),
+        "dq": (32, 32, 4, 1), "dg": (32, 32, 4, 1),
+    },
+}  # fmt: skip
+# (bytes of an operand, K, V): tokens of a chunk, warps of "solve"; (block of V, warps, stages) of the other passes.
+DELTA = {
+    (2, 128, 128): {"chunk": 64, "solve": 4, "forward": (64, 4, 1), "backward": (64, 4, 1), "gradients": (64, 8, 1)},
+    (2, 64, 64): {"chunk": 64, "solve": 4, "forward": (64, 4, 1), "backward": (64, 4, 1), "gradients": (64, 4, 1)},
+    (4, 64, 64): {"chunk": 32, "solve": 4, "forward": (32, 4, 1), "backward": (32, 4, 1), "gradients": (32, 4, 1)},
+}
+SHARE = 8  # heads with q and k in common whose gradients one program adds up
+PROGRAMS = 500  # with half as many a GPU idles: time is then cut into segments
+AT_ONCE = 2**28  # bytes of tables that may stand in memory, or v's if that is more; heads beyond come later
+
+
+@functools.cache
+def decay(item, K, V):
+    """The decay scan's row for tables of K by V and operands of `item` bytes."""
+    return nearest(DECAY, item, K, V)
+
+
+@functools.cache
+def delta(item, K, V):
+    """The delta scan's row."""
+    return nearest(DELTA, item, K, V)
+
+
+def nearest(table, item, K, V):
+    """The row recorded for the nearest widths at that many bytes an operand."""
+    rows = [key for key in table if key[0] == item] or [key for key in table if key[0] == 4]
+    return table[min(rows, key=lambda row: math.hypot(math.log(row[1] / K), math.log(row[2] / V)))]
+
+
+def fit(block, size, item):
+    """The block for a width: no wider than the power of two that holds it, and no narrower than `whole`."""
+    return min(block, whole(size, item))
+
+
+def whole(size, item):
+    """The block that holds all of a width.
+
+    16 is the least that a tensor core takes. Blocks of 32 of half precision are left out: Triton 3.6 for Hopper read
+    shared memory out of bounds where one stood beside a block of 64.
+    """
+    return max(64 if item == 2 else 16, 1 << (size - 1).bit_length())
+
+
+def share(heads, *groups):
+    """How many neighbouring heads use one head of each of the `groups`, at most SHARE, and a divisor of that number."""
+    common = math.gcd(*(heads // group for group in groups))
+    return max(n for n in range(1, SHARE + 1) if common % n == 0)
+
+
+def segments(programs, chunks):
+    """Into how many segments a walk of so many programs and chunks is cut; a segment has at least 8 chunks."""
+    return max(1, min(PROGRAMS // max(1, programs), chunks // 8))
+
+AFFINE = 256, 128, 16, 4  # channels of a block, tokens of a segment, tokens loaded at once, warps

@@ -1,0 +1,214 @@
+"""The chunked Triton kernels and the affine one: outputs, states and gradients equal the torch reference.
+
+As in `test_scans_triton`, Triton's interpreter runs them where there is no GPU, in a process of its own and with
+blocks of 16, so that a few dozen tokens make several chunks, cut ones, and several blocks. What the compiler makes of
+them needs a GPU: the tests of the last part.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_scans import randn
+from test_scans_triton import BOUNDS, cuda, needs_triton, on_gpu, results, unit, worst
+
+from postx import scans
+from postx.scans import gpu_blocks
+
+
+def keys(B, T, K, readers, writers):
+    return randn(B, T, readers, K) / K**0.5, unit(randn(B, T, writers, K, seed=1))
+
+
+def fading(axes, **sizes):
+    return None if axes is None else -randn(*(sizes[axis] for axis in axes), seed=9).abs()
+
+
+def decay(axes, readers=2, writers=2, steep=False):
+    """(function of (impl, lengths, *inputs), inputs of sizes B, T, H, K, V)."""
+
+    def run(impl, lengths, q, k, v, g, S):
+        return scans.decay(q, k, v, g, S, lengths_B=lengths, impl=impl)
+
+    def inputs(B, T, H, K, V):
+        g = fading(axes, B=B, T=T, H=H)
+        if steep:  # nothing is left of what came before, or almost nothing: a running sum would lose all later digits
+            g[:, ::7], g[:, 3::11] = -math.inf, -1e9
+        return *keys(B, T, K, readers, writers), randn(B, T, H, V, seed=2), g, randn(B, H, K, V, seed=3)
+
+    return run, inputs
+
+
+def delta(axes, readers=2, writers=2, same=False):
+    def run(impl, lengths, q, k, v, g, beta, S):
+        return scans.delta(q, k, v, beta, g, S, lengths_B=lengths, impl=impl)
+
+    def inputs(B, T, H, K, V):
+        q, k = keys(B, T, K, readers, writers)
+        k = k[:, :1].expand(-1, T, -1, -1).contiguous() if same else k  # each token erases all that the last one wrote
+        beta = torch.ones(B, T, H, dtype=torch.float64) if same else 2 * randn(B, T, 1, seed=4).sigmoid()
+        return q, k, randn(B, T, H, V, seed=2), fading(axes, B=B, T=T, H=H), beta, randn(B, H, K, V, seed=3)
+
+    return run, inputs
+
+
+def affine():
+    def run(impl, lengths, g, b, S):
+        return scans.affine(g, b, S, lengths_B=lengths, impl=impl)
+
+    def inputs(B, T, H, K, V):
+        return -randn(B, T, H * V).abs(), randn(B, T, H * V, seed=1), randn(B, H * V, seed=2)
+
+    return run, inputs
+
+
+CASES = {
+    "decay, none": decay(None),
+    "decay, a head": decay("H"),
+    "decay, a token": decay("BTH"),
+    "decay, a token, shared heads": decay("BTH", 1, 1),
+    "decay, none, shared heads": decay(None, 2, 1),
+    "decay, steep": decay("BTH", steep=True),
+    "delta, none": delta(None),
+    "delta, a head": delta("H", 1, 2),
+    "delta, a token": delta("BTH", 2, 1),
+    "delta, the same key": delta(None, same=True),
+    "affine": affine(),
+}
+
+# ---------------------------------------------------------------- in the interpreter
+
+BLOCK = (16, 16, 4, 1)
+DECAY_ROW = dict.fromkeys(("fused", "walk", "dv", "dk", "dq", "dg"), BLOCK) | {"chunk": 16}
+DELTA_ROW = dict.fromkeys(("forward", "backward", "gradients"), BLOCK[1:]) | {"chunk": 16, "solve": 4}
+WAYS = "decay, none", "decay, a token, shared heads"
+SIZE = (1, 21, 2, 17, 18)  # B, T, H, K, V: two chunks and two blocks of each width, the second ones cut short
+
+
+def interpreted():
+    """{case: largest difference}, printed: the body of the process that `differences` starts."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def with_index(tensor, scope):  # Triton 3.6 turns arrays of one number into int, which numpy 2.4 refuses
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = with_index
+    choose, segments = scans.choose, gpu_blocks.segments
+    scans.choose = lambda impl, x, kernel=False: (
+        impl if impl == "triton" and kernel else choose(impl, x, kernel)
+    )
+    scans._in_chunks = scans._delta_in_chunks = lambda *_: True
+    gpu_blocks.decay, gpu_blocks.delta = lambda *_: row, lambda *_: DELTA_ROW
+    gpu_blocks.AFFINE, row, found = (16, 8, 4, 1), DECAY_ROW, {}
+    for i, (name, (run, make)) in enumerate(CASES.items()):
+        B, lengths = 1 + i % 2, torch.tensor([21, 9]) if i % 2 else None
+        inputs = make(B, *SIZE[1:])
+        found[name] = worst(*(results(run, inputs, impl, lengths) for impl in ("triton", "reference")))
+    for name in WAYS:  # time in segments, tables in memory, heads in turns
+        run, make = CASES[name]
+        inputs = make(1, 40, *SIZE[2:])
+        gpu_blocks.segments, gpu_blocks.AT_ONCE = lambda programs, chunks: 2, 1
+        for row in (DECAY_ROW, DECAY_ROW | {"fused": None}):
+            how = "fused" if row["fused"] else "tables"
+            found[f"{name}, {how}"] = worst(*(results(run, inputs, impl, None) for impl in ("triton", "reference")))
+        gpu_blocks.segments, row = segments, DECAY_ROW
+    print(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def differences():
+    environ = dict(os.environ, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
+    environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), environ.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, __file__], env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+SPLIT = [f"{name}, {how}" for name in WAYS for how in ("fused", "tables")]
+
+
+@needs_triton
+@pytest.mark.parametrize("name", [*CASES, *SPLIT])
+def test_interpreted_kernel_equals_the_reference(name, differences):
+    assert differences[name] <= 1e-9
+
+
+# ---------------------------------------------------------------- which blocks are taken
+
+
+def test_nearest_row_is_by_the_logarithms_of_the_widths():
+    table = {(2, 128, 128): "wide", (2, 16, 16): "narrow", (4, 64, 64): "float32"}
+    assert gpu_blocks.nearest(table, 2, 40, 60) == "wide"  # 40 is nearer to 16 but not on a logarithmic scale
+    assert gpu_blocks.nearest(table, 2, 20, 90) == "narrow"
+    assert gpu_blocks.nearest(table, 4, 1, 1000) == "float32"
+    assert gpu_blocks.nearest(table, 8, 128, 128) == "float32"
+
+
+def test_blocks_hold_the_width_and_no_half_block_is_narrower_than_64():
+    assert [gpu_blocks.whole(size, 4) for size in (1, 16, 17, 129)] == [16, 16, 32, 256]
+    assert [gpu_blocks.whole(size, 2) for size in (1, 64, 65)] == [64, 64, 128]
+    assert gpu_blocks.fit(64, 20, 4) == 32
+    assert gpu_blocks.fit(64, 500, 4) == 64
+
+
+@pytest.mark.parametrize(
+    ("heads", "groups", "want"), [(64, (1, 1), 8), (4, (4, 4), 1), (12, (2, 4), 3), (6, (1, 3), 2)]
+)
+def test_heads_that_are_added_up_share_q_and_k(heads, groups, want):
+    assert gpu_blocks.share(heads, *groups) == want
+
+
+def test_time_is_cut_only_where_programs_are_few():
+    assert gpu_blocks.segments(512, 64) == 1
+    assert gpu_blocks.segments(64, 2048) == gpu_blocks.PROGRAMS // 64
+    assert gpu_blocks.segments(1, 80) == 10  # no segment below 8 chunks
+    assert gpu_blocks.segments(1, 3) == 1
+
+
+# ---------------------------------------------------------------- on a GPU
+
+LINES = [
+    ((2, 137, 4, 20, 40), True),
+    ((2, 300, 4, 128, 64), False),
+    ((1, 200, 4, 128, 128), False),
+    ((1, 100, 4, 100, 160), True),
+    ((1, 3000, 2, 32, 32), False),  # few heads, many tokens: segments
+]
+
+
+@on_gpu
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("size", "ragged"), LINES, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_compiled_kernel_equals_the_float64_reference(name, size, ragged, dtype):
+    run, make = CASES[name]
+    inputs = [None if x is None else x.to(dtype) for x in make(*size)]
+    lengths = (torch.arange(size[0]) + 1) * size[1] // (size[0] + 1) if ragged else None
+    wide = [None if x is None else x.double().cuda() for x in inputs]
+    want = results(run, wide, "reference", cuda(lengths))
+    got = results(run, [cuda(x) for x in inputs], "triton", cuda(lengths))
+    again = results(run, [cuda(x) for x in inputs], "triton", cuda(lengths))
+    assert worst(got, want) <= BOUNDS[dtype]
+    assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+
+
+@on_gpu
+@needs_triton
+def test_inputs_are_read_by_their_strides():
+    packed = randn(2, 100, 4, 192).bfloat16().cuda()
+    q, k, v = packed.split(64, -1)
+    want = scans.decay(*(x.contiguous() for x in (q, k, v)))
+    got = scans.decay(q, k, v)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+if __name__ == "__main__":
+    interpreted()
