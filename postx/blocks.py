@@ -24,6 +24,7 @@ from torch import nn
 from postx import mixers
 from postx.mixers import attention
 from postx.nn import MLP, ChannelMix, MoE, RMSNorm
+from postx.shapes import check, check_lengths
 
 MIXERS = {  # letter: (module in postx.mixers, default options)
     "A": ("attention", {}),
@@ -91,14 +92,28 @@ class Block(nn.Module):
     def __init__(self, D, letters, mlp, options, norm, eps):
         super().__init__()
         self.letters = "" if letters in MLPS else letters
+        self.D, self.options = D, options
         self.norm = norm(D, eps) if self.letters and letters not in BARE else None
         self.mix = nn.ModuleList(mixer(letter, D, options.get(letter, {})) for letter in self.letters)
         self.mlp_norm = norm(D, eps) if mlp != "-" else None
         self.mlp = MLPS[mlp](D, **options.get(mlp, {})) if mlp != "-" else None
 
+    @property
+    def caches(self):
+        """Whether a state of this place is a cache that grows or turns round, and says itself how full it is."""
+        return any(x == "Z" or MIXERS.get(x, ("",))[0] in IN_PLACE for x in self.letters)
+
     def forward(self, x, S, cross, *, form, inplace, **side):
         seen, after, load = x if self.norm is None else self.norm(x), [], None
-        S = (None,) * len(self.letters) + (None,) if S is None else (*S, None)
+        kept = len(self.letters) + isinstance(self.mlp, ChannelMix)
+        if S is not None and len(S) != kept:
+            raise ValueError(f"S: place {self.letters or '-'} keeps {kept} states, got {len(S)}")
+        for letter, S_i in zip(self.letters, S or (), strict=False):
+            want = state_axes(letter, self.D, **self.options.get(letter, {}))
+            got = [getattr(part, "ndim", None) for part in S_i] if isinstance(S_i, tuple) else S_i
+            if got != want:
+                raise ValueError(f"S: the state of {letter} is {len(want)} tensors of {want} axes, got {got}")
+        S = (None,) * (kept + 1) if S is None else (*S, None)
         for letter, mix, S_i in zip(self.letters, self.mix, S, strict=False):
             more = {} if letter == "P" else {"form": form}
             if letter in "7Z":
@@ -113,11 +128,33 @@ class Block(nn.Module):
             x = x + y
             after.append(S_i)
         elif isinstance(self.mlp, MoE):
-            y, load = self.mlp(self.mlp_norm(x))
+            y, load = self.mlp(self.mlp_norm(x), side.get("lengths_B"))
             x = x + y
         elif self.mlp is not None:
             x = x + self.mlp(self.mlp_norm(x))
         return x, tuple(after), load
+
+
+_AXES = {}
+
+
+def state_axes(letter, D, **options):
+    """How many axes each tensor of a letter's state has, seen once on a layer that takes no memory.
+
+    >>> state_axes("A", 8)
+    [4, 4, 1]
+    """
+    key = letter, D, repr(sorted(options.items()))
+    if key not in _AXES:
+        with torch.device("meta"), torch.no_grad():
+            x = torch.zeros(1, 1, D)
+            more = {"cross": {"first_value": x}} if letter == "7" else {}
+            if letter == "Z":
+                layer, x = Shared(D, **options).attention, torch.cat([x, x], -1)
+            else:
+                layer = mixer(letter, D, options)
+            _AXES[key] = [part.ndim for part in layer(x, None, **more)[1]]
+    return _AXES[key]
 
 
 def mixer(letter, D, options):
@@ -181,6 +218,8 @@ class Positions(nn.Module):
 
     def forward(self, x_BTD, S=None, *, lengths_B=None, reset_BT=None):
         B, T = x_BTD.shape[:2]
+        check_lengths(lengths_B, B, T)
+        check({"B": B, "T": T}, reset_BT=reset_BT)
         token = torch.arange(T, device=x_BTD.device)
         start_B = S[0] if S else torch.zeros(B, dtype=torch.int64, device=x_BTD.device)
         position_BT = start_B[:, None] + token

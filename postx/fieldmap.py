@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.textpath import TextPath
 
-from postx.style import FAMILY, RC
+from postx.style import FAMILY, look
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ def draw():
     heights = [HEAD + ROW * (1 + max(row for row, _ in layout.values())) + PAD for layout in layouts]
     top, bottom = 18.0, 20.0
     height = top + sum(heights) + GAP * len(LANES) + bottom
-    with matplotlib.rc_context(RC):
+    with look():
         fig = Figure(figsize=(WIDTH / 72, height / 72), layout="none")
         FigureCanvasAgg(fig)
         ax = fig.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(height, 0))  # points, downwards

@@ -23,6 +23,7 @@ from torch.nn import functional
 from postx.diffusion import (
     LogLinear,
     Sample,
+    check_answer,
     check_given,
     check_ids,
     pick,
@@ -110,7 +111,8 @@ def in_order(denoiser, ids_BT, Y, order_T):
         raise ValueError(f"order_T: expected each of 0..{ids_BT.shape[1] - 1} once, got {list(order_T)}")
     seen, total = torch.full_like(ids_BT, Y), 0
     for i in order_T:
-        total = total + losses(denoiser(seen)[:, i : i + 1], ids_BT[:, i : i + 1])[:, 0]
+        logits = check_answer(denoiser(seen), seen, Y)
+        total = total + losses(logits[:, i : i + 1], ids_BT[:, i : i + 1])[:, 0]
         seen[:, i] = ids_BT[:, i]
     return total
 
@@ -150,7 +152,7 @@ def ancestral(
         u_BT = torch.rand(ids.shape, generator=generator, device=device, dtype=torch.float64)
         show_BT = (ids == Y) & (u_BT >= stay)
         rows_B = show_BT.any(1) if cache else torch.ones(len(ids), dtype=torch.bool, device=device)
-        if (logits := record.ask(denoiser, ids, rows_B)) is not None:
+        if (logits := record.ask(denoiser, ids, rows_B, Y)) is not None:
             p = probabilities(logits[show_BT[rows_B]], temperature)
             ids = ids.masked_scatter(show_BT, pick(p, (u_BT[show_BT] - stay) / (1 - stay)))
         record.keep(ids)
@@ -184,7 +186,7 @@ def remask(
         raise ValueError(f"rule: expected one of {', '.join(map(repr, RULES))}, got {rule!r}")
     if block is not None and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
         raise ValueError(f"block: expected None or a positive number of tokens, got {block!r}")
-    longest = int(open_BT.sum(1).max())
+    longest = int(open_BT.sum(1).max()) if len(open_BT) else 0
     blocks = -(-longest // block) if block and longest else 1
     if steps % blocks:
         raise ValueError(f"steps: {blocks} blocks of {block} cannot share {steps} steps evenly")
@@ -196,12 +198,13 @@ def remask(
         n_B = _share(here_BT.sum(1), steps // blocks, i)
         u_BT, v_BT = torch.rand((2, *ids.shape), generator=generator, device=device, dtype=torch.float64)
         rows_B = n_B > 0
-        if (logits := record.ask(denoiser, ids, rows_B)) is not None:
+        if (logits := record.ask(denoiser, ids, rows_B, Y)) is not None:
             masked = (here_BT & (ids == Y))[rows_B]
-            drawn = pick(probabilities(logits, temperature), u_BT[rows_B])
-            score = v_BT[rows_B]
+            drawn_N = pick(probabilities(logits[masked], temperature), u_BT[rows_B][masked])
+            drawn, score = ids[rows_B].masked_scatter(masked, drawn_N), v_BT[rows_B]
             if rule == "low_confidence":
-                score = 1 - probabilities(logits).gather(-1, drawn[..., None])[..., 0]
+                sure_N = probabilities(logits[masked]).gather(-1, drawn_N[:, None])[:, 0]
+                score = score.masked_scatter(masked, 1 - sure_N)
             show = _first(score, masked, n_B[rows_B])
             ids = ids.clone()
             ids[rows_B] = torch.where(show, drawn, ids[rows_B])
@@ -232,7 +235,7 @@ def _open(ids_BT, fixed_BT):
 
 def _masked_loss(denoiser, ids_BT, hidden_BT, Y):
     """The sum over hidden tokens of their losses, [B]; the shapes do not depend on the masks (CUDA graphs)."""
-    logits_BTY = denoiser(torch.where(hidden_BT, Y, ids_BT))
+    logits_BTY = check_answer(denoiser(torch.where(hidden_BT, Y, ids_BT)), ids_BT, Y)
     return torch.where(hidden_BT, losses(logits_BTY, ids_BT), 0).sum(1)
 
 
@@ -240,18 +243,19 @@ class Record:
     """Counts evaluations, and keeps the states where that is asked for."""
 
     def __init__(self, ids_BT, keep):
-        self.nfe_B, self.calls = torch.zeros_like(ids_BT[:, 0]), 0
+        self.nfe_B, self.calls = ids_BT.new_zeros(len(ids_BT)), 0
         self.states = [ids_BT] if keep else None
 
-    def ask(self, denoiser, ids_BT, rows_B):
-        """The network's answer for those rows; None where no row needs one."""
+    def ask(self, denoiser, ids_BT, rows_B, Y, name="logits_BTY"):
+        """The network's answer for those rows, [rows, T, Y]; None where no row needs one."""
         wanted = int(rows_B.sum())
         if not wanted:
             return None
         self.calls += 1
         self.nfe_B = self.nfe_B + rows_B
+        asked_BT = ids_BT if wanted == len(ids_BT) else ids_BT[rows_B]
         with torch.no_grad():
-            return denoiser(ids_BT if wanted == len(ids_BT) else ids_BT[rows_B])
+            return check_answer(denoiser(asked_BT), asked_BT, Y, name)
 
     def keep(self, ids_BT):
         if self.states is not None:
