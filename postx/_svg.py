@@ -255,10 +255,7 @@ def _write(element, names, slots=None):
 
 def _known(names, old, tag):
     if old not in names:
-        raise ValueError(
-            f"the figure cannot be shown: a <{tag}> of it refers to {old!r}, which has no place on a page; "
-            "give the artist that draws it set_rasterized(True)"
-        )
+        raise ValueError(f"fig: a <{tag}> of it refers to {old!r}, which no page has; try set_rasterized(True)")
     return names[old]
 
 

@@ -58,7 +58,7 @@ def nelbo(denoiser, ids_BT, Y, *, schedule=LogLinear(), t_B=None, fixed_BT=None,
     if t_B is None:
         t_B = times(B, generator=generator, device=ids_BT.device)
     check({"B": B}, t_B=t_B)
-    u_BT = torch.rand(ids_BT.shape, generator=generator, device=ids_BT.device)
+    u_BT = torch.rand(ids_BT.shape, generator=generator, device=ids_BT.device, dtype=torch.float32)
     hidden_BT = _open(ids_BT, fixed_BT) & (u_BT < schedule.masked(t_B)[:, None])
     return schedule.weight(t_B) * _masked_loss(denoiser, ids_BT, hidden_BT, Y)
 
@@ -77,7 +77,7 @@ def nelbo_by_count(denoiser, ids_BT, Y, *, t_B=None, fixed_BT=None, generator=No
     open_BT = _open(ids_BT, fixed_BT)
     total_B = open_BT.sum(1)
     count_B = torch.minimum((t_B * total_B).ceil().long().clamp(min=1), total_B)
-    u_BT = torch.rand(ids_BT.shape, generator=generator, device=ids_BT.device)
+    u_BT = torch.rand(ids_BT.shape, generator=generator, device=ids_BT.device, dtype=torch.float32)
     hidden_BT = _first(u_BT, open_BT, count_B)
     return total_B / count_B.clamp(min=1) * _masked_loss(denoiser, ids_BT, hidden_BT, Y)
 

@@ -101,7 +101,7 @@ def matvec(q: Quantized, x_I: torch.Tensor) -> torch.Tensor:
         raise ValueError(
             f"q, x_I: the kernels are for a CPU, got {codes.device} and {x_I.device}; dequantize there"
         )
-    x, y = x_I.detach().float(), torch.empty(O)
+    x, y = x_I.detach().float(), torch.empty(O, dtype=torch.float32)
     if "order" in q.parts:  # the groups follow it
         x = x[q.parts["order"].long()]
     if q.method == "ternary":
