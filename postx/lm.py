@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from postx.blocks import MIXERS, NORMS, Block, Shared, mlps, places
-from postx.mixers import state_dtype
+from postx.mixers import map_state, state_dtype
 from postx.nn import MoE
 from postx.shapes import check, check_lengths
 
@@ -107,6 +107,10 @@ class LM(nn.Module):
             check({"B": ids_BT.shape[0], "T": ids_BT.shape[1]}, reset_BT=reset_BT)
             if reset_BT.dtype != torch.bool:
                 raise ValueError(f"reset_BT: expected bool, got {reset_BT.dtype}")
+        if len(ids_BT) == 0:  # layers cannot tell the sizes of a batch without a row: they are those of one row
+            logits, S, loads = self(ids_BT.new_zeros(1, ids_BT.shape[1]), form=form, with_load=True)
+            S, loads = map_state(lambda x: x[:0], S), [type(load)(*(0 * x for x in load)) for load in loads]
+            return (logits[:0], S, loads) if with_load else (logits[:0], S)
         x = self.embed(ids_BT)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
@@ -247,7 +251,7 @@ def sample(logits_BY, temperature=1.0, top_k=None, generator=None, *, top_p=None
         logits = logits.masked_fill(logits < logits.topk(top_k, -1).values[:, -1:], -torch.inf)
     p = logits.softmax(-1)
     if top_p is not None and top_p < 1:
-        ordered, place = p.sort(-1, descending=True, stable=True)
+        ordered, place = p.sort(dim=-1, descending=True, stable=True)
         before = ordered.cumsum(-1) - ordered  # what the likelier ones have together
         p = torch.zeros_like(p).scatter(-1, place, torch.where(before < top_p, ordered, 0))
     if len(p) == 0:  # multinomial takes no batch without a row

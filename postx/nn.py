@@ -36,6 +36,8 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(D)), eps
 
     def forward(self, x):
+        if not x.is_floating_point():
+            raise ValueError(f"x: expected floating point numbers, got {x.dtype}")
         wide = state_dtype(x.dtype)
         y = functional.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.eps)
         return y.to(x.dtype)

@@ -156,6 +156,9 @@ def packed(form):
     def wrapper(*z, S=None, lengths_B=None, reset_BT=None, **w):
         B, T = z[0].shape[:2]
         check_lengths(lengths_B, B, T)
+        if B == 0:  # no FFT and no maximum of lengths takes a batch without a row: the shapes are those of one row
+            y, S = form(*(x.new_zeros(1, *x.shape[1:]) for x in z), **w)
+            return y[:0], map_state(lambda x: x[:0], S)
         if reset_BT is None:
             return form(*z, S=S, lengths_B=lengths_B, **w)
         check({"B": B, "T": T}, reset_BT=reset_BT)

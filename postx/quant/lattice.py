@@ -127,6 +127,8 @@ def encode(x: torch.Tensor) -> torch.Tensor:
 
 def round_e8p(x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(codes, values) of x [n, 8]: one E8P point, or for 4 bits a second one for what the first leaves."""
+    if not x.is_floating_point():
+        raise ValueError(f"x: expected floating point numbers, got {x.dtype}")
     code = encode(x)
     table = points().to(x)
     value = table[code.long()]

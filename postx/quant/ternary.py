@@ -28,6 +28,8 @@ def through(x: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
 
 def absmean(W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(trits as floats, s) of a weight: W is about s times the trits."""
+    if not W.is_floating_point():
+        raise ValueError(f"W: expected floating point weights, got {W.dtype}")
     s = W.abs().mean().clamp(min=FLOOR)
     return torch.round(W / s).clamp(-1, 1), s
 
@@ -37,6 +39,8 @@ def integers(x: torch.Tensor, bits: int = 8) -> tuple[torch.Tensor, torch.Tensor
 
     At least float32, whatever x is: in bfloat16 the quotient itself would be rounded first.
     """
+    if not x.is_floating_point():
+        raise ValueError(f"x: expected floating point numbers, got {x.dtype}")
     x = x.to(state_dtype(x.dtype))
     step = x.abs().amax(-1, keepdim=True).clamp(min=FLOOR) / (2 ** (bits - 1) - 1)
     return torch.round(x / step), step
