@@ -143,9 +143,8 @@ def _round(w, U, s, z, top):
 
     s and z have one column, or one for each of w's.
     """
-    s, z = s.expand_as(w), z.expand_as(w)
     if w.device.type == "cpu":
-        w, U, s, z = (x.contiguous() for x in (w, U, s, z))
+        w, U, s, z = (x.contiguous() for x in (w, U, s.expand_as(w), z.expand_as(w)))
         codes, errors = torch.empty_like(w, dtype=torch.uint8), torch.empty_like(w)
         _segment(*(x.numpy() for x in (w.clone(), U, s, z)), float(top), codes.numpy(), errors.numpy())
         return codes, errors
@@ -154,6 +153,7 @@ def _round(w, U, s, z, top):
 
 def _round_torch(w, U, s, z, top):
     w, codes, errors = w.clone(), torch.empty_like(w, dtype=torch.uint8), torch.empty_like(w)
+    s, z = s.expand_as(w), z.expand_as(w)
     for i in range(w.shape[1]):
         now = w[:, i : i + 1]
         s_i, z_i = s[:, i : i + 1], z[:, i : i + 1]
