@@ -11,7 +11,8 @@ F MLP width, L layers, N state, C chunk.
 """
 
 from dataclasses import dataclass
-from math import ceil, log2
+from math import ceil, isfinite, log2
+from numbers import Real
 
 from postx.shapes import positive
 
@@ -64,7 +65,7 @@ def attention_scores(T, *, window=None, causal=True, past=0):
     All pairs: T (past + T). Causal: sum over i = 1..T of min(window, past + i), so T (T + 1) / 2 at first.
     """
     positive(T=T)
-    if past < 0:
+    if not isinstance(past, Real) or not isfinite(past) or int(past) != past or past < 0:
         raise ValueError(f"past: expected a whole number >= 0, got {past!r}")
     if window is None:
         window = past + T
@@ -114,7 +115,7 @@ def softmax_attention(T, *, B=1, H=1, G=None, K, V=None, window=None, causal=Tru
 def _keys_read(T, M, window, causal, past, tile):
     if not causal:
         return ceil(T / tile) * M
-    seen = 0
+    T, tile, seen = int(T), int(tile), 0  # whole floats are sizes too
     for start in range(0, T, tile):
         first = 0 if window is None else max(0, past + start - window + 1)
         seen += past + min(start + tile, T) - first

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.textpath import TextPath
 
-from postx.style import FAMILY, RC
+from postx.style import FAMILY, look
 
 CHAPTERS = Path(__file__).resolve().parents[1] / "chapters"
 
@@ -155,7 +154,7 @@ def draw():
     heights = [HEAD + ROW * (1 + max(row for row, _ in layout.values())) + PAD for layout in layouts]
     top, bottom = 18.0, 20.0
     height = top + sum(heights) + GAP * len(LANES) + bottom
-    with matplotlib.rc_context(RC):
+    with look():
         fig = Figure(figsize=(WIDTH / 72, height / 72), layout="none")
         FigureCanvasAgg(fig)
         ax = fig.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(height, 0))  # points, downwards

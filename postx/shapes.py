@@ -6,9 +6,11 @@ read the letters back from the name, so the name is the specification.
 
 import functools
 import inspect
+import math
 import re
 from contextlib import contextmanager
 from contextvars import ContextVar
+from numbers import Real
 
 import torch
 
@@ -81,7 +83,7 @@ def check(sizes: dict[str, int] | None = None, /, **tensors: torch.Tensor | None
 
 def _check(sizes, tensors, apart=()):
     """As `check`, of pairs. A name in `apart` has a K of its own, shared with others of its stem (r_BTK, r_BMK)."""
-    known, loose = dict(sizes or {}), _unchecked()
+    known, loose = dict(sizes or {}), is_trusted()
     origin = dict.fromkeys(known, "the call")
     for name, tensor in tensors:
         if tensor is None:
@@ -109,7 +111,8 @@ def _check(sizes, tensors, apart=()):
     return known
 
 
-def _unchecked():
+def is_trusted() -> bool:
+    """Whether arguments are taken as they are: within `trusted`, and while torch compiles."""
     return torch.compiler.is_compiling() or _trusted.get()
 
 
@@ -135,7 +138,7 @@ def named(function):
     carry = [name for name in order if "_" in name and not set(name.rpartition("_")[2]) - set(LETTERS)]
 
     def look(*args, **kwargs):
-        if _unchecked():
+        if is_trusted():
             return
         given = dict(zip(order, args, strict=False)) | kwargs
         said = function.__globals__
@@ -153,7 +156,7 @@ def named(function):
 
     @functools.wraps(function)
     def door(*args, **kwargs):
-        if _unchecked():
+        if is_trusted():
             return function(*args, **kwargs)
         look(*args, **kwargs)
         with trusted():
@@ -185,7 +188,7 @@ def check_shared(name: str, groups: int, heads: int) -> int:
 
 def check_lengths(lengths_B: torch.Tensor | None, B: int, T: int) -> None:
     """Raise ValueError unless T >= 1 and `lengths_B` is None or B integers from 0 to T."""
-    if _unchecked():
+    if is_trusted():
         return
     if T < 1:
         raise ValueError("T: expected at least one token, got 0")
@@ -201,7 +204,8 @@ def check_lengths(lengths_B: torch.Tensor | None, B: int, T: int) -> None:
 def positive(**sizes):
     """Refuse a size that is not a whole number of at least 1, 1e6 among them; the error names it."""
     for name, value in sizes.items():
-        if isinstance(value, bool) or int(value) != value or value < 1:
+        number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or int(value) != value or value < 1:
             raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
 
 

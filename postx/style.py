@@ -6,6 +6,7 @@ must stay (a number printed on a heatmap).
 """
 
 import math
+from contextlib import contextmanager
 
 import matplotlib
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
@@ -70,9 +71,28 @@ RC = {
 }
 
 
+# Everything else is matplotlib's own, not the reader's: but for what belongs to the machine, not to the look.
+MACHINE = ("backend", "interactive", "toolbar", "webagg.", "tk.", "timezone", "date.epoch", "docstring.", "animation.",
+           "savefig.directory", "figure.max_open_warning", "figure.raise_window")  # fmt: skip
+WHOLE = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith(MACHINE)} | RC
+
+
 def use():
     """Make the book's style the default of matplotlib in this process."""
-    matplotlib.rcParams.update(RC)
+    _set()
+
+
+@contextmanager
+def look():
+    """The book's style while it is open, whatever the reader's own settings are."""
+    with matplotlib.rc_context():
+        _set()
+        yield
+
+
+def _set():
+    known = matplotlib.rcParams
+    known.update({key: value for key, value in WHOLE.items() if known[key] != value})  # to set one costs much more
 
 
 def label(ax, x, y, text, color="black", *, side="right", **style):

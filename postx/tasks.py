@@ -11,6 +11,7 @@ the ranges, `vocabulary(...)` the number of tokens, and `draw` writes a row as t
 """
 
 import itertools
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -27,8 +28,8 @@ def alphabets(**sizes: int) -> dict[str, range]:
     {'keys': range(4, 7), 'values': range(7, 9)}
     """
     for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name}: expected an alphabet of at least one token, got {size}")
+        if not _whole(size) or size < 1:
+            raise ValueError(f"{name}: expected an alphabet of at least one token, got {size!r}")
     ends = list(itertools.accumulate(sizes.values(), initial=MARKS))
     return {name: range(lo, hi) for name, lo, hi in zip(sizes, ends, ends[1:], strict=False)}
 
@@ -74,7 +75,8 @@ def recall(B, T, *, pairs, keys=64, values=64, fillers=64, questions=None, gap=0
     _within("pairs", pairs, 1, keys, "distinct keys")
     _within("questions", questions, 1, pairs, "pairs")
     _within("gap", gap, 0)
-    if not power > 0:
+    _within("T", T, 1)
+    if not 0 < power < float("inf"):
         raise ValueError(f"power: expected a number above 0, got {power}")
     places = (T - 2 * pairs - gap + 1) // 2
     need = 2 * pairs + gap + 2 * questions - 1
@@ -160,8 +162,13 @@ def copying(B, T, *, tokens=None, symbols=26, seed=0):
     answers --------ntyadvyg--------
     """
     alphabet = alphabets(symbols=symbols)["symbols"]
+    _within("T", T, 1)
     tokens = T // 2 if tokens is None else tokens
-    lowest, highest = (tokens, tokens) if isinstance(tokens, int) else tokens
+    pair = isinstance(tokens, tuple | list)
+    if pair and len(tokens) != 2:
+        raise ValueError(f"tokens: expected a length, or the lowest and the highest, got {tokens!r}")
+    lowest, highest = tokens if pair else (tokens, tokens)
+    _within("tokens", highest, 0)
     _within("tokens", lowest, 1, highest, "the highest length")
     _room(B, T, 2 * highest, f"{highest} tokens and their copies")
     rng = np.random.default_rng(seed)
@@ -197,6 +204,8 @@ def phone_book(B, T, *, pairs, letters=26, digits=10, name=2, number=4, question
     alphabet = alphabets(letters=letters, digits=digits)
     for key, size in (("name", name), ("number", number)):
         _within(key, size, 1)
+    if letters**name > 2**63 - 1:
+        raise ValueError(f"name: names are drawn as numbers of 63 bits, got {letters} letters to the {name}")
     _within("pairs", pairs, 1, letters**name, f"names of {name} letters")
     if question not in ("first", "last"):
         raise ValueError(f"question: expected 'first' or 'last', got {question!r}")
@@ -258,13 +267,18 @@ def _distinct(rng, B, n, k):
     return rng.permuted(chosen, axis=1)
 
 
+def _whole(value):
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _within(name, value, low, high=None, what=""):
-    if value < low or (high is not None and value > high):
+    if not _whole(value) or value < low or (high is not None and value > high):
         upper = "" if high is None else f" to {high} ({what})"
-        raise ValueError(f"{name}: expected a number from {low}{upper or ' up'}, got {value}")
+        raise ValueError(f"{name}: expected a number from {low}{upper or ' up'}, got {value!r}")
 
 
 def _room(B, T, need, what):
     _within("B", B, 1)
+    _within("T", T, 1)
     if need > T:
         raise ValueError(f"T: {what} need T >= {need}, got {T}")

@@ -45,18 +45,19 @@ class Record:
     """Counts evaluations, and keeps the states where that is asked for."""
 
     def __init__(self, ids_BT, keep):
-        self.nfe_B, self.calls = torch.zeros_like(ids_BT[:, 0]), 0
+        self.nfe_B, self.calls = ids_BT.new_zeros(len(ids_BT)), 0
         self.states = [ids_BT] if keep else None
 
-    def ask(self, denoiser, ids_BT, rows_B):
-        """The network's answer for those rows; None where no row needs one."""
+    def ask(self, denoiser, ids_BT, rows_B, Y, name="logits_BTY"):
+        """The network's answer for those rows, [rows, T, Y]; None where no row needs one."""
         wanted = int(rows_B.sum())
         if not wanted:
             return None
         self.calls += 1
         self.nfe_B = self.nfe_B + rows_B
+        asked_BT = ids_BT if wanted == len(ids_BT) else ids_BT[rows_B]
         with torch.no_grad():
-            return denoiser(ids_BT if wanted == len(ids_BT) else ids_BT[rows_B])
+            return check_answer(denoiser(asked_BT), asked_BT, Y, name)
 
     def keep(self, ids_BT):
         if self.states is not None:
@@ -136,6 +137,43 @@ class Cosine:
 
 
 @dataclass(frozen=True)
+class CosineAlpha:
+    """alpha = eps + (1 - eps) cos(pi t / 2)^power: few masks at first, where `Cosine` has many.
+
+    power 1 is `cosine`, power 2 `cosinesqr` of Sahoo et al. (2024), MDLM: noise_schedule.py of its authors' code, with
+    its eps = 1e-3, so that sigma is finite at t = 1.
+    """
+
+    power: int = 1
+    eps: float = 1e-3
+
+    def __post_init__(self):
+        if self.power not in (1, 2):
+            raise ValueError(f"power: expected 1 (cosine) or 2 (squared cosine), got {self.power!r}")
+        if not 0 <= self.eps < 1:
+            raise ValueError(f"eps: expected a probability below 1, got {self.eps}")
+
+    def sigma(self, t):
+        return -torch.log1p(-self.masked(t))
+
+    def rate(self, t):
+        return self._slope(t) / (1 - self.masked(t))
+
+    def masked(self, t):
+        quarter = torch.sin(math.pi / 4 * t).square()  # 1 - cos x = 2 sin^2(x / 2): exact for small t
+        return (1 - self.eps) * (2 * quarter if self.power == 1 else torch.sin(math.pi / 2 * t).square())
+
+    def weight(self, t):
+        return self._slope(t) / self.masked(t)
+
+    def _slope(self, t):
+        """-alpha'."""
+        if self.power == 1:
+            return (1 - self.eps) * math.pi / 2 * torch.sin(math.pi / 2 * t)
+        return (1 - self.eps) * math.pi / 2 * torch.sin(math.pi * t)
+
+
+@dataclass(frozen=True)
 class Geometric:
     """sigma = low^(1-t) high^t: noise grows by equal factors. Lou et al. (2024), app. C.1, for the uniform graph.
 
@@ -168,10 +206,10 @@ def times(B, *, generator=None, device=None, dtype=torch.float32):
     Each alone is uniform, so averages stay unbiased, but together they cover (0, 1) evenly: a batch's loss varies
     less. Kingma et al. (2021), app. I.1 (low-discrepancy sampler); Sahoo et al. (2024).
     """
-    if B < 1:
-        raise ValueError(f"B: expected at least one time, got {B}")
+    if B < 0:
+        raise ValueError(f"B: expected a number of times, got {B}")
     shift = torch.rand((), generator=generator, device=device, dtype=dtype)
-    t = (torch.arange(B, device=device, dtype=dtype) + shift) / B
+    t = (torch.arange(B, device=device, dtype=dtype) + shift) / max(1, B)
     return t.clamp(torch.finfo(dtype).tiny, 1 - torch.finfo(dtype).eps)
 
 
@@ -205,20 +243,36 @@ def check_ids(ids_BT, Y):
         raise ValueError(f"ids_BT: expected clean ids from 0 to Y-1={Y - 1}, got {int(ids_BT.max())}")
 
 
+def check_answer(answer_BTY, ids_BT, Y, name="logits_BTY"):
+    """Hold a network's answer to B, T and the Y clean tokens: a row for the mask is not read. Returns the answer."""
+    check({"B": ids_BT.shape[0], "T": ids_BT.shape[1], "Y": Y}, **{name: answer_BTY})
+    return answer_BTY
+
+
 def pick(weight, u):
     """The entry of the last axis at which the running sum of the weights passes u times their sum; u in [0, 1).
 
     With u uniform this draws from weight / sum. In float64, so that no rare token is rounded away.
     """
+    sums = weight.sum(-1)
+    if not bool((sums.isfinite() & (sums > 0)).all()):
+        raise ValueError("weight: the network's answer is not finite, or leaves nothing to draw")
     total = weight.double().cumsum(-1)
     at = (total <= u.double()[..., None] * total[..., -1:]).sum(-1)
-    return at.clamp(max=weight.shape[-1] - 1)
+    # A u just below 1 can be rounded to 1: then the last entry that has a weight.
+    return torch.minimum(at, (total < total[..., -1:]).sum(-1))
 
 
 def probabilities(logits, temperature=1.0):
-    """softmax(logits / temperature) in float64; temperature 0 puts all on the likeliest token."""
+    """softmax(logits / temperature) in float64; temperature 0 puts all on the likeliest token.
+
+    Raises ValueError for logits that leave nothing to draw: a NaN, an infinity, or -infinity alone.
+    """
     if temperature < 0 or not math.isfinite(temperature):
         raise ValueError(f"temperature: expected a finite number >= 0, got {temperature}")
-    if temperature == 0:
+    if logits.numel() and not bool((best := logits.amax(-1)).isfinite().all()):
+        bad = int((~best.isfinite()).sum())
+        raise ValueError(f"logits_BTY: {bad} of {best.numel()} places are not finite; the network's answer is broken")
+    if temperature < 1e-12:  # nothing is left to the others, and the division would overflow
         return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).double()
     return (logits.double() / temperature).softmax(-1)

@@ -23,6 +23,7 @@ from torch.nn import functional
 from postx.diffusion import (
     LogLinear,
     Record,
+    check_answer,
     check_given,
     check_ids,
     pick,
@@ -56,7 +57,7 @@ def nelbo(denoiser, ids_BT, Y, *, schedule=LogLinear(), t_B=None, fixed_BT=None,
     if t_B is None:
         t_B = times(B, generator=generator, device=ids_BT.device)
     check({"B": B}, t_B=t_B)
-    u_BT = torch.rand(ids_BT.shape, generator=generator, device=ids_BT.device)
+    u_BT = torch.rand(ids_BT.shape, generator=generator, device=ids_BT.device, dtype=torch.float32)
     hidden_BT = _open(ids_BT, fixed_BT) & (u_BT < schedule.masked(t_B)[:, None])
     return schedule.weight(t_B) * _masked_loss(denoiser, ids_BT, hidden_BT, Y)
 
@@ -75,7 +76,7 @@ def nelbo_by_count(denoiser, ids_BT, Y, *, t_B=None, fixed_BT=None, generator=No
     open_BT = _open(ids_BT, fixed_BT)
     total_B = open_BT.sum(1)
     count_B = torch.minimum((t_B * total_B).ceil().long().clamp(min=1), total_B)
-    u_BT = torch.rand(ids_BT.shape, generator=generator, device=ids_BT.device)
+    u_BT = torch.rand(ids_BT.shape, generator=generator, device=ids_BT.device, dtype=torch.float32)
     hidden_BT = _first(u_BT, open_BT, count_B)
     return total_B / count_B.clamp(min=1) * _masked_loss(denoiser, ids_BT, hidden_BT, Y)
 
@@ -109,7 +110,8 @@ def in_order(denoiser, ids_BT, Y, order_T):
         raise ValueError(f"order_T: expected each of 0..{ids_BT.shape[1] - 1} once, got {list(order_T)}")
     seen, total = torch.full_like(ids_BT, Y), 0
     for i in order_T:
-        total = total + losses(denoiser(seen)[:, i : i + 1], ids_BT[:, i : i + 1])[:, 0]
+        logits = check_answer(denoiser(seen), seen, Y)
+        total = total + losses(logits[:, i : i + 1], ids_BT[:, i : i + 1])[:, 0]
         seen[:, i] = ids_BT[:, i]
     return total
 
@@ -149,7 +151,7 @@ def ancestral(
         u_BT = torch.rand(ids.shape, generator=generator, device=device, dtype=torch.float64)
         show_BT = (ids == Y) & (u_BT >= stay)
         rows_B = show_BT.any(1) if cache else torch.ones(len(ids), dtype=torch.bool, device=device)
-        if (logits := record.ask(denoiser, ids, rows_B)) is not None:
+        if (logits := record.ask(denoiser, ids, rows_B, Y)) is not None:
             p = probabilities(logits[show_BT[rows_B]], temperature)
             ids = ids.masked_scatter(show_BT, pick(p, (u_BT[show_BT] - stay) / (1 - stay)))
         record.keep(ids)
@@ -183,7 +185,7 @@ def remask(
         raise ValueError(f"rule: expected one of {', '.join(map(repr, RULES))}, got {rule!r}")
     if block is not None and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
         raise ValueError(f"block: expected None or a positive number of tokens, got {block!r}")
-    longest = int(open_BT.sum(1).max())
+    longest = int(open_BT.sum(1).max()) if len(open_BT) else 0
     blocks = -(-longest // block) if block and longest else 1
     if steps % blocks:
         raise ValueError(f"steps: {blocks} blocks of {block} cannot share {steps} steps evenly")
@@ -195,12 +197,13 @@ def remask(
         n_B = _share(here_BT.sum(1), steps // blocks, i)
         u_BT, v_BT = torch.rand((2, *ids.shape), generator=generator, device=device, dtype=torch.float64)
         rows_B = n_B > 0
-        if (logits := record.ask(denoiser, ids, rows_B)) is not None:
+        if (logits := record.ask(denoiser, ids, rows_B, Y)) is not None:
             masked = (here_BT & (ids == Y))[rows_B]
-            drawn = pick(probabilities(logits, temperature), u_BT[rows_B])
-            score = v_BT[rows_B]
+            drawn_N = pick(probabilities(logits[masked], temperature), u_BT[rows_B][masked])
+            drawn, score = ids[rows_B].masked_scatter(masked, drawn_N), v_BT[rows_B]
             if rule == "low_confidence":
-                score = 1 - probabilities(logits).gather(-1, drawn[..., None])[..., 0]
+                sure_N = probabilities(logits[masked]).gather(-1, drawn_N[:, None])[:, 0]
+                score = score.masked_scatter(masked, 1 - sure_N)
             show = _first(score, masked, n_B[rows_B])
             ids = ids.clone()
             ids[rows_B] = torch.where(show, drawn, ids[rows_B])
@@ -231,5 +234,5 @@ def _open(ids_BT, fixed_BT):
 
 def _masked_loss(denoiser, ids_BT, hidden_BT, Y):
     """The sum over hidden tokens of their losses, [B]; the shapes do not depend on the masks (CUDA graphs)."""
-    logits_BTY = denoiser(torch.where(hidden_BT, Y, ids_BT))
+    logits_BTY = check_answer(denoiser(torch.where(hidden_BT, Y, ids_BT)), ids_BT, Y)
     return torch.where(hidden_BT, losses(logits_BTY, ids_BT), 0).sum(1)

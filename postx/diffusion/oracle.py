@@ -75,6 +75,8 @@ class Table:
 
     def sample(self, n, generator=None):
         """n sequences drawn from p, [n, T]."""
+        if n == 0:
+            return self.ids_BT[:0]
         return self.ids_BT[torch.multinomial(self.p_B, n, replacement=True, generator=generator)]
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from postx.diffusion import Sample, check_given, check_ids, pick, probabilities, times
+from postx.diffusion import Sample, check_answer, check_given, check_ids, pick, probabilities, times
 from postx.shapes import check
 
 
@@ -65,7 +65,8 @@ class Schedule(nn.Module):
                 rise = self.shape(t)
                 (slope,) = torch.autograd.grad(rise.sum(), t, create_graph=True)
                 for part in (rise, slope) if hook is not None else ():
-                    part.register_hook(hook)
+                    if part.requires_grad:  # not in a batch without a row
+                        part.register_hook(hook)
         low, high = self.ends.to(t.dtype)
         return low + (high - low) * rise, (high - low) * slope
 
@@ -212,7 +213,8 @@ def sample(
         return torch.randn(B, T, E.shape[1], generator=generator, **like)
 
     def ask(i, z):
-        logits = denoiser(z, at[i].expand(B), guess) + output_prior(z, gammas[i].expand(B), E)
+        logits = check_answer(denoiser(z, at[i].expand(B), guess), given_BT, len(E))
+        logits = logits + output_prior(z, gammas[i].expand(B), E)
         if keep:
             seen.append(torch.where(open_BT, logits.argmax(-1), given_BT))
         return logits
@@ -263,6 +265,6 @@ def _answer(denoiser, z_BTR, t_B, gamma_B, E_BYR, twice_B):
     prior_BTY, guess_BTR = output_prior(z_BTR, gamma_B, E_BYR), None
     if twice_B.any():
         with torch.no_grad():
-            first = (denoiser(z_BTR, t_B, None) + prior_BTY).softmax(-1)
+            first = (check_answer(denoiser(z_BTR, t_B, None), z_BTR, E_BYR.shape[1]) + prior_BTY).softmax(-1)
             guess_BTR = torch.where(twice_B[:, None, None], first @ E_BYR, 0)
-    return denoiser(z_BTR, t_B, guess_BTR) + prior_BTY
+    return check_answer(denoiser(z_BTR, t_B, guess_BTR), z_BTR, E_BYR.shape[1]) + prior_BTY

@@ -23,7 +23,17 @@ from itertools import product
 import torch
 from torch.nn import functional
 
-from postx.diffusion import Geometric, LogLinear, Record, Sample, check_given, check_ids, pick, times
+from postx.diffusion import (
+    Geometric,
+    LogLinear,
+    Record,
+    Sample,
+    check_answer,
+    check_given,
+    check_ids,
+    pick,
+    times,
+)
 from postx.shapes import check, state_dtype
 
 PREDICTORS = ("analytic", "euler")
@@ -158,7 +168,7 @@ def loss(score, ids_BT, graph, *, schedule=None, t_B=None, fixed_BT=None, genera
     if fixed_BT is not None:
         check({"B": ids_BT.shape[0], "T": ids_BT.shape[1]}, fixed_BT=fixed_BT)
         noisy_BT = torch.where(fixed_BT, ids_BT, noisy_BT)
-    log_score = score(noisy_BT, sigma_B)
+    log_score = check_answer(score(noisy_BT, sigma_B), ids_BT, graph.Y, "log_score_BTY")
     D_BT = graph.entropy(log_score.to(state_dtype(log_score.dtype)), noisy_BT, ids_BT, sigma_B)
     if fixed_BT is not None:
         D_BT = torch.where(fixed_BT, 0, D_BT)
@@ -183,7 +193,7 @@ def exact_loss(score, ids_BT, graph, *, top=math.inf, nodes=32, power=6):
         m = most * w**power
         sigma = torch.full((len(noisy),), -math.log1p(-m), dtype=torch.float64)
         dsigma = most * power * w ** (power - 1) / (1 - m)
-        log_score = score(noisy, sigma).double()
+        log_score = check_answer(score(noisy, sigma), noisy, graph.Y, "log_score_BTY").double()
         for b in range(B):
             ids = ids_BT[b].expand_as(noisy)
             chance = graph.log_chance(noisy, ids, sigma).sum(1).exp()
@@ -242,9 +252,15 @@ def sample(
     ids = torch.where(open_BT, graph.limit(given_BT, generator), given_BT)
     every, record = torch.ones(len(ids), dtype=torch.bool, device=ids.device), Record(ids, keep)
     for move in moves(graph, steps, schedule, predictor, end):
-        p = move(lambda noisy, sigma_B: record.ask(lambda x: score(x, sigma_B), noisy, every), ids)
+        if len(ids) == 0:  # nobody to ask for
+            record.keep(ids)
+            continue
+        p = move(
+            lambda noisy, sigma_B: record.ask(lambda x: score(x, sigma_B), noisy, every, graph.Y, "log_score_BTY"),
+            ids,
+        )
         u_BT = torch.rand(ids.shape, generator=generator, device=ids.device, dtype=torch.float64)
-        ids = torch.where(open_BT, pick(p, u_BT), ids)
+        ids = ids.masked_scatter(open_BT, pick(p[open_BT], u_BT[open_BT]))
         record.keep(ids)
     return record.done(ids)
 

@@ -20,10 +20,10 @@ import math
 import os
 import string
 import sys
+from contextlib import nullcontext
 from functools import partial
 from html import escape
 
-import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
@@ -101,6 +101,10 @@ class Picture:
         self._stage = svg.Stage(fig)
         self._page = self._build_page() if _static() and type(self) is Picture else None
 
+    def _look(self):
+        """The settings of matplotlib to draw with: a finished figure was made in its owner's."""
+        return nullcontext()
+
     @property
     def alt(self):
         """What the picture shows now."""
@@ -108,7 +112,8 @@ class Picture:
 
     def png(self):
         """The picture as it is now: the bytes of a PNG whose description is the alt text."""
-        return self._stage.png(self.alt)
+        with self._look():
+            return self._stage.png(self.alt)
 
     def _build_page(self):
         frames = svg.frames(self._stage, [lambda: None], 0)
@@ -118,7 +123,8 @@ class Picture:
         return self.alt
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        png = base64.b64encode(self._stage.small_png(self.alt)).decode()
+        with self._look():
+            png = base64.b64encode(self._stage.small_png(self.alt)).decode()
         data = {"text/plain": self._plain(), "image/png": png}
         if self._page is not None:
             data["text/html"] = self._page
@@ -140,7 +146,7 @@ class Explorer(Picture):
         self.sliders = sliders
         self.values = {name: slider.start for name, slider in sliders.items()}
         self.readout, self._artists, self._widget = None, None, None
-        with matplotlib.rc_context(style.RC):
+        with style.look():
             fig = Figure(figsize=(style.RC["figure.figsize"][0], height))
             FigureCanvasAgg(fig)
             self._update = draw(fig)
@@ -158,6 +164,9 @@ class Explorer(Picture):
         texts = {name: slider.text(self.values[name]) for name, slider in self.sliders.items()}
         return self._alt.format(**texts)
 
+    def _look(self):
+        return style.look()
+
     def move(self, **values):
         """Set some or all sliders and return the readout; ValueError for a value off the grid."""
         for name, value in values.items():
@@ -166,7 +175,7 @@ class Explorer(Picture):
             self.sliders[name].index(value, name)
         values = {**self.values, **values}
         try:
-            with matplotlib.rc_context(style.RC):
+            with style.look():
                 readout = self._update(**values)
         except Exception as error:
             error.add_note(f"in update({', '.join(f'{name}={value!r}' for name, value in values.items())})")
@@ -184,6 +193,7 @@ class Explorer(Picture):
 
     def _build_page(self):
         grid = list(itertools.product(*(slider.values for slider in self.sliders.values())))
+        places = list(itertools.product(*(range(len(slider.values)) for slider in self.sliders.values())))
         start = dict(self.values)
         alts, readouts = [], []
 
@@ -192,7 +202,8 @@ class Explorer(Picture):
             alts.append(self.alt)
 
         moves = [lambda point=point: move_to(point) for point in grid]
-        frames = svg.frames(self._stage, moves, grid.index(tuple(start.values())))
+        at = tuple(slider.index(start[name], name) for name, slider in self.sliders.items())
+        frames = svg.frames(self._stage, moves, places.index(at))
         self.move(**start)
         return html.figure(frames, alts=alts, caption=self.caption, sliders=self.sliders, readouts=readouts)
 
@@ -225,7 +236,7 @@ class Explorer(Picture):
 
         def turned(name, change):
             value = self.sliders[name].values[change["new"]]
-            if value == self.values[name]:
+            if change["new"] == self.sliders[name].index(self.values[name], name):
                 return
             try:
                 self.move(**{name: value})

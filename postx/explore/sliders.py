@@ -4,6 +4,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
+
+def _equal(a, b):
+    """a == b as one answer, also where it is asked of every number of an array."""
+    same = a == b
+    return same if isinstance(same, bool) else bool(np.shape(a) == np.shape(b) and np.all(np.asarray(same)))
+
 
 @dataclass(frozen=True)
 class Slider:
@@ -35,7 +43,7 @@ class Slider:
     def index(self, value, name):
         """The place of `value` on the grid; ValueError when it is not there."""
         for place, one in enumerate(self.values):
-            if type(one) is type(value) and one == value or one is value:
+            if one is value or type(one) is type(value) and _equal(one, value):
                 return place
         near = ""
         if all(isinstance(v, (int, float)) for v in (*self.values, value)):

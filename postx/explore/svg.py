@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.collections import TriMesh
 from matplotlib.figure import SubFigure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -27,7 +28,9 @@ from postx.style import SHADES
 
 SLOT = "px-slot-"
 XLINK = "{http://www.w3.org/1999/xlink}"
-RC = {"svg.fonttype": "none", "svg.hashsalt": "postx", "image.composite_image": False}
+# How a figure is written is the page's affair, whatever the reader's own settings are.
+RC = {key: x for key, x in matplotlib.rcParamsDefault.items() if key.startswith(("savefig.", "svg."))}
+RC |= {"svg.fonttype": "none", "svg.hashsalt": "postx", "image.composite_image": False}
 NUMBER = re.compile(r"-?\d*\.?\d+(?:e-?\d+)?")
 
 
@@ -53,6 +56,9 @@ class Stage:
     def __init__(self, fig):
         self.fig = fig
         self.artists = list(leaves(fig))
+        for artist in self.artists:
+            if isinstance(artist, TriMesh) or getattr(artist, "_shading", "") == "gouraud":
+                artist.set_rasterized(True)  # matplotlib's SVG of it needs a filter that browsers do not have
         self.axes = {slot: artist for slot, artist in enumerate(self.artists) if isinstance(artist, Axis)}
         self.looks = {"png": {}, "svg": {}}  # slot -> how an Axis looked when it was last drawn
         self.pixels = {}  # slot -> (left, bottom, image) of an Axis in the bitmap
@@ -230,7 +236,7 @@ def _write(element, names, slots=None):
             continue
         if key == XLINK + "href":
             key = "href"
-            value = "#" + names[value[1:]] if value.startswith("#") else "".join(value.split())
+            value = "#" + _known(names, value[1:], tag) if value.startswith("#") else "".join(value.split())
         elif key == "style":
             value = _style(value, any(_tag(e) in ("text", "tspan") for e in (element, *element)))
         elif key == "d":
@@ -239,7 +245,7 @@ def _write(element, names, slots=None):
             value = NUMBER.sub(lambda m: _digits(float(m[0]), 2), value)
             value = re.sub(r" ?rotate\(0[^)]*\)", "", value)
         for old in re.findall(r"url\(#([^)]+)\)", value):
-            value = value.replace(old, names[old])
+            value = value.replace(old, _known(names, old, tag))
         if value:
             attributes[key.rpartition("}")[2]] = value
     if tag == "g" and (not inside or not attributes):
@@ -247,6 +253,12 @@ def _write(element, names, slots=None):
     text = escape(element.text) if tag in ("text", "tspan") and element.text else ""
     head = tag + "".join(f" {key}={quoteattr(value)}" for key, value in attributes.items())
     return f"<{head}>{text}{inside}</{tag}>" if text or inside else f"<{head}/>"
+
+
+def _known(names, old, tag):
+    if old not in names:
+        raise ValueError(f"fig: a <{tag}> of it refers to {old!r}, which no page has; try set_rasterized(True)")
+    return names[old]
 
 
 def _style(value, is_text):

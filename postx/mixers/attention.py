@@ -153,9 +153,9 @@ def bidirectional(q_BTHK, k_BTGK, v_BTGV, *, scale=None, rope=None):
     return y_BHTV.transpose(1, 2)
 
 
-def alibi_slopes(H):
+def alibi_slopes(H, device=None):
     """ALiBi's slopes, 2^(-8 (h + 1) / H) for head h: from steep to almost flat, [H]. Press et al. 2021, sec. 3."""
-    return 2.0 ** (-8.0 * torch.arange(1, H + 1) / H)
+    return 2.0 ** (-8.0 * torch.arange(1, H + 1, dtype=torch.float32, device=device) / H)
 
 
 def _fall(position_BT, position_BM, slopes_H=None, **_):
@@ -209,12 +209,18 @@ class Layer(nn.Module):
         self.heads = (H, K), (G, K), (G, V)
         self.window, self.chunk, self.causal = window, chunk, causal
         self.rope = None if alibi else Rope() if rope is True else rope or None
-        self.register_buffer("slopes_H", alibi_slopes(H) if alibi else None, persistent=False)
+        self.alibi = alibi
         widths = [heads * width for heads, width in self.heads]
         self.q, self.k, self.v = (nn.Linear(D_in or D, width, bias=False) for width in widths)
         self.conv = conv.Mixed(widths, conv_size)
         self.norms = nn.ModuleList(nn.RMSNorm(K, eps=qk_eps) for _ in range(2)) if qk_norm else None
         self.out = nn.Linear(H * V, D, bias=out_bias)
+
+    @property
+    def slopes_H(self):
+        """ALiBi's slopes, or None. No buffer: no file keeps it, so a module built on meta and loaded would lack it."""
+        like = self.q.weight
+        return alibi_slopes(self.heads[0][0], like.device).to(like.dtype) if self.alibi else None
 
     def forward(self, x_BTD, S=None, *, form="auto", lengths_B=None, reset_BT=None, inplace=False):
         check({"D": self.q.in_features}, x_BTD=x_BTD)
@@ -236,7 +242,8 @@ class Layer(nn.Module):
             run = by_form(__name__, form, x_BTD)
             w |= {"chunk": self.chunk} if run is chunked else {}
             y, S = run(*z, S=S, **side, **w)
-        return self.out(y.flatten(2)), (*S, *S_conv)
+        # A cache keeps its dtype, also that of a prompt read under autocast: the answer is in the token's.
+        return self.out(y.flatten(2).to(x_BTD.dtype)), (*S, *S_conv)
 
 
 def _look(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, *, window=None, scale=None, rope=None, slopes_H=None):

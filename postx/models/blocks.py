@@ -15,6 +15,7 @@ from torch import nn
 from postx import mixers
 from postx.mixers import attention
 from postx.models.nn import MLP, ChannelMix, MoE, RMSNorm
+from postx.shapes import check, check_lengths
 
 BARE = ("P", "Z")  # they read the stream itself, and no MLP follows
 MLPS = {"F": MLP, "E": MoE, "V": ChannelMix}
@@ -97,7 +98,7 @@ class Context(NamedTuple):
         A part takes the fields that its `TAKES` names beside `SIDE`. MLPs have no state: theirs is ().
         """
         if isinstance(part, MoE):
-            y, load = part(x_BTD)
+            y, load = part(x_BTD, self.lengths_B)
             return y, (), load
         if isinstance(part, MLP):
             return part(x_BTD), (), None
@@ -115,10 +116,30 @@ class Block(nn.Module):
     def __init__(self, D, letters, mlp, options, norm, eps):
         super().__init__()
         keys = () if letters in MLPS else letters
+        # A place of MLPs alone has no state to hold to anything; the shared block's stands in `Shared`.
+        self.kept = [(key, tuple(sorted(options.get(key, {}).items()))) for key in keys]
+        self.D = D
         self.norm = norm(D, eps) if keys and letters not in BARE else None
         self.mix = nn.ModuleList(mixer(key, D, options.get(key, {})) for key in keys)
         self.mlp_norm = norm(D, eps) if mlp != "-" else None
         self.mlp = MLPS[mlp](D, **options.get(mlp, {})) if mlp != "-" else None
+
+    @property
+    def caches(self):
+        """Whether a state of this place is a cache that grows or turns round, and says itself how full it is."""
+        return any("inplace" in getattr(part, "TAKES", ()) for part in self.mix)
+
+    def check_state(self, S):
+        """Raise ValueError unless S has an entry for each part, and a mixer's the tensors that its layer keeps."""
+        parts = len(self.kept) + (self.mlp is not None)
+        told = "".join(key if len(key) == 1 else f"({key})" for key, _ in self.kept) or "-"
+        if len(S) != parts:
+            raise ValueError(f"S: place {told} keeps {parts} states, got {len(S)}")
+        for (key, options), S_i in zip(self.kept, S, strict=False):
+            want = state_axes(key, self.D, **dict(options))
+            got = [getattr(part, "ndim", None) for part in S_i] if isinstance(S_i, tuple) else S_i
+            if got != want:
+                raise ValueError(f"S: the state of {key} is {len(want)} tensors of {want} axes, got {got}")
 
     def forward(self, x, S, context):
         after, load = [], None
@@ -129,6 +150,27 @@ class Block(nn.Module):
                 x, load = x + y, more or load
                 after.append(S_i)
         return x, tuple(after), load
+
+
+_AXES = {}
+
+
+def state_axes(key, D, **options):
+    """How many axes each tensor of a layer's state has, seen once on a layer that takes no memory.
+
+    >>> state_axes("A", 8)
+    [4, 4, 1]
+    """
+    name = key, D, repr(sorted(options.items()))
+    if name not in _AXES:
+        with torch.device("meta"), torch.no_grad():
+            x = torch.zeros(1, 1, D)
+            cross = {"first_value": x}
+            if key == "Z":
+                cross, options = {"embedding": x, "shared": Shared(D, **options)}, {}
+            layer = mixer(key, D, options)
+            _AXES[name] = [part.ndim for part in Context(cross=cross).call(layer, x, None)[1]]
+    return _AXES[name]
 
 
 def mixer(key, D, options):
@@ -194,6 +236,8 @@ class Positions(nn.Module):
 
     def forward(self, x_BTD, S=None, *, lengths_B=None, reset_BT=None, form=None):
         B, T = x_BTD.shape[:2]
+        check_lengths(lengths_B, B, T)
+        check({"B": B, "T": T}, reset_BT=reset_BT)
         token = torch.arange(T, device=x_BTD.device)
         start_B = S[0] if S else torch.zeros(B, dtype=torch.int64, device=x_BTD.device)
         position_BT = start_B[:, None] + token

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from postx.models.denoiser import Denoiser
@@ -56,26 +56,40 @@ def save(name, lm, config, record, folder=FOLDER, dtype=torch.bfloat16, packed=N
 
 def record(name, folder=FOLDER):
     """What is known of a kept model: config, parameters, training log, losses measured on the stored weights."""
-    return json.loads(_find(name, folder, ".json").read_text(encoding="utf8"))
+    path = _find(name, folder, ".json")
+    try:
+        return json.loads(path.read_text(encoding="utf8"))
+    except ValueError as error:  # not JSON, or not text
+        raise ValueError(f"name: {path} is damaged: {error}") from error
 
 
 def load(name, folder=FOLDER, dtype=torch.float32, device="cpu"):
     """The kept model of that name, an `LM` or `Denoiser` in evaluation mode with the stored values in `dtype`.
 
-    Raises FileNotFoundError naming the missing file and the models that are there.
+    Raises FileNotFoundError naming the missing file and the models that are there, ValueError for a file that is
+    damaged, or was not written by `save`.
     """
     config, weights, layers = _read(name, folder)
-    lm = _build(config)
-    lm.load_state_dict(weights | {f"{layer}.weight": q.dequantize() for layer, q in layers.items()})
-    return lm.to(device, dtype).eval()
+    try:
+        lm = _build(config).to(dtype)  # before it has its weights: the process's default does not matter
+        lm.load_state_dict(weights | {f"{layer}.weight": q.dequantize() for layer, q in layers.items()})
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        path = _find(name, folder, ".safetensors")
+        raise ValueError(f"name: {path} holds no model of this package ({error})") from error
+    return lm.to(device).eval()
 
 
 def _build(config):
+    if not isinstance(config, dict):
+        raise ValueError(f"config: expected the keyword arguments of a network, got {config!r}")
     config = dict(config)
     name = config.pop("network", "LM")
     if name not in NETWORKS:
         raise ValueError(f"config: expected a network out of {', '.join(NETWORKS)}, got {name!r}")
-    return NETWORKS[name](**config)
+    try:
+        return NETWORKS[name](**config)
+    except TypeError as error:
+        raise ValueError(f"config: {config!r} does not build a {name} ({error})") from error
 
 
 def packed(name, folder=FOLDER):
@@ -85,14 +99,24 @@ def packed(name, folder=FOLDER):
 
 def _read(name, folder):
     """(config, weights, packed layers) of a file."""
-    with safe_open(_find(name, folder, ".safetensors"), framework="pt") as file:
-        config, how = (json.loads(file.metadata().get(part, "{}")) for part in ("config", "packed"))
-        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
+    path = _find(name, folder, ".safetensors")
+    try:
+        with safe_open(path, framework="pt") as file:
+            head = file.metadata() or {}
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"name: {path} is not a whole safetensors file ({error})") from error
+    if "config" not in head:
+        raise ValueError(f"name: {path} was not written by `checkpoints.save`: its head says nothing of a model")
     layers = {}
-    for layer, q in how.items():
-        start = f"{layer}.weight/"
-        parts = {key.removeprefix(start): weights.pop(key) for key in list(weights) if key.startswith(start)}
-        layers[layer] = Quantized(q["method"], tuple(q["shape"]), parts, q["how"])
+    try:
+        config, how = (json.loads(head.get(part, "{}")) for part in ("config", "packed"))
+        for layer, q in how.items():
+            start = f"{layer}.weight/"
+            parts = {key.removeprefix(start): weights.pop(key) for key in list(weights) if key.startswith(start)}
+            layers[layer] = Quantized(q["method"], tuple(q["shape"]), parts, q["how"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"name: the head of {path} is damaged ({error!r})") from error
     return config, weights, layers
 
 

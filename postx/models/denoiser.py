@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from postx.diffusion import check_ids
 from postx.models.blocks import NORMS, Block, Context
 from postx.shapes import check
 
@@ -60,6 +61,7 @@ class Denoiser(nn.Module):
             if guess_BTR is not None:
                 raise ValueError("guess_BTR: a denoiser of ids (R=0) takes no guess")
             sizes = check(ids_BT=x)
+            check_ids(x, self.Y + 1)  # the mask is one of them
             h = self.embed(x)
         if (t_B is None) == self.conditioned:
             said = "expects a time for each row" if self.conditioned else "takes no time"
@@ -81,9 +83,11 @@ class Time(nn.Module):
 
     def __init__(self, D, waves=32):
         super().__init__()
-        self.register_buffer("wave_N", 2 * math.pi * 2.0 ** torch.linspace(-5, 2, waves), persistent=False)
+        self.waves = waves
         self.up, self.out = nn.Linear(2 * waves, D), nn.Linear(D, D)
 
     def forward(self, t_B):
-        angle = t_B.clamp(min=1e-6).log()[:, None] * self.wave_N.to(t_B.dtype)
+        # No buffer: what no file keeps would be anything in a module that is built on the meta device and then loaded.
+        octave_N = torch.linspace(-5, 2, self.waves, dtype=torch.float32, device=t_B.device)
+        angle = t_B.clamp(min=1e-6).log()[:, None] * (2 * math.pi * 2.0**octave_N).to(t_B.dtype)
         return self.out(functional.silu(self.up(torch.cat([angle.sin(), angle.cos()], -1))))

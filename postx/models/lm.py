@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from postx.models.blocks import MIXERS, NORMS, Block, Context, Shared, mlps, module, places
 from postx.models.nn import MoE
-from postx.shapes import check, state_dtype, trusted
+from postx.shapes import check, check_lengths, is_trusted, map_state, state_dtype, trusted
 
 __all__ = ["LM", "MIXERS", "Count", "count", "generate", "leaves", "places", "sample", "size"]
 
@@ -99,6 +99,20 @@ class LM(nn.Module):
         check(ids_BT=ids_BT)
         if S is not None and len(S) != len(self.blocks):
             raise ValueError(f"S: expected {len(self.blocks)} entries, one a place, got {len(S)}")
+        if S is not None and not is_trusted():
+            for block, S_i in zip(self.blocks, S, strict=True):
+                block.check_state(S_i)
+        if S is not None and ids_BT.is_meta and any(block.caches for block in self.blocks):
+            raise ValueError("S: how full a cache is cannot be read on the meta device; give it real tensors")
+        check_lengths(lengths_B, *ids_BT.shape)
+        if reset_BT is not None:
+            check({"B": ids_BT.shape[0], "T": ids_BT.shape[1]}, reset_BT=reset_BT)
+            if reset_BT.dtype != torch.bool:
+                raise ValueError(f"reset_BT: expected bool, got {reset_BT.dtype}")
+        if len(ids_BT) == 0:  # layers cannot tell the sizes of a batch without a row: they are those of one row
+            logits, S, loads = self(ids_BT.new_zeros(1, ids_BT.shape[1]), form=form, with_load=True)
+            S, loads = map_state(lambda x: x[:0], S), [type(load)(*(0 * x for x in load)) for load in loads]
+            return (logits[:0], S, loads) if with_load else (logits[:0], S)
         x = self.embed(ids_BT)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
@@ -117,11 +131,17 @@ class LM(nn.Module):
     def loss(self, ids_BT, targets_BT=None, *, balance=0.01, **side):
         """Mean cross-entropy in nats over targets that are not -100, plus `balance` times the MoE balance losses.
 
-        Without targets every token predicts the one after it.
+        Without targets every token predicts the one after it. Targets past a row's length (lengths_B) do not count.
         """
         if targets_BT is None:
             ids_BT, targets_BT = ids_BT[:, :-1], ids_BT[:, 1:]
+            for key, cut in (("lengths_B", lambda x: (x - 1).clamp(min=0)), ("reset_BT", lambda x: x[:, :-1])):
+                if side.get(key) is not None:
+                    side[key] = cut(side[key])
         logits, _, loads = self(ids_BT, with_load=True, **side)
+        if side.get("lengths_B") is not None:  # what stands past a row's end is not asked, whatever it is
+            real_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device) < side["lengths_B"][:, None]
+            targets_BT = targets_BT.masked_fill(~real_BT, -100)
         logits = logits.flatten(0, 1).to(state_dtype(logits.dtype))
         loss = functional.cross_entropy(logits, targets_BT.flatten(), ignore_index=-100)
         return loss + balance * sum(load.balance for load in loads) if loads else loss
@@ -164,30 +184,88 @@ def count(lm):
 
 
 @torch.no_grad()
-def generate(lm, prompt_BT, n, *, temperature=1.0, top_k=None, generator=None, S=None):
+def generate(
+    lm, prompt_BT, n, *, temperature=1.0, top_k=None, top_p=None, eos=None, lengths_B=None, generator=None, S=None
+):  # fmt: skip
     """Continue each row by n tokens: (ids_BT of n new tokens, S). The prefix is read once.
 
-    temperature=0 takes the likeliest token. top_k keeps only the k likeliest. Each new token is one call of the
-    model with the state, so memory is the state's: constant for recurrent layers, a ring for windowed ones.
+    temperature, top_k, top_p, generator: see `sample`. Each new token is one call of the model with the state, so
+    memory is the state's: constant for recurrent layers, a ring for windowed ones. lengths_B: tokens of each prompt
+    that are real, at least 1; the new ones follow the last of these. eos: a token that ends its row: eos fills the
+    rest of it, and rows do not wait for each other. S has read all but each row's last new token.
+    Raises ValueError for an n below 0, a prompt without a token, an eos that is no token, and as `sample` does.
     """
-    logits, S = lm(prompt_BT, S)
-    chosen = []
+    check(prompt_BT=prompt_BT)
+    B, T = prompt_BT.shape
+    if isinstance(n, bool) or not isinstance(n, int) or n < 0:
+        raise ValueError(f"n: expected a whole number of tokens from 0 up, got {n!r}")
+    if T == 0:
+        raise ValueError("prompt_BT: expected at least one token to go on from, got 0")
+    if eos is not None and (isinstance(eos, bool) or not isinstance(eos, int) or eos < 0):
+        raise ValueError(f"eos: expected the id of a token or None, got {eos!r}")
+    _check_sampling(temperature, top_k, top_p)
+    check_lengths(lengths_B, B, T)
+    if lengths_B is not None and B and int(lengths_B.min()) < 1:
+        raise ValueError(f"lengths_B: expected at least one token of every prompt, got {lengths_B.tolist()}")
+    logits, S = lm(prompt_BT, S) if lengths_B is None else lm(prompt_BT, S, lengths_B=lengths_B)
+    if eos is not None and eos >= logits.shape[-1]:
+        raise ValueError(f"eos: expected a token below Y={logits.shape[-1]}, got {eos}")
+    row_B = torch.arange(B, device=logits.device)
+    logits_BY = logits[:, -1] if lengths_B is None else logits[row_B, lengths_B.to(row_B) - 1]
+    ids_BT, done_B = prompt_BT.new_full((B, n), 0 if eos is None else eos), None
     for i in range(n):
-        ids_B1 = sample(logits[:, -1], temperature, top_k, generator)[:, None]
-        chosen.append(ids_B1)
-        if i < n - 1:
-            with trusted():  # the model's own state: what fits the prompt fits a token
-                logits, S = lm(ids_B1, S, inplace=True)
-    return torch.cat(chosen, 1), S
+        ids_B = sample(logits_BY, temperature, top_k, generator, top_p=top_p)
+        if done_B is not None:
+            ids_B = ids_B.masked_fill(done_B, eos)
+        ids_BT[:, i] = ids_B
+        if i == n - 1:
+            break
+        if eos is not None and bool((ids_B == eos).any()):
+            done_B = ids_B == eos
+            if bool(done_B.all()):
+                break
+        ended = {} if done_B is None else {"lengths_B": (~done_B).long()}  # the state of an ended row stands still
+        with trusted():  # the model's own state: what fits the prompt fits a token
+            logits, S = lm(ids_B[:, None], S, inplace=True, **ended)
+        logits_BY = logits[:, -1]
+    return ids_BT, S
 
 
-def sample(logits_BY, temperature=1.0, top_k=None, generator=None):
-    """Draw one token a row from softmax(logits / temperature) over the top_k likeliest; 0 takes the likeliest."""
-    if temperature < 0 or not math.isfinite(temperature):
-        raise ValueError(f"temperature: expected a finite number >= 0, got {temperature}")
-    if temperature == 0:
+GREEDY = 1e-12  # a temperature below it leaves nothing to the others, and would overflow the division
+
+
+def sample(logits_BY, temperature=1.0, top_k=None, generator=None, *, top_p=None):
+    """Draw one token a row from softmax(logits / temperature); temperature 0 takes the likeliest.
+
+    top_k keeps only the k likeliest (all, where Y is smaller), top_p then the fewest likeliest whose probabilities
+    reach p (nucleus sampling; Holtzman et al. 2020), at least one. Raises ValueError for arguments out of range, and
+    for logits that leave nothing to draw: a NaN, an infinity, or a row of -infinity alone.
+    """
+    check(logits_BY=logits_BY)
+    _check_sampling(temperature, top_k, top_p)
+    best_B = logits_BY.amax(-1)  # NaN where one is in the row
+    if not bool(best_B.isfinite().all()):
+        bad = int((~best_B.isfinite()).sum())
+        raise ValueError(f"logits_BY: {bad} of {len(best_B)} rows are not finite; the network's answer is broken")
+    if temperature < GREEDY:
         return logits_BY.argmax(-1)
     logits = logits_BY.to(state_dtype(logits_BY.dtype)) / temperature
-    if top_k is not None:
+    if top_k is not None and top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k, -1).values[:, -1:], -torch.inf)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+    p = logits.softmax(-1)
+    if top_p is not None and top_p < 1:
+        ordered, place = p.sort(dim=-1, descending=True, stable=True)
+        before = ordered.cumsum(-1) - ordered  # what the likelier ones have together
+        p = torch.zeros_like(p).scatter(-1, place, torch.where(before < top_p, ordered, 0))
+    if len(p) == 0:  # multinomial takes no batch without a row
+        return logits_BY.new_zeros(0, dtype=torch.int64)
+    return torch.multinomial(p, 1, generator=generator)[:, 0]
+
+
+def _check_sampling(temperature, top_k, top_p):
+    if temperature < 0 or not math.isfinite(temperature):
+        raise ValueError(f"temperature: expected a finite number >= 0, got {temperature}")
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+        raise ValueError(f"top_k: expected None or at least 1 token, got {top_k!r}")
+    if top_p is not None and (isinstance(top_p, bool) or not 0 < top_p <= 1):
+        raise ValueError(f"top_p: expected None or a probability above 0, at most 1, got {top_p!r}")

@@ -7,14 +7,21 @@ from torch import nn
 from torch.nn import functional
 
 from postx.parts.shift import token_shift
-from postx.shapes import check, state_dtype
+from postx.shapes import check, check_lengths, state_dtype
 
-ACTIVATIONS = {
-    "silu": functional.silu,
-    "gelu": functional.gelu,
-    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
-    "relu2": lambda x: functional.relu(x).square(),
-}
+
+def gelu_tanh(x):
+    """GELU by its tanh approximation."""
+    return functional.gelu(x, approximate="tanh")
+
+
+def relu2(x):
+    """The square of relu."""
+    return functional.relu(x).square()
+
+
+# Functions with names, as a module that holds one is pickled by its name.
+ACTIVATIONS = {"silu": functional.silu, "gelu": functional.gelu, "gelu_tanh": gelu_tanh, "relu2": relu2}
 
 
 class RMSNorm(nn.Module):
@@ -28,6 +35,8 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(D)), eps
 
     def forward(self, x):
+        if not x.is_floating_point():
+            raise ValueError(f"x: expected floating point numbers, got {x.dtype}")
         wide = state_dtype(x.dtype)
         y = functional.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.eps)
         return y.to(x.dtype)
@@ -115,8 +124,11 @@ class MoE(nn.Module):
             if weight is not None:
                 nn.init.normal_(weight, std=0.02)
 
-    def forward(self, x_BTD):
+    def forward(self, x_BTD, lengths_B=None):
+        """y, and the load of the real tokens: those past a row's length are computed, and not counted."""
+        B, T = x_BTD.shape[:2]
         check({"D": self.router.in_features}, x_BTD=x_BTD)
+        check_lengths(lengths_B, B, T)
         E = self.router.out_features
         p = self.router(x_BTD).to(state_dtype(x_BTD.dtype)).softmax(-1)
         top, chosen = p.topk(self.k, -1)
@@ -130,8 +142,15 @@ class MoE(nn.Module):
         else:
             hidden = self.act(torch.einsum("btd,edf->btef", x_BTD, self.gate_EDF)) * up
         y = torch.einsum("btef,efd->btd", hidden * weight_BTE[..., None], self.out_EFD)
-        tokens_E, probability_E = picked.sum((0, 1, 2)), p.mean((0, 1))
-        share_E = tokens_E / (self.k * x_BTD.shape[0] * x_BTD.shape[1])
+        if lengths_B is None:
+            tokens_E, probability_E = picked.sum((0, 1, 2)), p.sum((0, 1)) / max(1, B * T)
+            share_E = tokens_E / (self.k * max(1, B * T))
+        else:
+            real_BT1 = (torch.arange(T, device=x_BTD.device) < lengths_B[:, None])[..., None]
+            count = real_BT1.sum().clamp(min=1)
+            tokens_E = torch.where(real_BT1[..., None], picked, 0).sum((0, 1, 2))
+            probability_E = torch.where(real_BT1, p, 0).sum((0, 1)) / count
+            share_E = tokens_E / (self.k * count)
         load = Load(tokens_E, probability_E, E * (share_E * probability_E).sum())
         return (y if self.shared is None else y + self.shared(x_BTD)), load
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import to_rgba
@@ -11,7 +10,7 @@ from matplotlib.patches import Circle, Rectangle
 
 from postx.models.blocks import MIXERS, MLPS, module, places
 from postx.models.published import MODELS
-from postx.style import FAMILY, RC
+from postx.style import FAMILY, look
 
 # What a layer keeps: a growing cache, a window, a state, the last inputs; by the mixers' `FAMILY`.
 KINDS = {
@@ -116,7 +115,7 @@ NAME, LEFT, RIGHT = 46.0, 158.0, 330.0
 def draw(field=FIELD):
     """The figure as a matplotlib Figure of 403 points across, for `explore.show`."""
     height = TOP + ROW * len(field) + BOTTOM
-    with matplotlib.rc_context(RC):
+    with look():
         fig = Figure(figsize=(WIDTH / 72, height / 72), layout="none")
         FigureCanvasAgg(fig)
         ax = fig.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(height, 0))  # points, downwards

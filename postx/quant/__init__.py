@@ -79,6 +79,8 @@ def check_weight(W_OI: torch.Tensor, bits: int, allowed: range = range(1, 9)) ->
     if not bool(torch.isfinite(W_OI).all()):
         bad = (~torch.isfinite(W_OI)).nonzero()
         raise ValueError(f"W_OI: {len(bad)} weights are not finite, the first at {tuple(bad[0].tolist())}")
+    if W_OI.dtype == torch.float64 and float(W_OI.abs().max()) > torch.finfo(torch.float32).max:
+        raise ValueError(f"W_OI: a weight of {float(W_OI.abs().max()):.3g} overflows the float32 it is read back in")
     return W_OI.detach() if W_OI.dtype == torch.float64 else W_OI.detach().float()
 
 
@@ -87,6 +89,8 @@ def check_inputs(x_TI: torch.Tensor, I: int) -> torch.Tensor:
     check({"I": I}, x_TI=x_TI)
     if len(x_TI) == 0:
         raise ValueError("x_TI: expected at least one calibration input, got 0")
+    if x_TI.is_complex():
+        raise ValueError(f"x_TI: expected real numbers, got {x_TI.dtype}")
     if not bool(torch.isfinite(x_TI).all()):
         raise ValueError("x_TI: calibration inputs must be finite")
     return x_TI.detach() if x_TI.dtype == torch.float64 else x_TI.detach().float()
@@ -116,13 +120,12 @@ def join(groups: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     return groups.reshape(shape[0], -1)[:, : shape[1]]
 
 
-def store(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def store(scale: torch.Tensor, dtype: torch.dtype, argument="scale_dtype") -> torch.Tensor:
     """Scales in the dtype that is kept. Raises ValueError where one overflows it; a tiny one may become zero."""
     kept = scale.to(dtype)
     if not bool(torch.isfinite(kept).all()):
-        raise ValueError(
-            f"scale_dtype: a scale of {float(scale.abs().max()):.3g} overflows {dtype}; pass torch.float32"
-        )
+        hint = "" if dtype == torch.float32 else "; pass torch.float32"
+        raise ValueError(f"{argument}: a scale of {float(scale.abs().max()):.3g} overflows {dtype}{hint}")
     return kept
 
 
@@ -133,8 +136,14 @@ def not_zero(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def second_moment(x_TI: torch.Tensor) -> torch.Tensor:
-    """H_II = x' x / T: all that the squared error of a layer's output needs to know of its inputs."""
-    return x_TI.T @ x_TI / len(x_TI)
+    """H_II = x' x / T: all that the squared error of a layer's output needs to know of its inputs.
+
+    Raises ValueError where it overflows.
+    """
+    H_II = x_TI.T @ x_TI / len(x_TI)
+    if not bool(torch.isfinite(H_II).all()):
+        raise ValueError(f"x_TI: inputs up to {float(x_TI.abs().max()):.3g} have squares that overflow {x_TI.dtype}")
+    return H_II
 
 
 def output_error(W_OI: torch.Tensor, back_OI: torch.Tensor, x_TI: torch.Tensor) -> float:
@@ -142,4 +151,5 @@ def output_error(W_OI: torch.Tensor, back_OI: torch.Tensor, x_TI: torch.Tensor) 
     check({}, W_OI=W_OI, back_OI=back_OI)
     x = check_inputs(x_TI, W_OI.shape[1]).double()
     W, back = W_OI.detach().double(), back_OI.detach().double()
-    return float((x @ (W - back).T).square().sum() / (x @ W.T).square().sum())
+    lost, whole = ((x @ part.T).square().sum() for part in (W - back, W))
+    return float(lost / whole) if whole or lost else 0.0

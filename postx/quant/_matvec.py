@@ -18,7 +18,7 @@ from postx.quant import Quantized, uniform
 from postx.quant._pack import TRITS
 from postx.scans import lanes
 from postx.scans.lanes import LANES
-from postx.scans.runtime import jit
+from postx.scans.runtime import COMPILED, jit
 
 KERNELS = ("uniform", "gptq", "ternary")
 HALF, THREE, THIRD = np.float32(0.5), np.float32(3), np.float32(1 / 3)
@@ -91,13 +91,17 @@ def matvec(q: Quantized, x_I: torch.Tensor) -> torch.Tensor:
         )
     O, I = q.shape
     codes = q.parts["codes"]
+    if not isinstance(x_I, torch.Tensor):
+        raise TypeError(f"x_I: expected a torch.Tensor with axes [I], got {type(x_I).__name__}")
+    if x_I.is_complex():
+        raise ValueError(f"x_I: expected real numbers, got {x_I.dtype}")
     if x_I.shape != (I,):
         raise ValueError(f"x_I: expected axes [I] with I={I}, got shape {tuple(x_I.shape)}")
     if codes.device.type != "cpu" or x_I.device.type != "cpu":
         raise ValueError(
             f"q, x_I: the kernels are for a CPU, got {codes.device} and {x_I.device}; dequantize there"
         )
-    x, y = x_I.detach().float(), torch.empty(O)
+    x, y = x_I.detach().float(), torch.empty(O, dtype=torch.float32)
     if "order" in q.parts:  # the groups follow it
         x = x[q.parts["order"].long()]
     if q.method == "ternary":
@@ -106,7 +110,7 @@ def matvec(q: Quantized, x_I: torch.Tensor) -> torch.Tensor:
         return y
     scale, zero, size = _scales(q, I)
     total = torch.nn.functional.pad(x, (0, -I % size)).view(-1, size).sum(1)
-    whole = codes.shape[1] % LANES == 0 and size // 2 % LANES == 0
+    whole = COMPILED and codes.shape[1] % LANES == 0 and size // 2 % LANES == 0
     run = _nibbles_in_lanes if whole else _nibbles
     run(codes.numpy(), _by_place(x, 2, codes.shape[1]), scale, zero, size // 2, total.numpy(), y.numpy())
     return y

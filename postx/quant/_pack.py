@@ -61,7 +61,7 @@ def _pack_trits(trits, out):
     for row in numba.prange(trits.shape[0]):
         for byte in range(trits.shape[1]):
             five = trits[row, byte]
-            value = 121 + five[0] + 3 * five[1] + 9 * five[2] + 27 * five[3] + 81 * five[4]
+            value = np.int32(121) + five[0] + 3 * five[1] + 9 * five[2] + 27 * five[3] + 81 * five[4]
             out[row, byte] = np.uint8(value)
 
 

@@ -39,6 +39,8 @@ def quantize(
     for r in EXPONENTS:
         s = strength**r
         s = (s / (s.max() * s.min()).sqrt()).to(torch.float16)
+        if not bool((torch.isfinite(s) & (s > 0)).all()):
+            break  # inputs so unequal that float16 cannot hold s; a larger r spreads it further
         E = W_OI - uniform.round_trip(W_OI * s, bits, **plain) / s
         error = float(((E @ H) * E).sum())  # tr(E H E'), the squared error of the output
         if best is None or error < best[0]:

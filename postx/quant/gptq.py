@@ -29,9 +29,9 @@ def _segment(w, U, scale, zero, top, codes, errors):
     """Round a segment of columns in every row; w is used up, errors are what later columns must repair."""
     rows, width = w.shape
     for o in numba.prange(rows):
-        s, z = scale[o], zero[o]
-        half = z - np.floor(z)
         for i in range(width):
+            s, z = scale[o, i], zero[o, i]
+            half = z - np.floor(z)
             code = min(max(np.rint(w[o, i] / s + half) + z - half, 0.0), top)
             e = (w[o, i] - (code - z) * s) / U[i, i]
             codes[o, i] = np.uint8(code)
@@ -50,15 +50,17 @@ def quantize(
     grid="asymmetric",
     clip="max",
     act_order=False,
+    static_groups=False,
     damp=0.01,
     scale_dtype=torch.float16,
 ) -> Quantized:
     """Round to nearest with error feedback, for the inputs x_TI or their second moment H_II.
 
     Arguments as `uniform.quantize`, but for group "tensor", which is not offered. act_order rounds the inputs of
-    largest H_ii first; where groups follow that order it is stored, 32 bits an input. damp is a share of H's mean
-    diagonal. Stored otherwise: as `uniform`. Inputs that never fire lose their weights, as in the authors' code.
-    Errors: ValueError names the argument.
+    largest H_ii first; where groups follow that order it is stored, 32 bits an input. static_groups takes each group's
+    scale before anything is rounded, from neighbouring inputs whatever the order of rounding is, so that no order is
+    stored (the authors' `static_groups`). damp is a share of H's mean diagonal. Stored otherwise: as `uniform`. Inputs
+    that never fire lose their weights, as in the authors' code. Errors: ValueError names the argument.
     """
     W_OI = check_weight(W_OI, bits)
     O, I = W_OI.shape
@@ -74,24 +76,33 @@ def quantize(
     U, dead, order = factor(H, damp, act_order)
     w = W_OI.clone()
     w[:, dead] = 0
+    groups = split(w, group)
+    size = groups.shape[-1]
+    if static_groups:
+        fixed = uniform.scales(groups, split(torch.ones_like(w), group), bits, grid, clip, scale_dtype)
     w = w[:, order]
-    size = split(w, group).shape[-1]
     codes, chosen = torch.empty_like(w, dtype=torch.uint8), []
-    for start in range(0, I, size):
-        stop = min(start + size, I)
-        ahead = w[:, start:stop][:, None]  # one group, already repaired
-        scale, zero = uniform.scales(ahead, torch.ones_like(ahead), bits, grid, clip, scale_dtype)
-        chosen.append((scale[:, :, 0], zero))
+    for start in range(0, I, I if static_groups else size):
+        stop = I if static_groups else min(start + size, I)
+        if static_groups:
+            scale, zero = fixed
+            chosen.append((scale[:, :, 0], zero))
+            scale, zero = (None if part is None else part[:, order // size, 0][:, None] for part in fixed)
+        else:
+            ahead = w[:, start:stop][:, None]  # one group, already repaired
+            scale, zero = uniform.scales(ahead, torch.ones_like(ahead), bits, grid, clip, scale_dtype)
+            chosen.append((scale[:, :, 0], zero))
         z = uniform.origin(scale, zero, bits, grid).to(w.dtype)[:, 0]
         s = not_zero(scale, w.dtype)[:, 0]
         for a in range(start, stop, SEGMENT):
             b = min(a + SEGMENT, stop)
-            codes[:, a:b], errors = _round(w[:, a:b], U[a:b, a:b], s, z, 2**bits - 1)
+            mine = slice(a, b) if static_groups else slice(None)
+            codes[:, a:b], errors = _round(w[:, a:b], U[a:b, a:b], s[:, mine], z[:, mine], 2**bits - 1)
             w[:, b:] -= errors @ U[a:b, b:]
     parts = {"scale": torch.cat([scale for scale, _ in chosen], 1)}
     if grid == "asymmetric":
         parts["zero"] = uniform.pack_zero(torch.cat([zero for _, zero in chosen], 1), bits)
-    if act_order and size < I:
+    if act_order and size < I and not static_groups:
         parts["order"] = order.int()  # the groups follow it
     elif act_order:
         codes = codes[:, order.argsort()]
@@ -108,8 +119,10 @@ def dequantize(q: Quantized) -> torch.Tensor:
 def factor(H_II, damp: float, act_order: bool):
     """(U, dead, order): the upper Cholesky factor of H^-1, inputs that never fire, the order of rounding.
 
-    Raises ValueError where H is not positive definite even with the damping.
+    Raises ValueError where H is not finite, or not positive definite even with the damping.
     """
+    if H_II.is_complex() or not bool(torch.isfinite(H_II).all()):
+        raise ValueError("H_II: expected finite real numbers")
     H = H_II.detach().clone()
     diagonal = H.diagonal()
     dead = diagonal == 0
@@ -127,9 +140,12 @@ def factor(H_II, damp: float, act_order: bool):
 
 
 def _round(w, U, s, z, top):
-    """Codes of a segment of columns, and the errors that later columns must repair, both of w's shape."""
+    """Codes of a segment of columns, and the errors that later columns must repair, both of w's shape.
+
+    s and z have one column, or one for each of w's.
+    """
     if w.device.type == "cpu":
-        w, U, s, z = (x.contiguous() for x in (w, U, s[:, 0], z[:, 0]))
+        w, U, s, z = (x.contiguous() for x in (w, U, s.expand_as(w), z.expand_as(w)))
         codes, errors = torch.empty_like(w, dtype=torch.uint8), torch.empty_like(w)
         _segment(*(x.numpy() for x in (w.clone(), U, s, z)), float(top), codes.numpy(), errors.numpy())
         return codes, errors
@@ -138,11 +154,13 @@ def _round(w, U, s, z, top):
 
 def _round_torch(w, U, s, z, top):
     w, codes, errors = w.clone(), torch.empty_like(w, dtype=torch.uint8), torch.empty_like(w)
+    s, z = s.expand_as(w), z.expand_as(w)
     for i in range(w.shape[1]):
         now = w[:, i : i + 1]
-        half = z - torch.floor(z)
-        code = (torch.round(now / s + half) + z - half).clamp(0, top)
-        errors[:, i : i + 1] = (now - (code - z) * s) / U[i, i]
+        s_i, z_i = s[:, i : i + 1], z[:, i : i + 1]
+        half = z_i - torch.floor(z_i)
+        code = (torch.round(now / s_i + half) + z_i - half).clamp(0, top)
+        errors[:, i : i + 1] = (now - (code - z_i) * s_i) / U[i, i]
         codes[:, i : i + 1] = code.to(torch.uint8)
         w[:, i + 1 :] -= errors[:, i : i + 1] * U[i, i + 1 :]
     return codes, errors

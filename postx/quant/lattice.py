@@ -8,9 +8,10 @@ code for eight weights, made of points of E8 + 1/4:
 
 227 of the p are all those with norm^2 <= 10; 29 more have norm^2 12. An odd sum of p wants an odd number of minuses, an
 even sum an even number, so seven sign bits decide eight signs: 8 + 7 + 1 = 16 bits, 65,536 points, 2 bits a weight.
+Codes are QuIP#'s: the number of p above, then eight bits whose parity says the shift, and which are then the signs.
 Sources: Conway & Sloane (1982), "Fast quantizing and decoding algorithms for lattice quantizers and codes"; Tseng et
-al. (2024), QuIP#, sec. 4. Deviation: 56 vectors have five 3/2 and three 1/2 (norm^2 12); QuIP# lists 29 of them, here
-the 29 first in lexicographic order are taken.
+al. (2024), QuIP#, sec. 4, and app. C.1 for the 29 of the 56 vectors with five 3/2 and three 1/2 that are taken; the
+layout of a code is that of the authors' Cornell-RelaxML/quip-sharp, lib/codebook/latticee8_padded12.py.
 """
 
 import functools
@@ -28,6 +29,12 @@ from postx.shapes import check
 
 BITS, CALIBRATED = (2, 4), True
 WIDTH = 8
+# The vectors of norm^2 12 in QuIP#'s order, each by the places of its three 1/2; the other five are 3/2.
+NORM_12 = (
+    "123", "023", "013", "012", "367", "357", "347", "356", "346", "345", "267", "257", "247", "256", "246",
+    "245", "167", "157", "147", "156", "146", "045", "067", "057", "047", "056", "046", "014", "237",
+)  # fmt: skip
+PLACE = (0, 4, 1, 5, 2, 6, 3, 7)  # the bit that holds the sign of each coordinate
 GAUSS = 1.03  # QuIP#'s scale: a standard normal times this is rounded with the least error
 REST = 3.45  # QuIP#'s scale of what the first code leaves, for the second one (4 bits)
 
@@ -53,23 +60,29 @@ def nearest_e8(x: torch.Tensor) -> torch.Tensor:
 def patterns() -> np.ndarray:
     """The 256 vectors p of E8P, [256, 8] float32."""
     low = [p for p in itertools.product((0.5, 1.5, 2.5), repeat=WIDTH) if sum(v * v for v in p) <= 10]
-    pad = [p for p in itertools.product((0.5, 1.5), repeat=WIDTH) if sum(v * v for v in p) == 12][:29]
+    pad = [[0.5 if str(i) in halves else 1.5 for i in range(WIDTH)] for halves in NORM_12]
     return np.array(low + pad, dtype=np.float32)
 
 
 @functools.lru_cache
 def points() -> torch.Tensor:
-    """All points of E8P by their code, [65536, 8] float32: pattern + 256 signs + 32768 (shift is -1/4)."""
-    code = torch.arange(2**16)
-    p = torch.from_numpy(patterns())[code & 255]
-    minus = (code[:, None] >> torch.arange(8, 15)) & 1
-    last = (minus.sum(1) + p.sum(1).long()) % 2
-    signed = p * (1 - 2 * torch.cat([minus, last[:, None]], 1))
-    return signed + (0.25 - 0.5 * (code >> 15))[:, None]
+    """All points of E8P by their code, [65536, 8] float32: 256 pattern + bits.
+
+    The parity of the eight bits is 1 where the shift is -1/4, and is then taken off the lowest. What is left are the
+    signs, in the order `PLACE`; where the sum of p is odd, the last coordinate's is the other one.
+    """
+    code = torch.arange(2**16, device="cpu")
+    p = torch.from_numpy(patterns())[code >> 8]
+    bits = (code[:, None] >> torch.arange(WIDTH, device="cpu")) & 1
+    down = bits.sum(1) % 2
+    bits[:, 0] ^= down
+    minus = bits[:, list(PLACE)]
+    minus[:, 7] ^= p.sum(1).long() % 2
+    return p * (1 - 2 * minus).float() + (0.25 - 0.5 * down.float())[:, None]
 
 
 @jit
-def _encode(x, p, codes):
+def _encode(x, p, place, codes):
     """The code of the point nearest to each row of x: for each shift and pattern the best signs are known."""
     for row in numba.prange(x.shape[0]):
         least = np.inf
@@ -94,25 +107,29 @@ def _encode(x, p, codes):
                     total += p[k, i]
                     if part < weakest:
                         weakest, at = part, i
-                odd = (int(total) + minuses) % 2 == 1
+                sum_odd = int(total) % 2 == 1
+                odd = sum_odd != (minuses % 2 == 1)
                 distance = square - 2 * (dot - (2 * weakest if odd else 0)) + norm
                 if distance < least:
                     least = distance
-                    code = k + 32768 * shift
-                    for i in range(WIDTH - 1):
-                        code += 256 * 2**i * ((y[i] < 0) != (odd and at == i))
-                    codes[row] = code
+                    bits = shift
+                    for i in range(WIDTH):
+                        minus = ((y[i] < 0) != (odd and at == i)) != (sum_odd and i == WIDTH - 1)
+                        bits ^= minus << place[i]
+                    codes[row] = 256 * k + bits
 
 
 def encode(x: torch.Tensor) -> torch.Tensor:
     """Code of the E8P point nearest to each x [n, 8], int32 [n]. Exact: every point is compared."""
     codes = np.empty(len(x), dtype=np.int32)
-    _encode(np.ascontiguousarray(x.detach().float().cpu().numpy()), patterns(), codes)
+    _encode(np.ascontiguousarray(x.detach().float().cpu().numpy()), patterns(), np.array(PLACE), codes)
     return torch.from_numpy(codes).to(x.device)
 
 
 def round_e8p(x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(codes, values) of x [n, 8]: one E8P point, or for 4 bits a second one for what the first leaves."""
+    if not x.is_floating_point():
+        raise ValueError(f"x: expected floating point numbers, got {x.dtype}")
     code = encode(x)
     table = points().to(x)
     value = table[code.long()]

@@ -117,6 +117,8 @@ def _count(x, edges, codes):
 
 def nearest(x: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     """Index of the point nearest to each x, uint8; `points` sorted, at most 256. Half-way: the lower point."""
+    if not x.is_floating_point() or not points.is_floating_point():
+        raise ValueError(f"x, points: expected floating point numbers, got {x.dtype} and {points.dtype}")
     edges = (points[1:] + points[:-1]) / 2
     if x.device.type != "cpu" or len(edges) > MOST:
         return torch.bucketize(x.contiguous(), edges).to(torch.uint8)
@@ -144,7 +146,7 @@ def quantize(
     if code == "fit":
         points = fit(unit, 2**bits).to(torch.float16)
     else:
-        points = torch.tensor(gaussian_codebook(bits)[0], device=W_OI.device)
+        points = torch.tensor(gaussian_codebook(bits)[0], dtype=torch.float32, device=W_OI.device)
     parts = {"codes": pack(nearest(unit, points.to(W_OI.dtype)), bits), "scale": scale.squeeze(-1)}
     if code == "fit":
         parts["points"] = points
@@ -156,6 +158,6 @@ def dequantize(q: Quantized) -> torch.Tensor:
     bits = q.how["bits"]
     points = q.parts.get("points")
     if points is None:
-        points = torch.tensor(gaussian_codebook(bits)[0], device=q.parts["codes"].device)
+        points = torch.tensor(gaussian_codebook(bits)[0], dtype=torch.float32, device=q.parts["codes"].device)
     unit = points.float()[unpack(q.parts["codes"], bits, q.shape[1]).long()]
     return join(split(unit, q.how["group"]) * q.parts["scale"].float()[..., None], q.shape)

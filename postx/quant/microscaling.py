@@ -14,7 +14,7 @@ for deep learning"; NVIDIA (2025), "Pretraining large language models with NVFP4
 
 import torch
 
-from postx.quant import Quantized, check_weight, join, not_zero, split
+from postx.quant import Quantized, check_weight, join, not_zero, split, store
 from postx.quant._pack import pack, unpack
 
 BITS = (4,)
@@ -26,6 +26,8 @@ LARGEST = 448.0  # of E4M3
 
 def encode(x: torch.Tensor) -> torch.Tensor:
     """E2M1 codes of numbers, uint8: the nearest level, half-way the even code, beyond 6 the level 6; sign in bit 3."""
+    if not x.is_floating_point():
+        raise ValueError(f"x: expected floating point numbers, got {x.dtype}")
     levels = torch.tensor(LEVELS, dtype=x.dtype, device=x.device)
     edges, size = (levels[1:] + levels[:-1]) / 2, x.abs().contiguous()
     below, above = (torch.bucketize(size, edges, right=right) for right in (False, True))
@@ -35,7 +37,7 @@ def encode(x: torch.Tensor) -> torch.Tensor:
 
 def decode(codes: torch.Tensor) -> torch.Tensor:
     """The numbers of E2M1 codes, float32."""
-    levels = torch.tensor(LEVELS, device=codes.device)
+    levels = torch.tensor(LEVELS, dtype=torch.float32, device=codes.device)
     return torch.cat([levels, -levels])[codes.long()]
 
 
@@ -58,6 +60,7 @@ def quantize(W_OI, bits: int = 4, *, form: str = "mxfp4") -> Quantized:
         whole = (largest.max() / (LEVELS[-1] * LARGEST)).float().view(1)
         scale = (largest / LEVELS[-1] / not_zero(whole, W_OI.dtype)).clamp(max=LARGEST)
         parts = {"scale": scale.to(torch.float8_e4m3fn), "whole": whole}
+    store(LEVELS[-1] * _scales(parts), torch.float32, "W_OI")  # the largest number that a block can hold
     codes = encode(blocks / not_zero(_scales(parts), W_OI.dtype)[..., None])
     return Quantized(
         "microscaling",

@@ -13,7 +13,7 @@ import functools
 
 import torch
 
-from postx.quant import Quantized, check_weight
+from postx.quant import Quantized, check_weight, store
 from postx.quant._pack import pack, unpack
 from postx.quant.lloyd import nearest
 
@@ -43,11 +43,11 @@ def quantize(W_OI, bits: int = 4, *, block: int = 64, double: bool = True) -> Qu
         raise ValueError(f"block: expected a positive number of weights, got {block!r}")
     flat = W_OI.flatten()
     blocks = torch.nn.functional.pad(flat, (0, -len(flat) % block)).view(-1, block)
-    absmax = blocks.abs().amax(1).float()
+    absmax = store(blocks.abs().amax(1), torch.float32, "W_OI")
     how = {"block": block, "double": double}
     if double:
         parts = _shrink(absmax)
-        absmax = _grow(parts, len(absmax))
+        absmax = store(_grow(parts, len(absmax)), torch.float32, "W_OI")  # a sum of huge ones overflows
     else:
         parts = {"absmax": absmax}
     # The codes are chosen for the scale that will be read back.
@@ -64,7 +64,7 @@ def dequantize(q: Quantized) -> torch.Tensor:
     block = q.how["block"]
     absmax = _grow(q.parts, -(-count // block)) if q.how["double"] else q.parts["absmax"]
     scale = absmax.repeat_interleave(block)[:count]
-    return (torch.tensor(code(), device=codes.device)[codes] * scale).view(q.shape)
+    return (torch.tensor(code(), dtype=torch.float32, device=codes.device)[codes] * scale).view(q.shape)
 
 
 def _shrink(absmax):

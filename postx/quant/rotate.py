@@ -22,17 +22,23 @@ from postx.quant import Quantized, check_inputs, check_weight, load
 from postx.scans.runtime import jit
 
 
+def _prime(m: int) -> tuple[int, int] | None:
+    """(q, 3 or 1): the prime behind a Paley matrix of size m and which construction it is; None where both miss m."""
+    for q, kind in ((m - 1, 3), (m // 2 - 1, 1)):
+        if (m % 2 == 0 and q >= 3) and q % 4 == kind and all(q % d for d in range(2, math.isqrt(q) + 1)):
+            return q, kind
+    return None
+
+
 @functools.lru_cache
 def paley(m: int) -> torch.Tensor | None:
     """A Hadamard matrix of size m by one of Paley's constructions for a prime q, or None where both miss m.
 
     m = q + 1 for q = 3 mod 4; m = 2 (q + 1) for q = 1 mod 4. Entries +1 and -1, int8. Source: Paley (1933).
     """
-    for q, kind in ((m - 1, 3), (m // 2 - 1, 1)):
-        if (m % 2 == 0 and q >= 3) and q % 4 == kind and all(q % d for d in range(2, math.isqrt(q) + 1)):
-            break
-    else:
+    if (found := _prime(m)) is None:
         return None
+    q, kind = found
     squares = {i * i % q for i in range(1, q)}
     chi = torch.tensor([0] + [1 if i in squares else -1 for i in range(1, q)])
     at = torch.arange(q)
@@ -47,17 +53,13 @@ def paley(m: int) -> torch.Tensor | None:
 
 def factors(n: int) -> tuple[int, int]:
     """(2^k, m) with n = 2^k m and m = 1 or Paley's, the smallest such m. Raises ValueError where there is none."""
-    m = n
-    found = None
-    while m >= 1:
-        if m == 1 or paley(m) is not None:
-            found = n // m, m
-        if m % 2:
-            break
-        m //= 2
-    if n < 1 or found is None:
-        raise ValueError(f"n: no Hadamard matrix of size {n} by 2^k times Paley's sizes; use `orthogonal`")
-    return found
+    m = n & -n if n > 0 else 0  # from the odd part of n upwards, and no matrix is made to know that there is one
+    m = n // m if m else n + 1
+    while m <= n:
+        if m == 1 or _prime(m) is not None:
+            return n // m, m
+        m *= 2
+    raise ValueError(f"n: no Hadamard matrix of size {n} by 2^k times Paley's sizes; use `orthogonal`")
 
 
 @jit
@@ -101,6 +103,8 @@ def unhadamard(x: torch.Tensor) -> torch.Tensor:
 
 
 def _transform(x, transpose):
+    if not x.is_floating_point():
+        raise ValueError(f"x: expected floating point numbers, got {x.dtype}")
     n = x.shape[-1]
     power, m = factors(n)
     wide = x if x.dtype == torch.float64 else x.float()
@@ -122,13 +126,14 @@ def _transform(x, transpose):
 
 def signs(n: int, seed: int) -> torch.Tensor:
     """n random signs, float32, the same on every machine for a seed."""
-    return 2.0 * torch.randint(0, 2, (n,), generator=torch.Generator().manual_seed(seed)) - 1
+    drawn = torch.randint(0, 2, (n,), generator=torch.Generator().manual_seed(seed), device="cpu")
+    return 2 * drawn.to(torch.float32) - 1
 
 
 def orthogonal(n: int, seed: int) -> torch.Tensor:
     """A random rotation, dense, uniform over the orthogonal group (QR of a Gaussian, signs fixed), float64 [n, n]."""
     Q, R = torch.linalg.qr(
-        torch.randn(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        torch.randn(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed), device="cpu")
     )
     return Q * R.diagonal().sign()
 

@@ -1,24 +1,26 @@
 """BitNet b1.58: every weight is -1, 0 or 1 times one number, and the network is trained that way.
 
-    Q = clip(round(W / s), -1, 1) s        s = mean |W|, one for the tensor
-    x ~ round(127 x / max|x|)              each token's inputs in 8 bits
+    Q = clip(round(W / s), -1, 1) s        s = mean |W|, one for the tensor, at least 1e-5
+    x ~ round(127 x / max|x|)              each token's inputs in 8 bits, max|x| at least 1e-5
 
 log2 3 = 1.58 bits a weight; five trits a byte store 1.6. A product with such weights needs additions only, and one
 multiplication an output for the scale. In training the full-precision W is kept, the rounded one is used, and the
 gradient passes the rounding as if it were not there (straight through). Source: Ma et al. (2024), "The era of 1-bit
-LLMs", sec. 2; Wang et al. (2023), BitNet. Deviation: no norm of the layer's own before the rounding of x; a
-block's norm stands there already, but for the layers that write to the stream. Nobody claims that a network trained in
-full can be rounded this way.
+LLMs", sec. 2, and for the floors of 1e-5 its authors' "Training tips, code and FAQ"; Wang et al. (2023), BitNet.
+Deviation: no norm of the layer's own before the rounding of x; a block's norm stands there already, but for the layers
+that write to the stream. Nobody claims that a network trained in full can be rounded this way.
 """
 
 import torch
 from torch import nn
 
-from postx.quant import Quantized, check_weight, not_zero, store
+from postx.quant import Quantized, check_weight, store
 from postx.quant._pack import pack_trits, unpack_trits
 from postx.shapes import state_dtype
 
 BITS = ()  # log2(3)
+
+FLOOR = 1e-5  # of mean |W| and max|x|: what is smaller counts as nothing, and is not blown up to -1 and 1
 
 
 def through(x: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
@@ -28,8 +30,10 @@ def through(x: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
 
 def absmean(W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(trits as floats, s) of a weight: W is about s times the trits."""
-    s = W.abs().mean()
-    return torch.round(W / not_zero(s, W.dtype)).clamp(-1, 1), s
+    if not W.is_floating_point():
+        raise ValueError(f"W: expected floating point weights, got {W.dtype}")
+    s = W.abs().mean().clamp(min=FLOOR)
+    return torch.round(W / s).clamp(-1, 1), s
 
 
 def integers(x: torch.Tensor, bits: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,8 +41,10 @@ def integers(x: torch.Tensor, bits: int = 8) -> tuple[torch.Tensor, torch.Tensor
 
     At least float32, whatever x is: in bfloat16 the quotient itself would be rounded first.
     """
+    if not x.is_floating_point():
+        raise ValueError(f"x: expected floating point numbers, got {x.dtype}")
     x = x.to(state_dtype(x.dtype))
-    step = not_zero(x.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1), x.dtype)
+    step = x.abs().amax(-1, keepdim=True).clamp(min=FLOOR) / (2 ** (bits - 1) - 1)
     return torch.round(x / step), step
 
 
@@ -58,7 +64,7 @@ class Linear(nn.Linear):
     def forward(self, x):
         trits, s = absmean(self.weight)
         codes, step = (part.detach() for part in integers(x))
-        s = not_zero(s, self.weight.dtype).detach()
+        s = s.detach()
         y = nn.functional.linear(through(x / step, codes), through(self.weight / s, trits))
         y = (y.to(step.dtype) * (step * s)).to(y.dtype)
         return y if self.bias is None else y + self.bias.to(y.dtype)

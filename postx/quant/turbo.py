@@ -45,7 +45,7 @@ def codebook(d: int, bits: int) -> tuple[tuple[float, ...], float]:
 @functools.lru_cache(maxsize=8)
 def _dense(d, seed, gaussian):
     if gaussian:
-        return torch.randn(d, d, generator=torch.Generator().manual_seed(seed))
+        return torch.randn(d, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float32, device="cpu")
     return orthogonal(d, seed).float()
 
 
@@ -63,7 +63,7 @@ def quantize(
             raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
     d = W_OI.shape[1]
     coarse = bits if form == "mse" else bits - 1
-    points = torch.tensor(codebook(d, coarse)[0], device=W_OI.device)
+    points = torch.tensor(codebook(d, coarse)[0], dtype=torch.float32, device=W_OI.device)
     norm = store(W_OI.norm(dim=1, keepdim=True), scale_dtype)
     unit = W_OI / not_zero(norm, W_OI.dtype)
     codes = lloyd.nearest(_turn(unit, turn, seed), points) if coarse else None
@@ -83,10 +83,10 @@ def dequantize(q: Quantized) -> torch.Tensor:
     """The vectors again, float32 [O, I]. For "prod", a dot product with them is right on average over seeds."""
     d, how = q.shape[1], q.how
     norm = q.parts["norm"].float()
-    unit = torch.zeros(q.shape, device=norm.device)
+    unit = torch.zeros(q.shape, dtype=torch.float32, device=norm.device)
     if "codes" in q.parts:
         coarse = how["bits"] - (how["form"] == "prod")
-        points = torch.tensor(codebook(d, coarse)[0], device=norm.device)
+        points = torch.tensor(codebook(d, coarse)[0], dtype=torch.float32, device=norm.device)
         unit = _back(points[unpack(q.parts["codes"], coarse, d).long()], how["turn"], how["seed"])
     if how["form"] == "prod":
         signs = 2.0 * unpack(q.parts["signs"], 1, d).float() - 1

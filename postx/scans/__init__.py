@@ -16,7 +16,7 @@ import torch
 
 from postx.scans import numba_ops, reference
 from postx.scans.arguments import all_axes, decay_arguments, log_decay, row_lengths, table_sizes
-from postx.scans.runtime import set_threads
+from postx.scans.runtime import COMPILED, set_threads
 from postx.shapes import check, check_lengths, check_shared, empty, pick, real, state_dtype
 
 __all__ = [
@@ -56,7 +56,9 @@ def choose(impl: str, x: torch.Tensor, kernel: bool = False) -> str:
     `kernel` says that the recurrence has a triton kernel for the case at hand.
     """
     if x.device.type == "cpu":
-        return pick(impl, IMPLEMENTATIONS)
+        if impl == "numba" and not COMPILED:
+            raise ValueError("impl: 'numba' is not available where NUMBA_DISABLE_JIT is set; 'auto' is the reference")
+        return pick(impl, IMPLEMENTATIONS if COMPILED else IMPLEMENTATIONS[:1])
     return pick(impl, GPU_IMPLEMENTATIONS if kernel and x.is_cuda and has_triton() else ("reference",))
 
 

@@ -1,6 +1,8 @@
 """Where numba's threads and its disk cache are decided: here and nowhere else.
 
-`POSTX_THREADS` fixes the number of threads; under pytest-xdist the cores are shared out among the workers.
+`POSTX_THREADS` fixes the number of threads; under pytest-xdist the cores are shared out among the workers. Where
+neither asks, the import sets nothing and starts no thread: a child forked before the first kernel can do what it likes
+(after it, numba's OpenMP ends a forked child that calls a kernel; start children by "spawn" there).
 Compiled kernels are kept in $NUMBA_CACHE_DIR or next to the source; where that folder cannot be written (a
 system-wide install) in the user's cache, and where that cannot be written either, in a temporary folder, in which
 kernels live until the machine cleans it. Numba compiles a kernel again when its own file changes, but does not see
@@ -26,10 +28,18 @@ def _writable(folder: Path) -> bool:
         return False
 
 
-def cache_folder(package: Path, home: Path) -> Path:
+def _home() -> Path | None:
+    """The user's folder; None for a user that the machine does not know, as in some containers."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
+def cache_folder(package: Path, home: Path | None) -> Path:
     """The first of the package's, the user's and the machine's folders that can be written."""
-    for folder in (package / "__pycache__", home / ".cache" / "numba"):
-        if _writable(folder):
+    for folder in (package / "__pycache__", home and home / ".cache" / "numba"):
+        if folder and _writable(folder):
             return folder
     return Path(tempfile.gettempdir()) / f"postx-numba-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
 
@@ -54,7 +64,7 @@ def default_threads(environ=os.environ, cores: int | None = None) -> int:
     return int(asked)
 
 
-_base = os.environ.get("NUMBA_CACHE_DIR") or cache_folder(Path(__file__).parent, Path.home())
+_base = os.environ.get("NUMBA_CACHE_DIR") or cache_folder(Path(__file__).parent, _home())
 KERNELS = kernel_folder(Path(_base), Path(__file__).with_name("lanes.py").read_bytes())
 
 # Sums may be reordered and contracted to fused multiply-adds, which vectorises them. Infinities and NaNs keep
@@ -76,6 +86,9 @@ def _njit(**options):
     return decorator
 
 
+# With NUMBA_DISABLE_JIT=1 (a debugger, coverage) kernels are Python functions; what is written in LLVM is not there.
+COMPILED = not numba.config.DISABLE_JIT
+
 jit = _njit(parallel=True)
 # Called from a prange, compiled faster: also because Python cannot call it, which saves a wrapper for each.
 serial = _njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
@@ -90,4 +103,5 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-set_threads(min(default_threads(), numba.config.NUMBA_NUM_THREADS))
+if not os.environ.keys().isdisjoint(("POSTX_THREADS", "PYTEST_XDIST_WORKER_COUNT")):
+    set_threads(min(default_threads(), numba.config.NUMBA_NUM_THREADS))

@@ -85,10 +85,11 @@ def train(
     """Train the model in place; return the log, one dict every `log_every` steps and at each evaluation.
 
     A row has step (steps done), loss (mean since the row before, nats), norm (of the last gradient), lr, tokens
-    and seconds, and what `evaluate(model) -> dict` said. The caller's random state is left alone.
+    and seconds, and what `evaluate(model) -> dict` said: numbers, words, lists and dicts of them, under its names, or
+    as "evaluate_loss" where the loop has that name itself. The caller's random state is left alone.
 
-    Raises NotFinite; ValueError where a batch is not [B, T], a parameter is complex, or a checkpoint belongs to
-    another run.
+    Raises NotFinite; TypeError for an answer of `evaluate` that no checkpoint can hold; ValueError where a batch is
+    not [B, T], a parameter is complex, or a checkpoint belongs to another run.
     """
     device = torch.device(config.device)
     model.to(device).train()
@@ -118,7 +119,8 @@ def train(
             if measures or _due(done, config.log_every) or last:
                 row = {"step": done, **loop.report(), "lr": config.rate(step), "tokens": tokens}
                 row["seconds"] = time.perf_counter() - clock
-                log.append(row | (_evaluated(model, evaluate, cuda) if measures else {}))
+                found = _evaluated(model, evaluate, cuda) if measures else {}
+                log.append(row | {f"evaluate_{key}" if key in row else key: x for key, x in found.items()})
                 progress.show(log[-1])
             if saves:
                 loop.save(done, log, tokens, time.perf_counter() - clock)
@@ -171,7 +173,24 @@ def _evaluated(model, evaluate, cuda):
         model.eval()
         found = evaluate(model)
         model.train()
-    return found
+    if not isinstance(found, dict):
+        raise TypeError(f"evaluate: expected a dict, got {type(found).__name__}")
+    return {key: _plain(key, x) for key, x in found.items()}
+
+
+def _plain(key, x):
+    """x as JSON holds it: numbers of numpy and torch as Python's, arrays as lists."""
+    if not isinstance(key, str):
+        raise TypeError(f"evaluate: expected names as keys, got {key!r}")
+    if isinstance(x, dict):
+        return {inner: _plain(inner, y) for inner, y in x.items()}
+    if isinstance(x, list | tuple):
+        return [_plain(key, y) for y in x]
+    if hasattr(x, "tolist"):  # arrays and tensors, and their single numbers
+        return _plain(key, x.item() if math.prod(x.shape) == 1 else x.tolist())
+    if x is None or isinstance(x, bool | int | float | str):
+        return x
+    raise TypeError(f"evaluate: {key!r} is a {type(x).__name__}, which no checkpoint can hold; give a number")
 
 
 def _check_batch(ids, targets, config):

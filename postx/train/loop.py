@@ -27,7 +27,9 @@ class Loop:
         for name, p in self.named.items():
             if p.is_complex():
                 raise ValueError(f"{name}: complex parameter; keep a real one with a last axis of 2")
-        self.lr, self.total, self.norm, self.found = (torch.zeros((), device=self.device) for _ in range(4))
+        self.lr, self.total, self.norm, self.found = (
+            torch.zeros((), dtype=torch.float32, device=self.device) for _ in range(4)
+        )
         self.step, self.count, self.bad = (
             torch.tensor(n, dtype=torch.int64, device=self.device) for n in (0, 0, -1)
         )

@@ -42,17 +42,22 @@ def load(path, model, named, optimizer, more, config):
     try:
         with safe_open(path, "pt") as file:
             head, held = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:  # a folder is no file either
         raise ValueError(f"checkpoint: {path} is not a whole safetensors file ({error})") from error
-    if not {"config", "run"} <= set(head):
+    theirs, run = (_json(head.get(part, "")) for part in ("config", "run"))
+    kinds = {"step": int, "log": list, "tokens": int, "seconds": int | float}
+    if not theirs or not run or not all(isinstance(run.get(name), kind) for name, kind in kinds.items()):
         raise ValueError(f"checkpoint: {path} holds no run to go on with")
-    theirs, ours = json.loads(head["config"]), json.loads(json.dumps(dataclasses.asdict(config)))
+    ours = json.loads(json.dumps(dataclasses.asdict(config)))
     for name in ours:
         if name not in FREE and theirs.get(name) != ours[name]:
             raise ValueError(
                 f"checkpoint: {path} is of a run with {name}={theirs.get(name)!r}, this one has {ours[name]!r}"
             )
     random = {name: held.pop(name) for name in ("rng.cpu", "rng.cuda") if name in held}
+    now = torch.get_rng_state()
+    if "rng.cpu" not in random or random["rng.cpu"].shape != now.shape or random["rng.cpu"].dtype != now.dtype:
+        raise ValueError(f"checkpoint: {path} holds no random state of this torch")
     places = _tensors(model, named, optimizer, more)
     if differing := sorted(set(places) ^ set(held)):
         raise ValueError(f"checkpoint: {path} and the model do not both have {', '.join(differing[:3])}")
@@ -67,7 +72,16 @@ def load(path, model, named, optimizer, more, config):
     torch.set_rng_state(random["rng.cpu"])
     if "rng.cuda" in random and torch.device(config.device).type == "cuda":
         torch.cuda.set_rng_state(random["rng.cuda"], config.device)
-    return json.loads(head["run"])
+    return run
+
+
+def _json(text):
+    """The dict that a text holds; an empty one where it holds none."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _tensors(model, named, optimizer, more):

@@ -333,7 +333,7 @@ def test_errors_name_the_argument(table):
         (lambda: masked.remask(net, blank(1, T), Y, steps=3, block=2), "steps: 2 blocks of 2 cannot share 3"),
         (lambda: masked.remask(net, blank(1, T), Y, steps=3, block=0), "block: expected None or a positive"),
         (lambda: blank(1, 2, torch.zeros(1, 3)), "prompt_BT: 3 tokens do not fit"),
-        (lambda: times(0), "B: expected at least one"),
+        (lambda: times(-1), "B: expected a number of times"),
         (lambda: LogLinear(1.0), "eps: expected"),
         (lambda: Power(0), "power: expected"),
         (lambda: Geometric(2, 1), "low, high: expected"),
