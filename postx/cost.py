@@ -115,10 +115,14 @@ def softmax_attention(T, *, B=1, H=1, G=None, K, V=None, window=None, causal=Tru
 def _keys_read(T, M, window, causal, past, tile):
     if not causal:
         return ceil(T / tile) * M
-    T, tile, seen = int(T), int(tile), 0  # whole floats are sizes too
-    for start in range(0, T, tile):
-        first = 0 if window is None else max(0, past + start - window + 1)
-        seen += past + min(start + tile, T) - first
+    # Summed over the tiles' starts: past + min(start + tile, T) - max(0, past + start - window + 1).
+    T, tile, past = int(T), int(tile), int(past)  # whole floats are sizes too
+    n = -(-T // tile)
+    seen = n * past + tile * (n * (n - 1) // 2) + T
+    if window is not None:
+        window = int(window)
+        clear = min(n, max(0, (window - 1 - past) // tile + 1))  # tiles that still see everything before them
+        seen -= (n - clear) * (past - window + 1) + tile * (n * (n - 1) // 2 - clear * (clear - 1) // 2)
     return seen
 
 

@@ -11,6 +11,7 @@ the ranges, `vocabulary(...)` the number of tokens, and `draw` writes a row as t
 """
 
 import itertools
+import math
 from numbers import Integral
 
 import numpy as np
@@ -30,6 +31,8 @@ def alphabets(**sizes: int) -> dict[str, range]:
     for name, size in sizes.items():
         if not _whole(size) or size < 1:
             raise ValueError(f"{name}: expected an alphabet of at least one token, got {size!r}")
+    if sum(sizes.values()) >= 2**62:
+        raise ValueError(f"{', '.join(sizes)}: expected fewer tokens than 2^62, which are drawn as 64-bit numbers")
     ends = list(itertools.accumulate(sizes.values(), initial=MARKS))
     return {name: range(lo, hi) for name, lo, hi in zip(sizes, ends, ends[1:], strict=False)}
 
@@ -204,7 +207,7 @@ def phone_book(B, T, *, pairs, letters=26, digits=10, name=2, number=4, question
     alphabet = alphabets(letters=letters, digits=digits)
     for key, size in (("name", name), ("number", number)):
         _within(key, size, 1)
-    if letters**name > 2**63 - 1:
+    if name * math.log2(letters) >= 63:
         raise ValueError(f"name: names are drawn as numbers of 63 bits, got {letters} letters to the {name}")
     _within("pairs", pairs, 1, letters**name, f"names of {name} letters")
     if question not in ("first", "last"):

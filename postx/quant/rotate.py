@@ -103,9 +103,7 @@ def unhadamard(x: torch.Tensor) -> torch.Tensor:
 
 
 def _transform(x, transpose):
-    if not x.is_floating_point():
-        raise ValueError(f"x: expected floating point numbers, got {x.dtype}")
-    n = x.shape[-1]
+    n = _width(x)
     power, m = factors(n)
     wide = x if x.dtype == torch.float64 else x.float()
     flat = wide.reshape(-1, n)
@@ -122,6 +120,13 @@ def _transform(x, transpose):
             flat = torch.stack((a + b, a - b), 2).flatten(1)
             step *= 2
     return (flat / math.sqrt(n)).view(x.shape).to(x.dtype)
+
+
+def _width(x):
+    """The last axis of x, whose numbers must not be whole: an orthogonal matrix would be cut to zeros."""
+    if not x.is_floating_point():
+        raise ValueError(f"x: expected floating point numbers, got {x.dtype}")
+    return x.shape[-1]
 
 
 def signs(n: int, seed: int) -> torch.Tensor:
@@ -153,13 +158,13 @@ _dense = functools.lru_cache(maxsize=16)(orthogonal)
 
 def spin(x: torch.Tensor, seed: int) -> torch.Tensor:
     """x R along the last axis: random signs, then Hadamard; for a size that `hadamard` does not know, `orthogonal`."""
-    n = x.shape[-1]
+    n = _width(x)
     return hadamard(x * signs(n, seed).to(x)) if has_hadamard(n) else x @ _dense(n, seed).to(x)
 
 
 def unspin(x: torch.Tensor, seed: int) -> torch.Tensor:
     """x R': undoes `spin`."""
-    n = x.shape[-1]
+    n = _width(x)
     return unhadamard(x) * signs(n, seed).to(x) if has_hadamard(n) else x @ _dense(n, seed).to(x).T
 
 

@@ -123,6 +123,8 @@ def test_whole_numbers_are_refused_where_the_answer_would_be_cut():
         "hadamard": lambda: rotate.hadamard(ones),
         "unhadamard": lambda: rotate.unhadamard(ones),
         "spin": lambda: rotate.spin(ones, 0),
+        "dense spin": lambda: rotate.spin(ones[:, :7], 0),
+        "dense unspin": lambda: rotate.unspin(ones[:, :7], 0),
         "encode": lambda: microscaling.encode(ones),
         "round": lambda: lattice.round_e8p(ones, 2),
         "absmean": lambda: ternary.absmean(ones),
