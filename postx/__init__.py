@@ -1,4 +1,4 @@
-"""postx: what comes after the Transformer, small enough to read in an afternoon.
+"""postx: what comes after the Transformer, in files of one idea each.
 
 Sequence mixers are in `postx.mixers`, the recurrences that they share in `postx.scans`, their bills in
 `postx.cost`, and the sliders of the book in `postx.explore`.
