@@ -50,7 +50,7 @@ def forms(mixer) -> list[str]:
 
 
 ALL_AT_ONCE = ("hyena", "rwkv4", "s4d", "shortconv")  # few large operations beat a loop over chunks on a GPU
-FUSED = ("deltanet", "gated_deltanet", "gla", "linear", "mamba", "retnet", "rglru", "rwkv6", "rwkv7", "ssd")  # one kernel
+FUSED = ("deltanet", "gated_deltanet", "gla", "linear", "mamba", "retnet", "rglru", "rwkv6", "rwkv7", "ssd")  # a kernel
 NEVER_STEPPED = ("attention", "hyena", "mla")  # their `recurrent` does the same work one token at a time
 
 
