@@ -43,6 +43,21 @@ def decay(axes, readers=2, writers=2, steep=False):
     return run, inputs
 
 
+def frozen():
+    """`decay` with a log-decay that learns nothing, as RetNet's: its gradients come from the kernel of one pass."""
+    run_all, inputs_all = decay("BTH")
+
+    def run(impl, lengths, q, k, v, S):
+        g = fading("BTH", B=v.shape[0], T=v.shape[1], H=v.shape[2]).to(v)
+        return run_all(impl, lengths, q, k, v, g, S)
+
+    def inputs(*sizes):
+        q, k, v, _, S = inputs_all(*sizes)
+        return q, k, v, S
+
+    return run, inputs
+
+
 def delta(axes, readers=2, writers=2, same=False):
     def run(impl, lengths, q, k, v, g, beta, S):
         return scans.delta(q, k, v, beta, g, S, lengths_B=lengths, impl=impl)
@@ -72,6 +87,7 @@ CASES = {
     "decay, a token": decay("BTH"),
     "decay, a token, shared heads": decay("BTH", 1, 1),
     "decay, none, shared heads": decay(None, 2, 1),
+    "decay, frozen": frozen(),
     "decay, steep": decay("BTH", steep=True),
     "delta, none": delta(None),
     "delta, a head": delta("H", 1, 2),
@@ -85,6 +101,7 @@ CASES = {
 BLOCK = (16, 16, 4, 1)
 DECAY_ROW = dict.fromkeys(("fused", "walk", "dv", "dk", "dq", "dg"), BLOCK) | {"chunk": 16}
 DELTA_ROW = dict.fromkeys(("forward", "backward", "gradients"), BLOCK[1:]) | {"chunk": 16, "solve": 4}
+HALVES = "decay, a token", "delta, a token"
 WAYS = "decay, none", "decay, a token, shared heads"
 SIZE = (1, 21, 2, 17, 18)  # B, T, H, K, V: two chunks and two blocks of each width, the second ones cut short
 
@@ -119,6 +136,11 @@ def interpreted():
             how = "fused" if row["fused"] else "tables"
             found[f"{name}, {how}"] = worst(*(results(run, inputs, impl, None) for impl in ("triton", "reference")))
         gpu_blocks.segments, row = segments, DECAY_ROW
+    for name in HALVES:  # not bfloat16: the interpreter multiplies its bits
+        run, make = CASES[name]
+        half = [x.half() for x in make(*SIZE)]
+        got, want = results(run, half, "triton", None), results(run, [x.double() for x in half], "reference", None)
+        found[f"{name}, float16"] = worst(got, want)
     print(json.dumps(found))
 
 
@@ -138,6 +160,12 @@ SPLIT = [f"{name}, {how}" for name in WAYS for how in ("fused", "tables")]
 @pytest.mark.parametrize("name", [*CASES, *SPLIT])
 def test_interpreted_kernel_equals_the_reference(name, differences):
     assert differences[name] <= 1e-9
+
+
+@needs_triton
+@pytest.mark.parametrize("name", HALVES)
+def test_interpreted_float16_differs_by_rounding_only(name, differences):
+    assert differences[f"{name}, float16"] <= 5e-3
 
 
 # ---------------------------------------------------------------- which blocks are taken

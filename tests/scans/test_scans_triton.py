@@ -140,6 +140,7 @@ def interpreted():
     for i, (name, (run, make)) in enumerate(CASES.items()):
         inputs, lengths = make(1 + i % 2, *SMALL), torch.tensor([3, 1]) if i % 2 else None
         found[name] = worst(*(results(run, inputs, impl, lengths) for impl in ("triton", "reference")))
+    scans._in_chunks = scans._delta_in_chunks = lambda *_: False  # the interpreter multiplies the bits of bfloat16
     for name in ("decay, a token", "delta, a token", "diagonal, selective"):
         run, make = CASES[name]
         half = [x if x is None else x.bfloat16() for x in make(1, 3, 1, 5, 6)]
