@@ -1,7 +1,17 @@
-"""postx: what comes after the Transformer, in files of one idea each.
+"""postx: what comes after the Transformer, in files of one idea each. Its rooms, from the ground up:
 
-Sequence mixers are in `postx.mixers`, the recurrences that they share in `postx.scans`, their bills in
-`postx.cost`, and the sliders of the book in `postx.explore`.
+    shapes       the letters of every axis, said once; the door that holds what comes in to its name
+    scans        the recurrences that mixers share, in torch, numba and Triton, with gradients
+    parts        what mixers are made of: caches, rotary positions, tiles, convolutions
+    mixers       attention, state spaces, linear attention and its relatives, long convolutions, liquid networks
+    models       LM("SSSA"), published models, kept weights, models in fewer bits
+    quant        quantizers, from 8 bits down to 1.58
+    diffusion    bounds and samplers over any denoiser
+    train        one loop with exact resume; tasks, text and ngram beside it
+    cost         FLOPs, bytes and state in closed form
+    explore      sliders, live and static; style and fieldmap beside it
+
+`import postx` loads none of them.
 """
 
 __version__ = "0.1.0"

@@ -23,17 +23,8 @@ from itertools import product
 import torch
 from torch.nn import functional
 
-from postx.diffusion import (
-    Geometric,
-    LogLinear,
-    Record,
-    Sample,
-    check_answer,
-    check_given,
-    check_ids,
-    pick,
-    times,
-)
+from postx import diffusion as door
+from postx.diffusion import Geometric, LogLinear, Record, Sample, check_given, check_ids, pick, times
 from postx.shapes import check, state_dtype
 
 PREDICTORS = ("analytic", "euler")
@@ -168,7 +159,7 @@ def loss(score, ids_BT, graph, *, schedule=None, t_B=None, fixed_BT=None, genera
     if fixed_BT is not None:
         check({"B": ids_BT.shape[0], "T": ids_BT.shape[1]}, fixed_BT=fixed_BT)
         noisy_BT = torch.where(fixed_BT, ids_BT, noisy_BT)
-    log_score = check_answer(score(noisy_BT, sigma_B), ids_BT, graph.Y, "log_score_BTY")
+    log_score = door.check_answer(score(noisy_BT, sigma_B), ids_BT, graph.Y, "log_score_BTY")
     D_BT = graph.entropy(log_score.to(state_dtype(log_score.dtype)), noisy_BT, ids_BT, sigma_B)
     if fixed_BT is not None:
         D_BT = torch.where(fixed_BT, 0, D_BT)
@@ -193,7 +184,7 @@ def exact_loss(score, ids_BT, graph, *, top=math.inf, nodes=32, power=6):
         m = most * w**power
         sigma = torch.full((len(noisy),), -math.log1p(-m), dtype=torch.float64)
         dsigma = most * power * w ** (power - 1) / (1 - m)
-        log_score = check_answer(score(noisy, sigma), noisy, graph.Y, "log_score_BTY").double()
+        log_score = door.check_answer(score(noisy, sigma), noisy, graph.Y, "log_score_BTY").double()
         for b in range(B):
             ids = ids_BT[b].expand_as(noisy)
             chance = graph.log_chance(noisy, ids, sigma).sum(1).exp()

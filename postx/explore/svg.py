@@ -1,8 +1,7 @@
 """Many frames of one matplotlib figure as one small SVG: each part is stored once per look.
 
-Every artist draws inside its own numbered group, a slot. A frame is the list of what its slots hold; two
-frames that agree in a slot share it. The x and y axes cost the most time, so they are drawn again only when
-they changed.
+Every artist draws inside its own numbered group, a slot. A frame is the list of what its slots hold; two frames that
+agree in a slot share it. The x and y axes cost the most time, so they are drawn again only when they changed.
 """
 
 import hashlib
@@ -26,10 +25,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from postx.style import SHADES
 
-SLOT = "px-slot-"
-XLINK = "{http://www.w3.org/1999/xlink}"
-# How a figure is written is the page's affair, whatever the reader's own settings are.
-RC = {key: x for key, x in matplotlib.rcParamsDefault.items() if key.startswith(("savefig.", "svg."))}
+SLOT, XLINK = "px-slot-", "{http://www.w3.org/1999/xlink}"
+RC = {key: x for key, x in matplotlib.rcParamsDefault.items() if key.startswith(("savefig.", "svg."))}  # not the user's
 RC |= {"svg.fonttype": "none", "svg.hashsalt": "postx", "image.composite_image": False}
 NUMBER = re.compile(r"-?\d*\.?\d+(?:e-?\d+)?")
 
@@ -256,9 +253,9 @@ def _write(element, names, slots=None):
 
 
 def _known(names, old, tag):
-    if old not in names:
-        raise ValueError(f"fig: a <{tag}> of it refers to {old!r}, which no page has; try set_rasterized(True)")
-    return names[old]
+    if old in names:
+        return names[old]
+    raise ValueError(f"fig: a <{tag}> of it refers to {old!r}, which no page has; try set_rasterized(True)")
 
 
 def _style(value, is_text):
@@ -299,6 +296,5 @@ def _path(data):
         elif to != at:
             step = _digits((to[0] - at[0]) / 10, 1), _digits((to[1] - at[1]) / 10, 1)
             out.append("l" + step[0] + ("" if step[1].startswith("-") else " ") + step[1])
-        at = to
-        i += 3
+        at, i = to, i + 3
     return "".join(out)
