@@ -169,7 +169,7 @@ def _free(scan, **more):
 def _wy_chunks(q, k, v, beta, g=None, **more):
     S = torch.zeros(1, HEADS, WIDTH, WIDTH)
     chunk = 64 if g is None or g.dim() == 3 else 16  # a decay for each key needs a table [chunk, chunk, K]
-    return delta_chunked.in_chunks(q, k, v, beta, g, S, lengths_B=None, chunk=chunk, impl="torch", **more)
+    return delta_chunked.in_chunks(q, k, v, beta, g, S, lengths_B=None, chunk=chunk, **more)
 
 
 def tables(lengths):

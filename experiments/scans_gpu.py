@@ -65,7 +65,7 @@ def inputs(kind, sizes, dtype):
 def _delta_chunked(q, k, v, beta, g):
     S = v.new_zeros(v.shape[0], v.shape[2], k.shape[3], v.shape[3], dtype=torch.float32)
     q, k, v, beta, g = (x.float() for x in (q, k, v, beta, g))
-    return delta_chunked.in_chunks(q, k, v, beta, g, S, lengths_B=None, chunk=64, impl="auto")
+    return delta_chunked.in_chunks(q, k, v, beta, g, S, lengths_B=None, chunk=64)
 
 
 def _mamba_chunked(u, delta, A, write, read):

@@ -384,4 +384,4 @@ def test_kinds_are_every_row_once():
         for places in quant_tables.kinds(lm).values():
             for name, part in places:
                 rows[name] = rows.get(name, 0) + part.stop - part.start
-        assert rows == {name: m.out_features for name, m in quant_tables.network.linears(lm).items()}
+        assert rows == {name: m.out_features for name, m in quant_tables.quantized.linears(lm).items()}

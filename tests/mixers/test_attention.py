@@ -288,7 +288,7 @@ def test_layer_generates_what_it_computes_at_once():
         (lambda q, k, v: attention.parallel(q[:, :, :3], k, v), "k_BTGK: 2 heads do not divide the 3 heads"),
         (lambda q, k, v: attention.chunked(q, k, v, window=0), "window: expected None or an integer >= 1"),
         (lambda q, k, v: attention.chunked(q, k, v, chunk=0), "chunk: expected a whole number >= 1"),
-        (lambda q, k, v: attention.recurrent(q, k, v, impl="cuda"), "impl: 'cuda' is not available.*'torch'"),
+        (lambda q, k, v: attention.chunked(q, k, v, impl="cuda"), "impl: 'cuda' is not available.*'torch'"),
         (lambda q, k, v: attention.parallel(q, k, v, S=warm({"window": 3}), window=4), "M=4 slots, got M=3"),
         (lambda q, k, v: attention.parallel(q[:1], k[:1], v[:1], S=warm({})), r"k_BMGK: .*B=1 .*\(2, 9, 2, 8\)"),
         (lambda q, k, v: attention.Layer(10, H=4), "D: expected a multiple of H=4"),

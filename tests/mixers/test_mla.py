@@ -204,7 +204,6 @@ def test_layer_generates_what_it_computes_at_once_from_its_norms():
         (lambda q, c, r, w: mla.parallel(q, c, r[:, 1:], **w), r"r_BTK: expected axes \[B, T, K\] with T=6"),
         (lambda q, c, r, w: mla.parallel(q[:1], c[:1], r[:1], S=warm(w), **w), r"c_BMR: .* with B=1"),
         (lambda q, c, r, w: mla.chunked(q, c, r, chunk=0, **w), "chunk: expected a whole number >= 1"),
-        (lambda q, c, r, w: mla.recurrent(q, c, r, impl="cuda", **w), "impl: 'cuda' is not available.*'torch'"),
         (lambda q, c, r, w: mla.cost(3, form="tiled"), "form: expected 'expanded' or 'absorbed'"),
     ],
 )
