@@ -13,11 +13,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from postx.lm import sample
 
 from postx import cost, mixers, ngram, quant, tasks, text
 from postx.diffusion import blank, masked, plaid, sedd
 from postx.mixers import by_step
+from postx.models.lm import sample
 from postx.quant import rotate
 
 NAMED = re.compile(r"^([A-Za-z_0-9, ()]+|pattern|model .*|quantizer .*|mixer .*): ")  # an argument, and what is wrong
