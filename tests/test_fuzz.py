@@ -13,10 +13,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from postx.lm import sample
 
 from postx import cost, mixers, ngram, quant, tasks, text
 from postx.diffusion import blank, masked, plaid, sedd
-from postx.lm import sample
 from postx.mixers import by_step
 from postx.quant import rotate
 
