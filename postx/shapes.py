@@ -38,6 +38,7 @@ LETTERS = {
 
 _AXIS = re.compile(r"([A-Z])([+-]\d+)?")
 _known = {}  # names that were read before
+WHOLE = ("lengths_B", "reset_BT")  # arguments of a form that are no floating point numbers
 _trusted = ContextVar("trusted", default=False)
 
 
@@ -131,7 +132,7 @@ def named(function):
 
     What is called from within is trusted. A parameter S is held to the `STATE` of the function's module, a name or a
     tuple of names; `SIZES` there fixes letters, `APART` names arguments whose K is another than the others'. Where G
-    and H both occur, G must divide H; lengths_B and chunk are looked at as well. Raises as `check`. The door's own
+    and H both occur, G must divide H; whole numbers are refused; lengths_B and chunk are looked at as well. Raises as `check`. The door's own
     `check` looks at the arguments and does no more.
     """
     order = list(inspect.signature(function).parameters)
@@ -147,6 +148,9 @@ def named(function):
         if given.get("S") is not None:
             held += _parts(said["STATE"], given["S"]).items()
         sizes = _check(said.get("SIZES"), held, said.get("APART", ()))
+        for name, x in tensors.items():
+            if name not in WHOLE and not (x.is_floating_point() or x.is_complex()):
+                raise ValueError(f"{name}: expected floating point numbers, got {x.dtype}")
         if "H" in sizes and "G" in sizes:
             check_shared(next(name for name in tensors if "G" in axes(name)), sizes["G"], sizes["H"])
         if "T" in sizes:
@@ -232,7 +236,9 @@ def map_state(function, S, *others):
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """States are at least float32: half precision loses a long sum."""
+    """States are at least float32: half precision loses a long sum. Whole numbers, which would cut it, are refused."""
+    if not (dtype.is_floating_point or dtype.is_complex):
+        raise ValueError(f"expected floating point numbers, got {dtype}")
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 

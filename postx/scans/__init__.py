@@ -266,7 +266,7 @@ def affine(g_BTD, b_BTD, S_BD=None, *, lengths_B=None, impl="auto"):
     sizes = check(g_BTD=g_BTD, b_BTD=b_BTD)
     Bn, T, D = b_BTD.shape
     check_lengths(lengths_B, Bn, T)
-    kind = state_dtype(torch.promote_types(g_BTD.dtype, b_BTD.dtype))
+    kind = torch.promote_types(state_dtype(g_BTD.dtype), state_dtype(b_BTD.dtype))
     if S_BD is None:
         S_BD = torch.zeros(Bn, D, dtype=kind, device=b_BTD.device)
     check(sizes, S_BD=S_BD)

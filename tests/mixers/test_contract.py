@@ -207,3 +207,16 @@ def test_an_unfinished_mixer_is_told_what_it_lacks(tmp_path, monkeypatch):
     monkeypatch.setattr(mixers, "__path__", [*mixers.__path__, str(tmp_path)])
     with pytest.raises(ValueError, match="halfway.py is unfinished: it lacks FAMILY, STATE, recurrent, example, cost"):
         mixers.load("halfway")
+
+
+@every_mixer
+def test_whole_numbers_are_refused_by_name(name):
+    """They would cut the answer to whole numbers, or stop a kernel's compiler with an error that names nothing."""
+    mixer = mixers.load(name)
+    z, w = mixer.example(4)
+    argument = list(inspect.signature(mixer.recurrent).parameters)[0]
+    for form in mixers.forms(mixer):
+        with pytest.raises(ValueError, match=f"{argument}: expected floating point numbers, got torch.int64"):
+            getattr(mixer, form)(z[0].long(), *z[1:], **w)
+    with pytest.raises(ValueError, match="expected floating point numbers, got torch.int64"):
+        mixer.step(mixer.init(*(x[:, 0] for x in z), **w), z[0][:, 0].long(), *(x[:, 0] for x in z[1:]), **w)

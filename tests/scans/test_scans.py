@@ -171,3 +171,15 @@ def test_bad_input_is_named():
         scans.diagonal(u, randn(D).abs(), A, randn(D, N), randn(D, 3))
     with pytest.raises(ValueError, match=r"g_D: expected axes \[D\] with D=3"):
         scans.logspace(u, u, randn(2))
+
+
+def test_whole_numbers_are_refused():
+    whole = torch.ones(1, 4, 1, 2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="expected floating point numbers, got torch.int64"):
+        scans.decay(whole, whole, whole)
+    with pytest.raises(ValueError, match="expected floating point numbers, got torch.int64"):
+        scans.delta(whole, whole, whole)
+    with pytest.raises(ValueError, match="expected floating point numbers, got torch.int64"):
+        scans.affine(-whole[..., 0], whole[..., 0])
+    with pytest.raises(ValueError, match="expected floating point numbers, got torch.int64"):
+        scans.affine(torch.full((1, 4, 1), -0.1), whole[..., :1, 0])
