@@ -16,7 +16,7 @@ from postx import mixers
 from postx.mixers import attention
 from postx.models.nn import MLP, ChannelMix, MoE, RMSNorm
 
-BARE = "PZ"  # they read the stream itself, and no MLP follows
+BARE = ("P", "Z")  # they read the stream itself, and no MLP follows
 MLPS = {"F": MLP, "E": MoE, "V": ChannelMix}
 NORMS = {"rms": RMSNorm, "layer": nn.LayerNorm}
 
