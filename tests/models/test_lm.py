@@ -177,7 +177,7 @@ def test_a_new_mixer_goes_by_its_name_and_needs_no_chunked_form(tmp_path, monkey
     assert lm.state_bytes(T, B) == size(S)
     want = lm(ids())[0]
     close(torch.cat([lm(ids()[:, :5])[0], lm(ids()[:, 5:], lm(ids()[:, :5])[1])[0]], 1), want)
-    weights = {n: torch.empty_like(x, device="meta") for n, x in lm.named_parameters()}
+    weights = {n: torch.empty_like(x, device="meta", requires_grad=True) for n, x in lm.named_parameters()}
     torch.func.functional_call(lm, weights, (ids().to("meta"),))[0].sum().backward()
     with pytest.raises(ValueError, match="form: standin has 'recurrent', 'parallel' and 'auto', not 'chunked'"):
         lm(ids(), form="chunked")
