@@ -75,8 +75,8 @@ def test_errors_name_the_argument():
         mamba.chunked(*z, chunk=0, **w)
     with pytest.raises(ValueError, match=r"S_BDN: expected axes"):
         mamba.chunked(*z, S=torch.zeros(2, 5, 1), **w)
-    with pytest.raises(ValueError, match="impl: 'numba' is not available here"):
-        mamba.chunked(*z, impl="numba", **w)
+    with pytest.raises(ValueError, match="impl: 'cuda' is not available here"):
+        mamba.recurrent(*z, impl="cuda", **w)
 
 
 def test_layer_starts_as_the_paper_says():

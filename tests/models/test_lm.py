@@ -13,7 +13,7 @@ import torch
 
 from postx import mixers
 from postx.mixers import FORMS, forms, gla, load, map_state
-from postx.models.blocks import MIXERS, letters
+from postx.models.blocks import MIXERS, Context, letters
 from postx.models.lm import LM, count, generate, leaves, places, sample, size
 from postx.models.nn import MoE
 
@@ -177,7 +177,7 @@ def test_a_new_mixer_goes_by_its_name_and_needs_no_chunked_form(tmp_path, monkey
     assert lm.state_bytes(T, B) == size(S)
     want = lm(ids())[0]
     close(torch.cat([lm(ids()[:, :5])[0], lm(ids()[:, 5:], lm(ids()[:, :5])[1])[0]], 1), want)
-    weights = {n: torch.empty_like(x, device="meta") for n, x in lm.named_parameters()}
+    weights = {n: torch.empty_like(x, device="meta", requires_grad=True) for n, x in lm.named_parameters()}
     torch.func.functional_call(lm, weights, (ids().to("meta"),))[0].sum().backward()
     with pytest.raises(ValueError, match="form: standin has 'recurrent', 'parallel' and 'auto', not 'chunked'"):
         lm(ids(), form="chunked")
@@ -218,7 +218,7 @@ def test_parallel_heads_add_on_the_same_input():
     seen = block.norm(x)
     middle = x + block.mix[0](seen)[0] + block.mix[1](seen)[0]
     want = middle + block.mlp(block.mlp_norm(middle))
-    close(block(x, None, {}, form="auto", inplace=False)[0], want)
+    close(block(x, None, Context())[0], want)
 
 
 def test_zambas_block_has_one_set_of_weights_and_reads_the_embedding():

@@ -146,7 +146,7 @@ def test_bad_input_is_named():
     for form in (conv.short_convolution, conv.long_convolution):
         with pytest.raises(ValueError, match=r"S_BWD: expected axes \[B, W-1, D\] with "):
             form(x, weight, S=randn(B, 4, D))
-        with pytest.raises(ValueError, match="W: expected a width of at least 1 tap, got 0"):
+        with pytest.raises(ValueError, match="W: expected a whole number >= 1, got 0"):
             form(x, weight[:, :0])
     with pytest.raises(ValueError, match="lengths_B: expected values from 0 to T=21"):
         conv.short_convolution(x, weight, lengths_B=torch.tensor([3, 22]))

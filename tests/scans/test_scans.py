@@ -150,7 +150,7 @@ def test_second_order_gradients_are_refused_not_wrong():
 
 def test_bad_input_is_named():
     q, k, v, g, S = decay_inputs((H,))
-    with pytest.raises(ValueError, match=r"k_BTHK: expected axes \[B, T, H, K\] with K=5"):
+    with pytest.raises(ValueError, match=r"q_BTHK: expected axes \[B, T, H, K\] with K=3"):
         scans.decay(q, k[..., :3], v, g, S)
     with pytest.raises(ValueError, match="q_BTHK: 3 heads do not divide the 4"):
         scans.decay(q[:, :, [0, 0, 0]], k, v, g, S)
