@@ -132,8 +132,8 @@ def named(function):
 
     What is called from within is trusted. A parameter S is held to the `STATE` of the function's module, a name or a
     tuple of names; `SIZES` there fixes letters, `APART` names arguments whose K is another than the others'. Where G
-    and H both occur, G must divide H; whole numbers are refused; lengths_B and chunk are looked at as well. Raises as `check`. The door's own
-    `check` looks at the arguments and does no more.
+    and H both occur, G must divide H; whole numbers are refused; lengths_B and chunk are looked at as well. Raises as
+    `check`. The door's own `check` looks at the arguments and does no more.
     """
     order = list(inspect.signature(function).parameters)
     carry = [name for name in order if "_" in name and not set(name.rpartition("_")[2]) - set(LETTERS)]

@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from postx.lm import sample
 
 from postx import cost, mixers, ngram, quant, tasks, text
 from postx.diffusion import blank, masked, plaid, sedd

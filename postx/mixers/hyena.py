@@ -18,6 +18,7 @@ product with them: W D L work a token, where a state space model has N D. Nothin
 """
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -185,7 +186,8 @@ class Filters(nn.Module):
     def forward(self):
         kind = state_dtype(self.out.weight.dtype)
         x, linear = self.positions.to(kind), nn.functional.linear
-        with torch.autocast(x.device.type, enabled=False):
+        known = torch.amp.is_autocast_available(x.device.type)  # not on the meta device
+        with torch.autocast(x.device.type, enabled=False) if known else nullcontext():
             for layer in self.layers:
                 x = torch.sin(self.frequency.to(kind) * linear(x, layer.weight.to(kind), layer.bias.to(kind)))
             x = linear(x, self.out.weight.to(kind))
