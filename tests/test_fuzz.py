@@ -188,7 +188,7 @@ COSTS = {
     "delta": lambda T, a, b: cost.delta_recurrence(T, K=a, V=b),
     "chunked": lambda T, a, b: cost.chunked_recurrence(T, K=a, chunk=b),
     "scan": lambda T, a, b: cost.ssm_scan(T, D=a, N=b),
-    "short": lambda T, a, b: cost.short_convolution(T, D=a, width=b),
+    "short": lambda T, a, b: cost.short_convolution(T, D=a, conv_size=b),
     "long": lambda T, a, b: cost.long_convolution(T, B=a, D=b),
 }
 

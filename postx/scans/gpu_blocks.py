@@ -41,7 +41,7 @@ DELTA = {
     (4, 64, 64): {"chunk": 32, "solve": 4, "forward": (32, 4, 1), "backward": (32, 4, 1), "gradients": (32, 4, 1)},
 }
 SHARE = 8  # heads with q and k in common whose gradients one program adds up
-PROGRAMS = 500  # with half as many a GPU idles: time is then cut into segments
+PROGRAMS = 1  # time is cut into segments for fewer programs; never yet: on an H200 a cut walk took five times as long
 AT_ONCE = 2**28  # bytes of tables that may stand in memory, or v's if that is more; heads beyond come later
 
 

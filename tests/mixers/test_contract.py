@@ -115,7 +115,7 @@ def test_cost_counts_the_real_state(name):
     assert bill.bounded or bill.by
 
 
-WIDE = {"B": 16, "H": 4, "G": 2, "K": 32, "V": 64, "D": 40, "N": 32, "W": 64, "F": 48, "R": 32, "nope": 24, "rotary": 8}
+WIDE = {"B": 16, "H": 4, "G": 2, "K": 64, "V": 64, "D": 40, "N": 32, "W": 64, "F": 48, "R": 32, "nope": 24, "rotary": 8}
 # What a step does beyond the bill, in FLOPs a row, and why.
 BEYOND = {
     "rwkv4": lambda s: 2 * s["D"],  # it adds u + k and max + g twice

@@ -69,7 +69,9 @@ def test_layer_starts_with_slow_decays_and_keys_of_length_1(monkeypatch):
     (*_, g), (q, k, _, beta, _) = seen
     want = -torch.linspace(1, 16, 4) * torch.tensor([1e-3, 10 ** (-7 / 3), 10 ** (-5 / 3), 0.1])
     assert torch.allclose(g[0, 0], want, rtol=1e-4)
-    assert torch.allclose(k.norm(dim=-1), torch.ones(2, 9, 2), atol=1e-5)
+    norms = k.norm(dim=-1)  # those near 0 stay below
+    assert norms.max() <= 1 + 1e-5
+    assert (norms - 1).abs().median() < 1e-5
     assert 1 < beta.max() <= 2
 
 

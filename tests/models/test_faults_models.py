@@ -178,10 +178,10 @@ def test_a_batch_without_rows_has_numbers():
 def test_a_state_of_another_pattern_is_refused_by_name(letter):
     lm = small(letter)
     _, S = lm(IDS)
-    assert [x.ndim for x in S[0][0]] == state_axes(letter, 16, **lm.blocks[0].options.get(letter, {}))
+    assert [x.ndim for x in S[0][0]] == state_axes(letter, 16, **dict(lm.blocks[0].kept[0][1]))
     other = small("M" if letter != "M" else "A")(IDS)[1]
     if letter not in "DGNWHCIT" or [x.ndim for x in other[0][0]] != [x.ndim for x in S[0][0]]:
-        with pytest.raises(ValueError, match=f"S: the state of {letter} is"):
+        with pytest.raises(ValueError, match=f"S: the state of {letter} is|S: place {letter} keeps"):
             lm(IDS, other)
     with pytest.raises(ValueError, match="S: place"):
         lm(IDS, ((*S[0], S[0][0]),))

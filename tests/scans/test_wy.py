@@ -84,8 +84,6 @@ BROKEN = [
     ("writes do not fade", "S + (k * to_end).mT @ u", "S + k.mT @ u", "gated_deltanet"),
     ("erased part not read", "@ v - _pairs(q, b, after) @ r", "@ v", "rwkv7"),
     ("erased part kept", "@ v - (b * to_end).mT @ r", "@ v", "rwkv7"),
-    ("padding fades", "beta_BTH, v_BTHV, g = (None", "beta_BTH, v_BTHV, _ = (None", "gated_deltanet"),
-    ("padding erases", "beta_BTH, v_BTHV, g = (None", "_, v_BTHV, g = (None", "deltanet"),
 ]  # fmt: skip
 
 
