@@ -79,7 +79,7 @@ def check_weight(W_OI: torch.Tensor, bits: int, allowed: range = range(1, 9)) ->
     if not bool(torch.isfinite(W_OI).all()):
         bad = (~torch.isfinite(W_OI)).nonzero()
         raise ValueError(f"W_OI: {len(bad)} weights are not finite, the first at {tuple(bad[0].tolist())}")
-    if W_OI.dtype == torch.float64 and float(W_OI.abs().max()) > torch.finfo(torch.float32).max:
+    if W_OI.dtype == torch.float64 and float(W_OI.detach().abs().max()) > torch.finfo(torch.float32).max:
         raise ValueError(f"W_OI: a weight of {float(W_OI.abs().max()):.3g} overflows the float32 it is read back in")
     return W_OI.detach() if W_OI.dtype == torch.float64 else W_OI.detach().float()
 
