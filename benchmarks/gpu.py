@@ -6,7 +6,7 @@ loss is a fixed random tensor's dot product with y. `peak_bytes` is what a forwa
 inputs and their gradients' seed. `error` is the largest of |x - reference| / |reference| over y and the gradients.
 
 Peers are optional and are looked for on the path: fla (flash-linear-attention with fla-core), and torch's fused
-attention. The H200's rows were recorded with torch 2.11, where this package pins 2.13: what the lent machine had.
+attention. The H200's rows were recorded with torch 2.11, where this package pins 2.13: what that machine had.
 """
 
 import argparse
