@@ -1,8 +1,9 @@
 // What the search shows of a page it found: prose, without the list of contents, code, outputs and formulas.
+// From disk a page may not fetch its neighbours: titles only. Said at once, as the search may begin before we are ready.
+if (typeof DOCUMENTATION_OPTIONS !== "undefined" && location.protocol === "file:")
+  DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
 addEventListener("DOMContentLoaded", () => {
   if (typeof Search === "undefined") return;
-  // From disk a page may not fetch its neighbours: titles only.
-  if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
   const short = (math) => {
     const tex = math.textContent.replace(/^\\\(|\\\)$/g, "");
     return /^[\w\s=+*/.,]{1,12}$/.test(tex) ? tex : "…";
