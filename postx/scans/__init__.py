@@ -8,16 +8,20 @@ input's dtype, states stay float32. Only triton's chunks, which serve `decay` an
 none, take their matrix products in the half precision of v, and add them up in float32.
 """
 
-import functools
-import importlib
-import importlib.util
-
 import torch
 
-from postx.scans import numba_ops, reference
+from postx.scans import choice, numba_ops, reference
 from postx.scans.arguments import all_axes, decay_arguments, log_decay, row_lengths, table_sizes
-from postx.scans.runtime import COMPILED, set_threads
-from postx.shapes import check, check_lengths, check_shared, empty, pick, real, state_dtype
+from postx.scans.choice import (
+    GPU_IMPLEMENTATIONS,
+    IMPLEMENTATIONS,
+    MOST_KEYS,
+    MOST_STATES,
+    choose,
+    has_triton,
+)
+from postx.scans.runtime import set_threads
+from postx.shapes import check, check_lengths, check_shared, empty, real, state_dtype
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -35,56 +39,9 @@ __all__ = [
     "set_threads",
 ]
 
-IMPLEMENTATIONS = ("reference", "numba")  # on a CPU, of every recurrence; "auto" is the last
-GPU_IMPLEMENTATIONS = ("reference", "triton")  # on a CUDA device, where triton has a kernel for the case
-HALVES = torch.float16, torch.bfloat16
-MOST_KEYS, MOST_STATES = 256, 128  # the widest state that the triton kernels keep in registers
 # A maximum over nothing: finite, so that START - START is 0 and not NaN, and the least number of float32, which is how
 # masks say "never": a row that holds nothing else still weighs it.
 START = torch.finfo(torch.float32).min
-
-
-@functools.cache
-def has_triton() -> bool:
-    """Whether triton is installed. It comes with torch's CUDA build for Linux, and not with the CPU build."""
-    return importlib.util.find_spec("triton") is not None
-
-
-def choose(impl: str, x: torch.Tensor, kernel: bool = False) -> str:
-    """The implementation that `impl` stands for on x's device. Raises ValueError naming those that are there.
-
-    `kernel` says that the recurrence has a triton kernel for the case at hand.
-    """
-    if x.device.type == "cpu":
-        if impl == "numba" and not COMPILED:
-            raise ValueError("impl: 'numba' is not available where NUMBA_DISABLE_JIT is set; 'auto' is the reference")
-        return pick(impl, IMPLEMENTATIONS if COMPILED else IMPLEMENTATIONS[:1])
-    return pick(impl, GPU_IMPLEMENTATIONS if kernel and x.is_cuda and has_triton() else ("reference",))
-
-
-@functools.cache
-def _gpu_ops():
-    return importlib.import_module("postx.scans.gpu_ops")  # imports triton, so not before it is asked for
-
-
-@functools.cache
-def _chunked_ops():
-    return importlib.import_module("postx.scans.gpu_chunked_ops")
-
-
-@functools.cache
-def _delta_ops():
-    return importlib.import_module("postx.scans.gpu_delta_ops")
-
-
-def _delta_in_chunks(g, k_BTHK, v_BTHV):
-    """Whether the GPU takes this delta recurrence in chunks: one decay a head or none, in half precision, K <= 128."""
-    return (g is None or g.dim() in (1, 3)) and v_BTHV.dtype in HALVES and k_BTHK.shape[-1] <= 128
-
-
-def _in_chunks(v_BTHV):
-    """Whether the GPU takes this table recurrence in chunks: not in float64, which its tensor cores are slow at."""
-    return v_BTHV.dtype != torch.float64
 
 
 def diagonal(u_BTD, delta, A_DN, B, C, S_BDN=None, *, lengths_B=None, impl="auto"):
@@ -113,7 +70,7 @@ def diagonal(u_BTD, delta, A_DN, B, C, S_BDN=None, *, lengths_B=None, impl="auto
     chosen = choose(impl, u_BTD, not kind.is_complex and not B.is_complex() and A_DN.shape[1] <= MOST_STATES)
     if chosen == "triton":  # the kernel reads half precision as it is
         A, S = A_DN.to(kind), S_BDN.to(kind)
-        y, S = _gpu_ops().Diagonal.apply(u_BTD, delta_BTD, A, B_BTDN, C_BTDN, S, lengths_B)
+        y, S = choice.gpu_ops().Diagonal.apply(u_BTD, delta_BTD, A, B_BTDN, C_BTDN, S, lengths_B)
         return real(y, lengths_B).to(u_BTD.dtype), S
     args = (u_BTD.to(floats), delta_BTD.to(floats), *(x.to(kind) for x in (A_DN, B_BTDN, C_BTDN, S_BDN)))
     lengths = row_lengths(lengths_B, u_BTD)
@@ -147,14 +104,14 @@ def decay(
     table = decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B, wide)
     H = v_BTHV.shape[2]
     check_shared("q_BTHK", q_BTHK.shape[2], H)
-    if chosen == "triton" and read == "after" and table.g.shape[3] == 1 and _in_chunks(v_BTHV):
+    if chosen == "triton" and read == "after" and table.g.shape[3] == 1 and choice.in_chunks(v_BTHV):
         q, k, v, g4, S, _ = table
-        y, S = _chunked_ops().Chunked.apply(q, k, v, None if g is None else g4[..., 0], S, lengths_B)
+        y, S = choice.chunked_ops().Chunked.apply(q, k, v, None if g is None else g4[..., 0], S, lengths_B)
         return real(y, lengths_B).to(v_BTHV.dtype), S
     table = table._replace(g=table.g.exp())
     if chosen == "triton":
         *tensors, u = table
-        y, S = _gpu_ops().Decay.apply(*tensors, None if u_HK is None else u, lengths_B, read == "before")
+        y, S = choice.gpu_ops().Decay.apply(*tensors, None if u_HK is None else u, lengths_B, read == "before")
     elif chosen == "numba":
         y, S = numba_ops.Decay.apply(*table, row_lengths(lengths_B, v_BTHV), read == "before")
     else:  # the reference knows nothing of shared heads
@@ -194,14 +151,15 @@ def delta(
     S_BHKV = empty(k_BTHK[:, 0], v_BTHV[:, 0]) if S_BHKV is None else S_BHKV
     check(sizes, S_BHKV=S_BHKV)
     g4 = log_decay(g, sizes, v_BTHV)
-    if chosen == "triton" and read == "after" and b_BTHK is c_BTHK is None and _delta_in_chunks(g, k_BTHK, v_BTHV):
-        y, S = _delta_ops().ChunkedDelta.apply(
+    plain = read == "after" and b_BTHK is c_BTHK is None
+    if chosen == "triton" and plain and choice.delta_in_chunks(g, k_BTHK, v_BTHV):
+        y, S = choice.delta_ops().ChunkedDelta.apply(
             q, k, v, None if g is None else g4[..., 0], beta, S_BHKV.to(kind), lengths_B
         )
         return real(y, lengths_B).to(v_BTHV.dtype), S
     tensors = [q, k, v, g4.to(kind).exp(), b, c, beta]
     if chosen == "triton":
-        y, S = _gpu_ops().Delta.apply(*tensors, S_BHKV.to(kind), lengths_B, read == "before")
+        y, S = choice.gpu_ops().Delta.apply(*tensors, S_BHKV.to(kind), lengths_B, read == "before")
         return real(y, lengths_B).to(v_BTHV.dtype), S
     more = S_BHKV.to(kind), row_lengths(lengths_B, v_BTHV), read == "before"
     if chosen == "numba":
@@ -272,7 +230,7 @@ def affine(g_BTD, b_BTD, S_BD=None, *, lengths_B=None, impl="auto"):
     check(sizes, S_BD=S_BD)
     chosen = choose(impl, b_BTD, kernel=True)
     if chosen == "triton":
-        y, S = _chunked_ops().Affine.apply(g_BTD, b_BTD, S_BD.to(kind), lengths_B)
+        y, S = choice.chunked_ops().Affine.apply(g_BTD, b_BTD, S_BD.to(kind), lengths_B)
         return real(y, lengths_B).to(b_BTD.dtype), S
     args = g_BTD.to(kind).exp(), b_BTD.to(kind), S_BD.to(kind), row_lengths(lengths_B, b_BTD)
     run = {"reference": reference.affine, "numba": numba_ops.Affine.apply}[chosen]

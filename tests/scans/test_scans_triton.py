@@ -140,7 +140,8 @@ def interpreted():
     for i, (name, (run, make)) in enumerate(CASES.items()):
         inputs, lengths = make(1 + i % 2, *SMALL), torch.tensor([3, 1]) if i % 2 else None
         found[name] = worst(*(results(run, inputs, impl, lengths) for impl in ("triton", "reference")))
-    scans._in_chunks = scans._delta_in_chunks = lambda *_: False  # the interpreter multiplies the bits of bfloat16
+    # The interpreter multiplies the bits of bfloat16.
+    scans.choice.in_chunks = scans.choice.delta_in_chunks = lambda *_: False
     for name in ("decay, a token", "delta, a token", "diagonal, selective"):
         run, make = CASES[name]
         half = [x if x is None else x.bfloat16() for x in make(1, 3, 1, 5, 6)]
@@ -191,7 +192,7 @@ def test_triton_is_refused_by_name_on_a_cpu(scan):
     ("installed", "kernel", "auto"), [(1, 1, "triton"), (1, 0, "reference"), (0, 1, "reference")]
 )
 def test_auto_on_a_gpu_takes_triton_where_there_is_a_kernel(monkeypatch, installed, kernel, auto):
-    monkeypatch.setattr(scans, "has_triton", lambda: bool(installed))
+    monkeypatch.setattr(scans.choice, "has_triton", lambda: bool(installed))
     x = types.SimpleNamespace(device=torch.device("cuda"), is_cuda=True)
     assert scans.choose("auto", x, bool(kernel)) == auto
     assert scans.choose("reference", x, bool(kernel)) == "reference"
