@@ -157,7 +157,7 @@ def interpreted():
 @pytest.fixture(scope="module")
 def differences():
     environ = dict(os.environ, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
-    environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), environ.get("PYTHONPATH", "")])
+    environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), "tests/tools", environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, __file__], env=environ, capture_output=True, text=True, check=False
     )
