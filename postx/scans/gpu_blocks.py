@@ -40,6 +40,22 @@ DELTA = {
     (2, 64, 64): {"chunk": 64, "solve": 4, "forward": (64, 4, 1), "backward": (64, 4, 1), "gradients": (64, 4, 1)},
     (4, 64, 64): {"chunk": 32, "solve": 4, "forward": (32, 4, 1), "backward": (32, 4, 1), "gradients": (32, 4, 1)},
 }
+# The same for the general delta recurrence: tokens of a chunk; (block of V, warps, stages) of "walk", "outputs" and
+# "values", warps of "inside" and "squares", (block of K, warps) of "keys".
+GENERAL = {
+    (2, 128, 128): {
+        "chunk": 64, "inside": 8, "walk": (64, 4, 2), "outputs": (128, 8, 1), "values": (64, 8, 1), "squares": 8,
+        "keys": (64, 8),
+    },
+    (2, 64, 64): {
+        "chunk": 64, "inside": 8, "walk": (64, 4, 3), "outputs": (64, 4, 1), "values": (64, 8, 1), "squares": 8,
+        "keys": (64, 8),
+    },
+    (4, 64, 64): {
+        "chunk": 32, "inside": 4, "walk": (32, 4, 2), "outputs": (64, 4, 1), "values": (32, 4, 1), "squares": 4,
+        "keys": (32, 4),
+    },
+}  # fmt: skip
 SHARE = 8  # heads with q and k in common whose gradients one program adds up
 PROGRAMS = 1  # time is cut into segments for fewer programs; never yet: on an H200 a cut walk took five times as long
 AT_ONCE = 2**28  # bytes of tables that may stand in memory, or v's if that is more; heads beyond come later
@@ -55,6 +71,12 @@ def decay(item, K, V):
 def delta(item, K, V):
     """The delta scan's row."""
     return nearest(DELTA, item, K, V)
+
+
+@functools.cache
+def general(item, K, V):
+    """The general delta scan's row."""
+    return nearest(GENERAL, item, K, V)
 
 
 def nearest(table, item, K, V):

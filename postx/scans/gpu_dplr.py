@@ -1,0 +1,223 @@
+"""The general delta recurrence on a GPU in chunks of tokens, forward: a decay for each key, and free b and c.
+
+    S <- diag(e^g) S + b (c'S) + k v'        y = S'q        (c stands for -beta c: what is put back, not taken out)
+
+Every token reads the table before it: with q- = e^g * q, reading after the update is q-'S plus what the token itself
+puts in, (q'k) v + (q'b) (c'S). Let S begin a chunk, and E_ij = exp(g_(j+1) + ... + g_(i-1)), key by key, be what is
+left before token i of what token j < i wrote. The pairs are sums over keys of three factors,
+
+    QK_ij = q-_i' E_ij k_j for j < i, q_i'k_i for j = i     QB likewise     CK_ij = c_i' E_ij k_j for j < i     CB likewise
+
+What all tokens put back is R = c~ S + CK V + CB R, where c~ = E_i0 c, q~ = E_i0 q- are seen from the chunk's start,
+and k^ = E_(C+1)j k, b^ likewise, from its end. CB has only what lies below the diagonal, so M = (I - CB)^-1 exists;
+with W = M c~, Lq = QB M and Lk = M CK
+
+    Y = Q^ S + Ay V              Q^ = q~ + Lq c~            Ay = QK + Lq CK                                   `outputs`
+    S <- f * S + X S + K^'V      K^ = k^ + Lk'b^            X = b^'W,  f = exp(g_1 + ... + g_C)               `walk`
+
+Q^, K^, X and Ay need no state (`inside`). The way back is in `gpu_dplr_back`.
+
+E_ij has two tokens and a key, and no matrix product makes it; but it is e^(G_i) e^(-G_j) only where a factor may exceed
+1. So the chunk is halved, and its halves halved, to single tokens. Two tokens part at one level alone, at a middle m with
+j < m <= i, and there E_ij = e^(g_m + ... + g_(i-1)) e^(g_(j+1) + ... + g_(m-1)): both factors are at most 1. At each level
+one factor a token, F, is therefore enough (the first for tokens in a right half, the second in a left half), and one
+product of F * q- with F * k gives all pairs that part there (`halves`). The exponents are a product too, of a matrix of
+zeros and ones with g: every sum is made of its own terms, so none loses the small beside the large. Half precision takes
+g as a sum of two numbers (`scaled`). M is built by doubling, as in `gpu_delta_chunked.solve`.
+"""
+
+import triton
+import triton.language as tl
+
+from postx.scans.gpu_chunked import LOG2E, head_of, product, rows_of
+from postx.scans.gpu_decay import length_of
+
+
+@triton.jit
+def decays_of(g, start, c, i, g_T, g_K, L, K, kind: tl.constexpr, op: tl.constexpr):
+    """(g log2(e) [len(c), len(i)], that in dtype `op`, and the rest in `op`); 0 past token L.
+
+    A decay below 2^-160 (2^-1100 in float64) is 0 in its dtype however small it is, -inf included.
+    """
+    least: tl.constexpr = -1100.0 if kind == tl.float64 else -160.0
+    mask = (c < L - start)[:, None] & (i < K)[None, :]
+    x = tl.load(g + start * g_T + (c[:, None] * g_T + i[None, :] * g_K), mask=mask, other=0).to(kind) * LOG2E
+    x = tl.maximum(x, least, propagate_nan=tl.PropagateNan.ALL)
+    high = x.to(op)
+    return x, high, (x - high.to(kind)).to(op)
+
+
+@triton.jit
+def scaled(L, high, low, kind: tl.constexpr, PRECISION: tl.constexpr):
+    """2^(L g): L is zeros and ones [C, C], g = high + low [C, K]."""
+    op: tl.constexpr = high.dtype
+    x = product(L.to(op), high, tl.zeros([high.shape[0], high.shape[1]], kind), PRECISION)
+    if op != kind:
+        x = product(L.to(op), low, x, PRECISION)
+    return tl.exp2(x)
+
+
+@triton.jit
+def halves(level: tl.constexpr, CHUNK: tl.constexpr):
+    """(L, which pairs part here) where halves of 2^level tokens meet: L g is each token's exponent to the middle."""
+    i, t = tl.arange(0, CHUNK)[:, None], tl.arange(0, CHUNK)[None, :]
+    half = i >> level
+    middle = (half | 1) << level
+    L = ((half & 1) == 1) & (t >= middle) & (t < i) | ((half & 1) == 0) & (t > i) & (t < middle)
+    return L, (half > (t >> level)) & ((half >> 1) == (t >> level + 1))
+
+
+@triton.jit
+def parted(x, y, part, to, op: tl.constexpr, PRECISION: tl.constexpr):
+    """to + x y' where `part`."""
+    new = product(x.to(op), tl.trans(y.to(op)), tl.zeros([x.shape[0], x.shape[0]], to.dtype), PRECISION)
+    return to + tl.where(part, new, 0)
+
+
+@triton.jit
+def put_back(c, beta, start, at, i, c_T, beta_T, L, K, kind: tl.constexpr):
+    """-beta c of a chunk."""
+    rate = tl.load(beta + (start + at) * beta_T, mask=at < L - start, other=0).to(kind)
+    return -rate[:, None] * rows_of(c, start, at, c_T, i, L, K, kind)
+
+
+@triton.jit
+def inverted(CB, CHUNK: tl.constexpr, SOLVE: tl.constexpr):
+    """(I - CB)^-1, of which only what lies below the diagonal is read."""
+    i, j = tl.arange(0, CHUNK)[:, None], tl.arange(0, CHUNK)[None, :]
+    X = tl.where(i == j, 1.0, tl.where((i > j) & (i // 2 == j // 2), CB, 0)).to(CB.dtype)
+    for level in tl.static_range(1, 8):
+        if 2**level < CHUNK:
+            _, part = halves(level, CHUNK)
+            half = product(tl.where(part, CB, 0), X, tl.zeros([CHUNK, CHUNK], CB.dtype), SOLVE)
+            X += product(X, half, tl.zeros([CHUNK, CHUNK], CB.dtype), SOLVE)
+    return X
+
+
+@triton.jit(do_not_specialize=["T", "chunks"])
+def inside(
+    q, k, b, c, g, beta, lengths, reads, writes, moves, keeps, own, squares,
+    T, H, K, G_q, G_k, G_b, G_c, G_g, G_beta, chunks,
+    q_B, q_T, q_H, k_B, k_T, k_H, b_B, b_T, b_H, c_B, c_T, c_H, g_B, g_T, g_H, beta_B, beta_T, beta_H, g_K,
+    AFTER: tl.constexpr, OWN: tl.constexpr, RAGGED: tl.constexpr, KEEP: tl.constexpr, PRECISION: tl.constexpr,
+    SOLVE: tl.constexpr, CHUNK: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Of every chunk [B,H,chunks,..]: Q^ and K^ [CHUNK,BLOCK_K], X [BLOCK_K,BLOCK_K], f [BLOCK_K], Ay [CHUNK,CHUNK].
+
+    With KEEP also squares [3,CHUNK,CHUNK]: M, QB and CK. OWN says that b is k.
+    """
+    kind: tl.constexpr = keeps.dtype.element_ty
+    op: tl.constexpr = reads.dtype.element_ty
+    program = tl.program_id(0)
+    h, n = program % H, (program // H % chunks).to(tl.int64)
+    row = (program // H // chunks).to(tl.int64)
+    start, at, i = n * CHUNK, tl.arange(0, CHUNK), tl.arange(0, BLOCK_K)
+    L = length_of(lengths, row, T, RAGGED)
+    qt = rows_of(q + row * q_B + head_of(h, G_q, H, q_H), start, at, q_T, i, L, K, kind)
+    kt = rows_of(k + row * k_B + head_of(h, G_k, H, k_H), start, at, k_T, i, L, K, kind)
+    bt = kt
+    if not OWN:
+        bt = rows_of(b + row * b_B + head_of(h, G_b, H, b_H), start, at, b_T, i, L, K, kind)
+    beta += row * beta_B + head_of(h, G_beta, H, beta_H)
+    ct = put_back(c + row * c_B + head_of(h, G_c, H, c_H), beta, start, at, i, c_T, beta_T, L, K, kind)
+    gt, high, low = decays_of(g + row * g_B + head_of(h, G_g, H, g_H), start, at, i, g_T, g_K, L, K, kind, op)
+    up, to = at[:, None], at[None, :]
+    QK, QB = tl.zeros([CHUNK, CHUNK], kind), tl.zeros([CHUNK, CHUNK], kind)
+    CK, CB = tl.zeros([CHUNK, CHUNK], kind), tl.zeros([CHUNK, CHUNK], kind)
+    if AFTER:
+        QK = tl.where(up == to, tl.sum(qt * kt, 1)[:, None], QK)
+        QB = tl.where(up == to, tl.sum(qt * bt, 1)[:, None], QB)
+        qt *= tl.exp2(gt)
+    for level in tl.static_range(0, 7):
+        if 2**level < CHUNK:
+            ones, part = halves(level, CHUNK)
+            F = scaled(ones, high, low, kind, PRECISION)
+            QK = parted(qt * F, kt * F, part, QK, op, PRECISION)
+            CK = parted(ct * F, kt * F, part, CK, op, PRECISION)
+            QB = parted(qt * F, bt * F, part, QB, op, PRECISION)
+            CB = parted(ct * F, bt * F, part, CB, op, PRECISION)
+    F = scaled(to < up, high, low, kind, PRECISION)
+    qt *= F
+    cs = (ct * F).to(op)
+    F = scaled(to > up, high, low, kind, PRECISION)
+    kt *= F
+    be = (bt * F).to(op)
+    M = inverted(CB, CHUNK, SOLVE)
+    Lq = product(QB, M, tl.zeros([CHUNK, CHUNK], kind), SOLVE)
+    Lk = product(M, CK, tl.zeros([CHUNK, CHUNK], kind), SOLVE)
+    Ay = product(Lq, CK, QK, SOLVE)
+    chunk = (row * H + h) * chunks + n
+    square, tile = up * CHUNK + to, up * BLOCK_K + i[None, :]
+    tl.store(own + chunk * CHUNK * CHUNK + square, Ay.to(op))
+    if KEEP:
+        squares += chunk * 3 * CHUNK * CHUNK + square
+        tl.store(squares, M.to(op))
+        tl.store(squares + CHUNK * CHUNK, QB.to(op))
+        tl.store(squares + 2 * CHUNK * CHUNK, CK.to(op))
+    tl.store(reads + chunk * CHUNK * BLOCK_K + tile, product(Lq.to(op), cs, qt, PRECISION).to(op))
+    tl.store(writes + chunk * CHUNK * BLOCK_K + tile, product(tl.trans(Lk.to(op)), be, kt, PRECISION).to(op))
+    W = product(M.to(op), cs, tl.zeros([CHUNK, BLOCK_K], kind), PRECISION)
+    X = product(tl.trans(be), W.to(op), tl.zeros([BLOCK_K, BLOCK_K], kind), PRECISION)
+    tl.store(moves + chunk * BLOCK_K * BLOCK_K + i[:, None] * BLOCK_K + i[None, :], X.to(op))
+    tl.store(keeps + chunk * BLOCK_K + i, tl.exp2(tl.sum(gt, 0)))
+
+
+@triton.jit(do_not_specialize=["T", "chunks"])
+def walk(
+    x, w, moves, keeps, first, lengths, tables, last,
+    T, H, K, V, chunks, w_B, w_T, w_H,
+    REVERSE: tl.constexpr, RAGGED: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """tables [B,H,chunks,BLOCK_K,V], S before every chunk, and last [B,H,K,V], S behind them all.
+
+    x is K^ and w is v [B,T,H,V]; where REVERSE they are Q^ and dy, time runs backwards, X is transposed, and what walks
+    is the table's gradient G, so that `tables` has G behind every chunk.
+    """
+    kind: tl.constexpr = keeps.dtype.element_ty
+    op: tl.constexpr = tables.dtype.element_ty
+    head = tl.program_id(0).to(tl.int64)
+    row, h = head // H, head % H
+    i, j = tl.arange(0, BLOCK_K), tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
+    tile, real = i[:, None] * V + j[None, :], (i < K)[:, None] & (j < V)[None, :]
+    S = tl.load(first + head * K * V + tile, mask=real, other=0).to(kind)
+    w += row * w_B + h * w_H
+    L, at = length_of(lengths, row, T, RAGGED), tl.arange(0, CHUNK)
+    rows, square = at[:, None] * BLOCK_K + i[None, :], i[:, None] * BLOCK_K + i[None, :]
+    for m in tl.range(0, chunks, num_stages=STAGES):
+        n = (chunks - 1 - m if REVERSE else m) + tl.zeros([], tl.int64)
+        chunk = head * chunks + n
+        xt = tl.load(x + chunk * CHUNK * BLOCK_K + rows)
+        wt = rows_of(w, n * CHUNK, at, w_T, j, L, V, op)
+        X = tl.load(moves + chunk * BLOCK_K * BLOCK_K + square)
+        keep = tl.load(keeps + chunk * BLOCK_K + i)
+        table = S.to(op)
+        tl.store(tables + chunk * BLOCK_K * V + tile, table, mask=(j < V)[None, :])
+        new = product(tl.trans(xt), wt, tl.zeros([BLOCK_K, BLOCK_V], kind), PRECISION)
+        S = product(tl.trans(X) if REVERSE else X, table, S * keep[:, None] + new, PRECISION)
+    tl.store(last + head * K * V + tile, S, mask=real)
+
+
+@triton.jit(do_not_specialize=["T", "chunks"])
+def outputs(
+    reads, own, tables, v, lengths, y, T, H, V, chunks, v_B, v_T, v_H,
+    RAGGED: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """y [B,T,H,V]."""
+    kind: tl.constexpr = tl.float64 if reads.dtype.element_ty == tl.float64 else tl.float32
+    op: tl.constexpr = reads.dtype.element_ty
+    program = tl.program_id(0)
+    h, n = program % H, (program // H % chunks).to(tl.int64)
+    row = (program // H // chunks).to(tl.int64)
+    at, i, j = tl.arange(0, CHUNK), tl.arange(0, BLOCK_K), tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
+    L, chunk = length_of(lengths, row, T, RAGGED), (row * H + h) * chunks + n
+    Q = tl.load(reads + chunk * CHUNK * BLOCK_K + at[:, None] * BLOCK_K + i[None, :])
+    S = tl.load(tables + chunk * BLOCK_K * V + i[:, None] * V + j[None, :], mask=(j < V)[None, :], other=0)
+    out = product(Q, S, tl.zeros([CHUNK, BLOCK_V], kind), PRECISION)
+    A = tl.load(own + chunk * CHUNK * CHUNK + at[:, None] * CHUNK + at[None, :])
+    vt = rows_of(v + row * v_B + h * v_H, n * CHUNK, at, v_T, j, L, V, op)
+    out = product(A, vt, out, PRECISION)
+    start = n * CHUNK
+    y += (row * T + start) * H * V + h * V
+    mask = (at < T - start)[:, None] & (j < V)[None, :]
+    tl.store(y + at[:, None] * H * V + j[None, :], out.to(y.dtype.element_ty), mask=mask)
