@@ -58,20 +58,22 @@ def scaled(L, high, low, kind: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def halves(level: tl.constexpr, CHUNK: tl.constexpr):
-    """(L, which pairs part here) where halves of 2^level tokens meet: L g is each token's exponent to the middle."""
-    i, t = tl.arange(0, CHUNK)[:, None], tl.arange(0, CHUNK)[None, :]
-    half = i >> level
-    middle = (half | 1) << level
-    L = ((half & 1) == 1) & (t >= middle) & (t < i) | ((half & 1) == 0) & (t > i) & (t < middle)
-    return L, (half > (t >> level)) & ((half >> 1) == (t >> level + 1))
+def halves(level, CHUNK: tl.constexpr):
+    """(L, i ^ j) where halves of 2^level tokens meet: L g is each token's exponent to the middle.
+
+    Tokens are in one half where i ^ j < 2^level, and part at this level where i ^ j < 2^(level + 1) besides.
+    """
+    i, j = tl.arange(0, CHUNK)[:, None], tl.arange(0, CHUNK)[None, :]
+    apart = i ^ j
+    right = ((i >> level) & 1) == 1
+    return (apart < (1 << level)) & (i != j) & (right == (j < i)), apart
 
 
 @triton.jit
-def parted(x, y, part, to, op: tl.constexpr, PRECISION: tl.constexpr):
-    """to + x y' where `part`."""
+def parted(x, y, near, to, op: tl.constexpr, PRECISION: tl.constexpr):
+    """x y' where `near`, else `to`: from the widest halves to single tokens, each level's pairs replace what is no pair."""
     new = product(x.to(op), tl.trans(y.to(op)), tl.zeros([x.shape[0], x.shape[0]], to.dtype), PRECISION)
-    return to + tl.where(part, new, 0)
+    return tl.where(near, new, to)
 
 
 @triton.jit
@@ -82,15 +84,13 @@ def put_back(c, beta, start, at, i, c_T, beta_T, L, K, kind: tl.constexpr):
 
 
 @triton.jit
-def inverted(CB, CHUNK: tl.constexpr, SOLVE: tl.constexpr):
-    """(I - CB)^-1, of which only what lies below the diagonal is read."""
+def inverted(CB, CHUNK: tl.constexpr, LEVELS: tl.constexpr, SOLVE: tl.constexpr):
+    """(I - CB)^-1, where CB has only what lies below the diagonal."""
     i, j = tl.arange(0, CHUNK)[:, None], tl.arange(0, CHUNK)[None, :]
-    X = tl.where(i == j, 1.0, tl.where((i > j) & (i // 2 == j // 2), CB, 0)).to(CB.dtype)
-    for level in tl.static_range(1, 8):
-        if 2**level < CHUNK:
-            _, part = halves(level, CHUNK)
-            half = product(tl.where(part, CB, 0), X, tl.zeros([CHUNK, CHUNK], CB.dtype), SOLVE)
-            X += product(X, half, tl.zeros([CHUNK, CHUNK], CB.dtype), SOLVE)
+    X = tl.where(i == j, 1.0, tl.where((i ^ j) == 1, CB, 0)).to(CB.dtype)
+    for level in tl.range(1, LEVELS, num_stages=1):
+        half = product(tl.where((i ^ j) >> level == 1, CB, 0), X, tl.zeros([CHUNK, CHUNK], CB.dtype), SOLVE)
+        X += product(X, half, tl.zeros([CHUNK, CHUNK], CB.dtype), SOLVE)
     return X
 
 
@@ -100,7 +100,7 @@ def inside(
     T, H, K, G_q, G_k, G_b, G_c, G_g, G_beta, chunks,
     q_B, q_T, q_H, k_B, k_T, k_H, b_B, b_T, b_H, c_B, c_T, c_H, g_B, g_T, g_H, beta_B, beta_T, beta_H, g_K,
     AFTER: tl.constexpr, OWN: tl.constexpr, RAGGED: tl.constexpr, KEEP: tl.constexpr, PRECISION: tl.constexpr,
-    SOLVE: tl.constexpr, CHUNK: tl.constexpr, BLOCK_K: tl.constexpr,
+    SOLVE: tl.constexpr, CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, LEVELS: tl.constexpr,
 ):  # fmt: skip
     """Of every chunk [B,H,chunks,..]: Q^ and K^ [CHUNK,BLOCK_K], X [BLOCK_K,BLOCK_K], f [BLOCK_K], Ay [CHUNK,CHUNK].
 
@@ -124,25 +124,29 @@ def inside(
     up, to = at[:, None], at[None, :]
     QK, QB = tl.zeros([CHUNK, CHUNK], kind), tl.zeros([CHUNK, CHUNK], kind)
     CK, CB = tl.zeros([CHUNK, CHUNK], kind), tl.zeros([CHUNK, CHUNK], kind)
+    read, put = tl.zeros([CHUNK], kind), tl.zeros([CHUNK], kind)
     if AFTER:
-        QK = tl.where(up == to, tl.sum(qt * kt, 1)[:, None], QK)
-        QB = tl.where(up == to, tl.sum(qt * bt, 1)[:, None], QB)
+        read, put = tl.sum(qt * kt, 1), tl.sum(qt * bt, 1)
         qt *= tl.exp2(gt)
-    for level in tl.static_range(0, 7):
-        if 2**level < CHUNK:
-            ones, part = halves(level, CHUNK)
-            F = scaled(ones, high, low, kind, PRECISION)
-            QK = parted(qt * F, kt * F, part, QK, op, PRECISION)
-            CK = parted(ct * F, kt * F, part, CK, op, PRECISION)
-            QB = parted(qt * F, bt * F, part, QB, op, PRECISION)
-            CB = parted(ct * F, bt * F, part, CB, op, PRECISION)
+    for step in tl.range(0, LEVELS, num_stages=1):
+        level = LEVELS - 1 - step
+        ones, apart = halves(level, CHUNK)
+        F = scaled(ones, high, low, kind, PRECISION)
+        near = apart < (2 << level)
+        QK = parted(qt * F, kt * F, near, QK, op, PRECISION)
+        CK = parted(ct * F, kt * F, near, CK, op, PRECISION)
+        QB = parted(qt * F, bt * F, near, QB, op, PRECISION)
+        CB = parted(ct * F, bt * F, near, CB, op, PRECISION)
+    QK, CK = tl.where(up > to, QK, 0), tl.where(up > to, CK, 0)
+    QB, CB = tl.where(up > to, QB, 0), tl.where(up > to, CB, 0)
+    QK, QB = tl.where(up == to, read[:, None], QK), tl.where(up == to, put[:, None], QB)
     F = scaled(to < up, high, low, kind, PRECISION)
     qt *= F
     cs = (ct * F).to(op)
     F = scaled(to > up, high, low, kind, PRECISION)
     kt *= F
     be = (bt * F).to(op)
-    M = inverted(CB, CHUNK, SOLVE)
+    M = inverted(CB, CHUNK, LEVELS, SOLVE)
     Lq = product(QB, M, tl.zeros([CHUNK, CHUNK], kind), SOLVE)
     Lk = product(M, CK, tl.zeros([CHUNK, CHUNK], kind), SOLVE)
     Ay = product(Lq, CK, QK, SOLVE)

@@ -134,9 +134,25 @@ def squares(
 
 
 @triton.jit
-def learned(x, y, factors, to, op: tl.constexpr, PRECISION: tl.constexpr):
-    """to + x (factors * y)."""
-    return product(x, (y * factors).to(op), to, PRECISION)
+def below(x):
+    """(x below its diagonal, and that as a column)."""
+    i, j = tl.arange(0, x.shape[0])[:, None], tl.arange(0, x.shape[0])[None, :]
+    return tl.where(i > j, x, 0), tl.sum(tl.where(i == j, x, 0), 1)[:, None]
+
+
+@triton.jit
+def gradients_of(down, dsquares, CHUNK: tl.constexpr):
+    """dQK, dQB, dCK and dCB below the diagonal, and the diagonals of the first two."""
+    qk, own_k = below(tl.load(down))
+    qb, own_b = below(tl.load(dsquares))
+    ck, _ = below(tl.load(dsquares + CHUNK * CHUNK))
+    cb, _ = below(tl.load(dsquares + 2 * CHUNK * CHUNK))
+    return qk, qb, ck, cb, own_k, own_b
+
+
+@triton.jit
+def cut(x, part):
+    return tl.where(part, x, 0)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -145,7 +161,7 @@ def keys(
     T, H, K, G_q, G_k, G_b, G_c, G_g, G_beta, chunks, WIDTH,
     q_B, q_T, q_H, k_B, k_T, k_H, b_B, b_T, b_H, c_B, c_T, c_H, g_B, g_T, g_H, beta_B, beta_T, beta_H, g_K,
     AFTER: tl.constexpr, OWN: tl.constexpr, LEARN: tl.constexpr, RAGGED: tl.constexpr, PRECISION: tl.constexpr,
-    CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK: tl.constexpr, LEVELS: tl.constexpr,
 ):  # fmt: skip
     """dq, dk, db, dc, dg [B,T,H,K] of each head alone, and of each block of keys dbeta [blocks,B,T,H].
 
@@ -158,69 +174,85 @@ def keys(
     row = (program // H // chunks).to(tl.int64)
     start, at, i = n * CHUNK, tl.arange(0, CHUNK), block * BLOCK + tl.arange(0, BLOCK)
     L, chunk = length_of(lengths, row, T, RAGGED), (row * H + h) * chunks + n
-    qt = rows_of(q + row * q_B + head_of(h, G_q, H, q_H), start, at, q_T, i, L, K, kind)
-    kt = rows_of(k + row * k_B + head_of(h, G_k, H, k_H), start, at, k_T, i, L, K, kind)
-    bt = rows_of(b + row * b_B + head_of(h, G_b, H, b_H), start, at, b_T, i, L, K, kind)
-    beta += row * beta_B + head_of(h, G_beta, H, beta_H)
+    q += row * q_B + head_of(h, G_q, H, q_H)
+    k += row * k_B + head_of(h, G_k, H, k_H)
+    b += row * b_B + head_of(h, G_b, H, b_H)
     c += row * c_B + head_of(h, G_c, H, c_H)
-    ct = put_back(c, beta, start, at, i, c_T, beta_T, L, K, kind)
+    beta += row * beta_B + head_of(h, G_beta, H, beta_H)
     gt, high, low = decays_of(g + row * g_B + head_of(h, G_g, H, g_H), start, at, i, g_T, g_K, L, K, kind, op)
     up, to = at[:, None], at[None, :]
     square, rows = up * CHUNK + to, chunk * CHUNK * WIDTH + up * WIDTH + i[None, :]
     dsquares += chunk * 3 * CHUNK * CHUNK + square
-    dQK, dQB = tl.load(down + chunk * CHUNK * CHUNK + square), tl.load(dsquares)
-    dCK, dCB = tl.load(dsquares + CHUNK * CHUNK), tl.load(dsquares + 2 * CHUNK * CHUNK)
+    down += chunk * CHUNK * CHUNK + square
+    place = ((row * T + start) * H + h) * K + up * H * K + i[None, :]
+    mask = (at < T - start)[:, None] & (i < K)[None, :]
     none = tl.zeros([CHUNK, BLOCK], kind)
-    seen = tl.exp2(gt) if AFTER else none + 1
-    old = qt * seen  # q-
+    # The readers, q and c. Two loops, one after the other, keep in registers what one would not.
+    qt = rows_of(q, start, at, q_T, i, L, K, kind)
+    ct = put_back(c, beta, start, at, i, c_T, beta_T, L, K, kind)
+    kt, bt = rows_of(k, start, at, k_T, i, L, K, op), rows_of(b, start, at, b_T, i, L, K, op)
+    qk, qb, ck, cb, own_k, own_b = gradients_of(down, dsquares, CHUNK)
+    if AFTER:
+        qt *= tl.exp2(gt)  # q-
     F = scaled(to < up, high, low, kind, PRECISION)
     dqt, dct = tl.load(dreads + rows).to(kind) * F, tl.load(dback + rows).to(kind) * F
-    dgt = product((to > up).to(op), (old * dqt + ct * dct).to(op), none, PRECISION)
+    dgt = product((to > up).to(op), (qt * dqt + ct * dct).to(op), none, PRECISION)
+    for level in tl.range(0, LEVELS, num_stages=1):
+        ones, apart = halves(level, CHUNK)
+        F = scaled(ones, high, low, kind, PRECISION)
+        part = apart >> level == 1
+        ks, bs = (kt * F).to(op), (bt * F).to(op)
+        x = F * product(cut(qb, part), bs, product(cut(qk, part), ks, none, PRECISION), PRECISION)
+        dqt += x
+        E = qt * x
+        x = F * product(cut(cb, part), bs, product(cut(ck, part), ks, none, PRECISION), PRECISION)
+        dct += x
+        E += ct * x
+        if LEARN:
+            dgt = product(tl.trans(ones.to(op)), E.to(op), dgt, PRECISION)
+    if AFTER:
+        dgt += qt * dqt
+        dqt *= tl.exp2(gt)
+        dqt += own_k * kt + own_b * bt
+    tl.store(dq + place, dqt.to(dq.dtype.element_ty), mask=mask)
+    rate = tl.load(beta + (start + at) * beta_T, mask=at < L - start, other=0).to(kind)
+    tl.store(dc + place, (-rate[:, None] * dct).to(dc.dtype.element_ty), mask=mask)
+    dbeta += block.to(tl.int64) * (tl.num_programs(0) // (H * chunks)) * T * H
+    lost = -tl.sum(rows_of(c, start, at, c_T, i, L, K, kind) * dct, 1)
+    tl.store(dbeta + (row * T + start + at) * H + h, lost, mask=at < T - start)
+    # The writers, k and b.
+    qt = rows_of(q, start, at, q_T, i, L, K, kind)
+    ct = put_back(c, beta, start, at, i, c_T, beta_T, L, K, kind)
+    kt, bt = rows_of(k, start, at, k_T, i, L, K, kind), rows_of(b, start, at, b_T, i, L, K, kind)
+    qk, qb, ck, cb, own_k, own_b = gradients_of(down, dsquares, CHUNK)
     F = scaled(to > up, high, low, kind, PRECISION)
     dkt, dbt = tl.load(dwrites + rows).to(kind) * F, tl.load(dput + rows).to(kind) * F
     dgt = product((to < up).to(op), (kt * dkt + bt * dbt).to(op), dgt, PRECISION)
-    for level in tl.static_range(0, 7):
-        if 2**level < CHUNK:
-            ones, part = halves(level, CHUNK)
-            F = scaled(ones, high, low, kind, PRECISION)
-            qk, qb = tl.where(part, dQK, 0), tl.where(part, dQB, 0)
-            ck, cb = tl.where(part, dCK, 0), tl.where(part, dCB, 0)
-            x = F * learned(qb, bt, F, learned(qk, kt, F, none, op, PRECISION), op, PRECISION)
-            E = old * x
-            dqt += x
-            x = F * learned(cb, bt, F, learned(ck, kt, F, none, op, PRECISION), op, PRECISION)
-            E += ct * x
-            dct += x
-            x = F * learned(tl.trans(ck), ct, F, learned(tl.trans(qk), old, F, none, op, PRECISION), op, PRECISION)
-            E += kt * x
-            dkt += x
-            x = F * learned(tl.trans(cb), ct, F, learned(tl.trans(qb), old, F, none, op, PRECISION), op, PRECISION)
-            E += bt * x
-            dbt += x
-            if LEARN:
-                dgt = product(tl.trans(ones.to(op)), E.to(op), dgt, PRECISION)
     if AFTER:
-        dgt += old * dqt
-        dqt *= seen
-        twice, once = tl.where(up == to, dQK, 0).to(kind), tl.where(up == to, dQB, 0).to(kind)
-        twice, once = tl.sum(twice, 1)[:, None], tl.sum(once, 1)[:, None]
-        dqt += twice * kt + once * bt
-        dkt += twice * qt
-        dbt += once * qt
-    place = ((row * T + start) * H + h) * K + up * H * K + i[None, :]
-    mask = (at < T - start)[:, None] & (i < K)[None, :]
+        dkt += own_k * qt
+        dbt += own_b * qt
+        qt *= tl.exp2(gt)
+    for level in tl.range(0, LEVELS, num_stages=1):
+        ones, apart = halves(level, CHUNK)
+        F = scaled(ones, high, low, kind, PRECISION)
+        part = apart >> level == 1
+        qs, cs = (qt * F).to(op), (ct * F).to(op)
+        x = product(tl.trans(cut(qk, part)), qs, none, PRECISION)
+        x = F * product(tl.trans(cut(ck, part)), cs, x, PRECISION)
+        dkt += x
+        E = kt * x
+        x = product(tl.trans(cut(qb, part)), qs, none, PRECISION)
+        x = F * product(tl.trans(cut(cb, part)), cs, x, PRECISION)
+        dbt += x
+        E += bt * x
+        if LEARN:
+            dgt = product(tl.trans(ones.to(op)), E.to(op), dgt, PRECISION)
     if OWN:
         dkt += dbt
     else:
         tl.store(db + place, dbt.to(db.dtype.element_ty), mask=mask)
-    tl.store(dq + place, dqt.to(dq.dtype.element_ty), mask=mask)
     tl.store(dk + place, dkt.to(dk.dtype.element_ty), mask=mask)
     if LEARN:
         dgt += tl.load(dkeeps + chunk * WIDTH + i)[None, :]
         dgt = tl.where((at < L - start)[:, None], dgt, 0)
         tl.store(dg + place, dgt.to(dg.dtype.element_ty), mask=mask)
-    rate = tl.load(beta + (start + at) * beta_T, mask=at < L - start, other=0).to(kind)
-    bare = rows_of(c, start, at, c_T, i, L, K, kind)
-    tl.store(dc + place, (-rate[:, None] * dct).to(dc.dtype.element_ty), mask=mask)
-    dbeta += block.to(tl.int64) * (tl.num_programs(0) // (H * chunks)) * T * H
-    tl.store(dbeta + (row * T + start + at) * H + h, -tl.sum(bare * dct, 1), mask=at < T - start)

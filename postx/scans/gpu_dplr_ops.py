@@ -55,6 +55,7 @@ class Work:
         self.blocks = gpu_blocks.general(self.op.itemsize, self.K, self.V)
         self.width, self.chunk = gpu_blocks.whole(self.K, self.op.itemsize), self.blocks["chunk"]
         self.T, self.chunks = v.shape[1], -(-v.shape[1] // self.chunk)
+        self.levels = self.chunk.bit_length() - 1
         self.programs = self.B * self.H
         self.precision = {"PRECISION": "tf32x3" if self.op == torch.float32 else "ieee"}
         self.meta = {"RAGGED": lengths is not None, "CHUNK": self.chunk, **self.precision}
@@ -85,7 +86,7 @@ class Work:
         groups, strides = self.groups_and_strides(*tokens)
         sizes = self.T, self.H, self.K, *groups, self.chunks
         self.start(gpu_dplr.inside, (self.programs * self.chunks,), *tokens, self.lengths, *made, *sizes, *strides,
-                   AFTER=not self.before, OWN=self.own, KEEP=keep, BLOCK_K=W, num_warps=warps,
+                   AFTER=not self.before, OWN=self.own, KEEP=keep, BLOCK_K=W, LEVELS=self.levels, num_warps=warps,
                    SOLVE="tf32x3" if self.op == torch.float32 else "tf32")  # fmt: skip
         return made
 
@@ -139,5 +140,5 @@ class Work:
         sizes = self.T, self.H, self.K, *groups, self.chunks, self.width, *strides
         self.start(gpu_dplr_back.keys, (grid, self.width // block), *tokens, self.lengths, down, dsquares, dreads, dwrites,
                    dback, dput, dkeeps, dq, dk, db, dc, dg, dbeta, *sizes, AFTER=not self.before, OWN=self.own, LEARN=learn,
-                   BLOCK=block, num_warps=warps)  # fmt: skip
+                   LEVELS=self.levels, BLOCK=block, num_warps=warps)  # fmt: skip
         return dq, dk, db, dc, dg, dbeta.sum(0)
