@@ -48,9 +48,19 @@ def delta_ops():
     return importlib.import_module("postx.scans.gpu_delta_ops")
 
 
-def delta_in_chunks(g, k_BTHK, v_BTHV):
-    """Whether the GPU takes this delta recurrence in chunks: one decay a head or none, in half precision, K <= 128."""
-    return (g is None or g.dim() in (1, 3)) and v_BTHV.dtype in HALVES and k_BTHK.shape[-1] <= 128
+@functools.cache
+def general_delta_ops():
+    return importlib.import_module("postx.scans.gpu_dplr_ops")
+
+
+def delta_in_chunks(plain, g, k_BTHK, v_BTHV):
+    """The kernels that take this delta recurrence in chunks on a GPU, or None: then it goes token by token.
+
+    "plain" ones know b = c = k, y read after, and one decay a head or none; "general" ones all.
+    """
+    if v_BTHV.dtype not in HALVES or k_BTHK.shape[-1] > 128:
+        return None
+    return "plain" if plain and (g is None or g.dim() in (1, 3)) else "general"
 
 
 def in_chunks(v_BTHV):

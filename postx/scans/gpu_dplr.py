@@ -6,24 +6,25 @@ Every token reads the table before it: with q- = e^g * q, reading after the upda
 puts in, (q'k) v + (q'b) (c'S). Let S begin a chunk, and E_ij = exp(g_(j+1) + ... + g_(i-1)), key by key, be what is
 left before token i of what token j < i wrote. The pairs are sums over keys of three factors,
 
-    QK_ij = q-_i' E_ij k_j for j < i, q_i'k_i for j = i     QB likewise     CK_ij = c_i' E_ij k_j for j < i     CB likewise
+    QK_ij = q-_i' E_ij k_j for j < i, q_i'k_i for j = i        CK_ij = c_i' E_ij k_j for j < i
 
-What all tokens put back is R = c~ S + CK V + CB R, where c~ = E_i0 c, q~ = E_i0 q- are seen from the chunk's start,
-and k^ = E_(C+1)j k, b^ likewise, from its end. CB has only what lies below the diagonal, so M = (I - CB)^-1 exists;
-with W = M c~, Lq = QB M and Lk = M CK
+and QB, CB likewise with b. What the tokens put back is R = c~ S + CK V + CB R, where c~ = E_i0 c and q~ = E_i0 q- are
+seen from the chunk's start, k^ = E_(C+1)j k and b^ from its end. CB is strictly lower triangular, so M = (I - CB)^-1
+exists; with W = M c~, Lq = QB M and Lk = M CK
 
     Y = Q^ S + Ay V              Q^ = q~ + Lq c~            Ay = QK + Lq CK                                   `outputs`
     S <- f * S + X S + K^'V      K^ = k^ + Lk'b^            X = b^'W,  f = exp(g_1 + ... + g_C)               `walk`
 
 Q^, K^, X and Ay need no state (`inside`). The way back is in `gpu_dplr_back`.
 
-E_ij has two tokens and a key, and no matrix product makes it; but it is e^(G_i) e^(-G_j) only where a factor may exceed
-1. So the chunk is halved, and its halves halved, to single tokens. Two tokens part at one level alone, at a middle m with
-j < m <= i, and there E_ij = e^(g_m + ... + g_(i-1)) e^(g_(j+1) + ... + g_(m-1)): both factors are at most 1. At each level
-one factor a token, F, is therefore enough (the first for tokens in a right half, the second in a left half), and one
-product of F * q- with F * k gives all pairs that part there (`halves`). The exponents are a product too, of a matrix of
-zeros and ones with g: every sum is made of its own terms, so none loses the small beside the large. Half precision takes
-g as a sum of two numbers (`scaled`). M is built by doubling, as in `gpu_delta_chunked.solve`.
+E_ij depends on two tokens and a key, so no matrix product makes the pairs as they stand, and splitting E_ij into
+e^(G_i) e^(-G_j) takes a factor above 1. So the chunk is halved, and its halves again, down to single tokens. Two tokens
+part at one level alone, at a middle m with j < m <= i, and E_ij = e^(g_m + ... + g_(i-1)) e^(g_(j+1) + ... + g_(m-1)):
+both factors are at most 1. At each level a token is in a right half and needs the first, or in a left one and needs the
+second: one factor F a token, and one product of F * q- with F * k for all pairs that part there (`halves`, `parted`).
+The exponents are a product too, of zeros and ones with g: each is a sum of its own terms, so that none loses the small
+beside the large. Half precision takes g as a sum of two numbers (`scaled`). M is built by doubling, as in
+`gpu_delta_chunked`.
 """
 
 import triton
@@ -71,7 +72,7 @@ def halves(level, CHUNK: tl.constexpr):
 
 @triton.jit
 def parted(x, y, near, to, op: tl.constexpr, PRECISION: tl.constexpr):
-    """x y' where `near`, else `to`: from the widest halves to single tokens, each level's pairs replace what is no pair."""
+    """x y' where `near`, else `to`: from wide halves to narrow, a level's pairs replace what the last left there."""
     new = product(x.to(op), tl.trans(y.to(op)), tl.zeros([x.shape[0], x.shape[0]], to.dtype), PRECISION)
     return tl.where(near, new, to)
 

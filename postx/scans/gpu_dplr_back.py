@@ -22,10 +22,10 @@ factors and dQK and the others cut to the pairs that part there,
     dq- += F * (dQK (F * k) + dQB (F * b))              dc += F * (dCK (F * k) + dCB (F * b))
     dk  += F * (dQK'(F * q-) + dCK'(F * c))             db += F * (dQB'(F * q-) + dCB'(F * c))
 
-An exponent L g of F learns E = q- * dq- + c * dc + k * dk + b * db of that level, so dg += L'E: as for the exponents, each
-sum is of its own terms. The same holds for the factors from the chunk's start and to its end; f adds f * df to all its
-tokens' dg, and q- = e^g * q adds q- * dq- to the token's own. What is above the diagonal of a square's gradient may be
-anything: it never reaches what lies below.
+An exponent L g of F learns E = q- * dq- + c * dc + k * dk + b * db of that level, so dg += L'E: each sum is of its own
+terms again. The same holds for the factors from the chunk's start and to its end; f adds f * df to the dg of all its
+tokens, and q- = e^g * q adds q- * dq- to the token's own. What stands above the diagonal of a square's gradient may be
+anything: it never reaches what is below.
 """
 
 import triton

@@ -95,8 +95,8 @@ class Work:
         _, blocks, meta, stages = self.value_blocks("walk")
         tables, last = self.new(self.width, self.V), torch.empty_like(first)
         sizes = self.T, self.H, self.K, self.V, self.chunks, *w.stride()[:3]
-        self.start(gpu_dplr.walk, (self.programs, blocks), x, w, moves, keeps, first, self.lengths, tables, last, *sizes,
-                   REVERSE=reverse, STAGES=stages, **meta)  # fmt: skip
+        pointers, grid = (x, w, moves, keeps, first, self.lengths, tables, last), (self.programs, blocks)
+        self.start(gpu_dplr.walk, grid, *pointers, *sizes, REVERSE=reverse, STAGES=stages, **meta)
         return tables, last
 
     def outputs(self, reads, own, tables):
@@ -113,8 +113,9 @@ class Work:
         dkeeps, down = torch.empty_like(keeps), torch.empty_like(own)
         sizes = self.T, self.H, self.V, self.chunks, *self.v.stride()[:3], *dy.stride()[:3]
         _, _, meta, stages = self.value_blocks("values")
-        self.start(gpu_dplr_back.values, (self.programs * self.chunks,), self.v, dy, writes, own, keeps, tables, adjoints,
-                   self.lengths, dv, dreads, dwrites, dmoves, dkeeps, down, *sizes, **meta, num_stages=stages)  # fmt: skip
+        pointers = self.v, dy, writes, own, keeps, tables, adjoints, self.lengths
+        pointers = *pointers, dv, dreads, dwrites, dmoves, dkeeps, down
+        self.start(gpu_dplr_back.values, (self.programs * self.chunks,), *pointers, *sizes, **meta, num_stages=stages)
         return dv, dreads, dwrites, dkeeps, down
 
     def keys(self, dreads, dwrites, dkeeps, down, squares, dmoves, dput, learn):
@@ -123,8 +124,9 @@ class Work:
         tokens = self.b, self.c, self.g, self.beta
         groups, strides = self.groups_and_strides(*tokens)
         sizes = self.T, self.H, self.K, *groups, self.chunks, *strides
-        self.start(gpu_dplr_back.squares, (grid,), *tokens, self.lengths, squares, dreads, dwrites, dmoves, down, dsquares,
-                   dback, dput, *sizes, BLOCK_K=self.width, num_warps=self.blocks["squares"])  # fmt: skip
+        pointers = *tokens, self.lengths, squares, dreads, dwrites, dmoves, down, dsquares, dback, dput
+        meta = {"BLOCK_K": self.width, "num_warps": self.blocks["squares"]}
+        self.start(gpu_dplr_back.squares, (grid,), *pointers, *sizes, **meta)
         block, warps = self.blocks["keys"]
         block = min(block, self.width)
         shape = self.B, self.T, self.H, self.K
@@ -138,7 +140,8 @@ class Work:
         tokens = self.q, self.k, *tokens
         groups, strides = self.groups_and_strides(*tokens)
         sizes = self.T, self.H, self.K, *groups, self.chunks, self.width, *strides
-        self.start(gpu_dplr_back.keys, (grid, self.width // block), *tokens, self.lengths, down, dsquares, dreads, dwrites,
-                   dback, dput, dkeeps, dq, dk, db, dc, dg, dbeta, *sizes, AFTER=not self.before, OWN=self.own, LEARN=learn,
-                   LEVELS=self.levels, BLOCK=block, num_warps=warps)  # fmt: skip
+        pointers = *tokens, self.lengths, down, dsquares, dreads, dwrites, dback, dput, dkeeps
+        pointers = *pointers, dq, dk, db, dc, dg, dbeta
+        meta = {"AFTER": not self.before, "OWN": self.own, "LEARN": learn, "LEVELS": self.levels, "BLOCK": block}
+        self.start(gpu_dplr_back.keys, (grid, self.width // block), *pointers, *sizes, **meta, num_warps=warps)
         return dq, dk, db, dc, dg, dbeta.sum(0)

@@ -121,7 +121,7 @@ def interpreted():
     scans.choose = lambda impl, x, kernel=False: (
         impl if impl == "triton" and kernel else choose(impl, x, kernel)
     )
-    scans._in_chunks = scans._delta_in_chunks = lambda *_: True
+    scans.choice.in_chunks, scans.choice.delta_in_chunks = lambda *_: True, lambda *_: "plain"
     gpu_blocks.decay, gpu_blocks.delta = lambda *_: row, lambda *_: DELTA_ROW
     gpu_blocks.AFFINE, row, found = (16, 8, 4, 1), DECAY_ROW, {}
     for i, (name, (run, make)) in enumerate(CASES.items()):
