@@ -17,15 +17,15 @@ derivative M dCB M:
     M = (I - CB)^-1         dCB = M'dM M'
 
 and last those of the tokens (`keys`, a block of keys at a time). dq~ = dQ^ and dk^ = dK^; at each level, with F its
-factors and dQK and the others cut to the pairs that part there,
+factors (for QK and QB those with the readers' own decay) and dQK and the others cut to the pairs that part there,
 
-    dq- += F * (dQK (F * k) + dQB (F * b))              dc += F * (dCK (F * k) + dCB (F * b))
-    dk  += F * (dQK'(F * q-) + dCK'(F * c))             db += F * (dQB'(F * q-) + dCB'(F * c))
+    dq += F * (dQK (F * k) + dQB (F * b))               dc += F * (dCK (F * k) + dCB (F * b))       `read_by`
+    dk += F * (dQK'(F * q) + dCK'(F * c))               db += F * (dQB'(F * q) + dCB'(F * c))       `written_by`
 
-An exponent L g of F learns E = q- * dq- + c * dc + k * dk + b * db of that level, so dg += L'E: each sum is of its own
-terms again. The same holds for the factors from the chunk's start and to its end; f adds f * df to the dg of all its
-tokens, and q- = e^g * q adds q- * dq- to the token's own. What stands above the diagonal of a square's gradient may be
-anything: it never reaches what is below.
+F = exp(L g), and its exponent learns from each of the four lines E, the token times what is added to its gradient: so
+dg += L'E, and each sum is of its own terms again. The same holds for the factors from the chunk's start and to its end;
+f adds f * df to the dg of all its tokens. What stands above the diagonal of a square's gradient may be anything: it
+never reaches what is below.
 """
 
 import triton
@@ -33,7 +33,7 @@ import triton.language as tl
 
 from postx.scans.gpu_chunked import head_of, product, rows_of
 from postx.scans.gpu_decay import length_of
-from postx.scans.gpu_dplr import decays_of, halves, put_back, scaled
+from postx.scans.gpu_dplr import decays_of, rates, scaled, zeros_and_ones
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -82,28 +82,28 @@ def values(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def squares(
-    b, c, g, beta, lengths, kept, dreads, dwrites, dmoves, down, dsquares, dback, dput,
+    b, c, g, beta, lengths, table, inverse, QB, CK, dreads, dwrites, dmoves, down, dQB, dCK, dCB, dback, dput,
     T, H, K, G_b, G_c, G_g, G_beta, chunks,
     b_B, b_T, b_H, c_B, c_T, c_H, g_B, g_T, g_H, beta_B, beta_T, beta_H, g_K,
-    RAGGED: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr, BLOCK_K: tl.constexpr,
+    RAGGED: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, LEVELS: tl.constexpr,
 ):  # fmt: skip
-    """Of every chunk dsquares [3,CHUNK,CHUNK], dQB, dCK and dCB, and dc~ and db^ [CHUNK,BLOCK_K]."""
-    kind: tl.constexpr = tl.float64 if kept.dtype.element_ty == tl.float64 else tl.float32
-    op: tl.constexpr = kept.dtype.element_ty
+    """Of every chunk dQB, dCK and dCB [CHUNK,CHUNK], and dc~ and db^ [CHUNK,BLOCK_K]."""
+    kind: tl.constexpr = tl.float64 if inverse.dtype.element_ty == tl.float64 else tl.float32
+    op: tl.constexpr = inverse.dtype.element_ty
     program = tl.program_id(0)
     h, n = program % H, (program // H % chunks).to(tl.int64)
     row = (program // H // chunks).to(tl.int64)
     start, at, i = n * CHUNK, tl.arange(0, CHUNK), tl.arange(0, BLOCK_K)
     L, chunk = length_of(lengths, row, T, RAGGED), (row * H + h) * chunks + n
     bt = rows_of(b + row * b_B + head_of(h, G_b, H, b_H), start, at, b_T, i, L, K, kind)
-    beta += row * beta_B + head_of(h, G_beta, H, beta_H)
-    ct = put_back(c + row * c_B + head_of(h, G_c, H, c_H), beta, start, at, i, c_T, beta_T, L, K, kind)
+    rate = rates(beta + row * beta_B + head_of(h, G_beta, H, beta_H), start, at, beta_T, L, kind)
+    ct = rate * rows_of(c + row * c_B + head_of(h, G_c, H, c_H), start, at, c_T, i, L, K, kind)
     _, high, low = decays_of(g + row * g_B + head_of(h, G_g, H, g_H), start, at, i, g_T, g_K, L, K, kind, op)
-    cs = (ct * scaled(at[None, :] < at[:, None], high, low, kind, PRECISION)).to(op)
-    be = (bt * scaled(at[None, :] > at[:, None], high, low, kind, PRECISION)).to(op)
-    square, rows = at[:, None] * CHUNK + at[None, :], at[:, None] * BLOCK_K + i[None, :]
-    kept += chunk * 3 * CHUNK * CHUNK + square
-    M, QB, CK = tl.load(kept), tl.load(kept + CHUNK * CHUNK), tl.load(kept + 2 * CHUNK * CHUNK)
+    start_ones = zeros_and_ones(table, LEVELS, False, CHUNK)
+    cs = (ct * scaled(start_ones, high, low, kind, PRECISION)).to(op)
+    be = (bt * scaled(tl.trans(start_ones), high, low, kind, PRECISION)).to(op)
+    square, rows = chunk * CHUNK * CHUNK + at[:, None] * CHUNK + at[None, :], at[:, None] * BLOCK_K + i[None, :]
+    M, QBt, CKt = tl.load(inverse + square), tl.load(QB + square), tl.load(CK + square)
     small, wide = tl.zeros([CHUNK, CHUNK], kind), tl.zeros([CHUNK, BLOCK_K], kind)
     dX = tl.load(dmoves + chunk * BLOCK_K * BLOCK_K + i[:, None] * BLOCK_K + i[None, :])
     dW = product(be, dX, wide, PRECISION).to(op)
@@ -111,54 +111,92 @@ def squares(
     db = product(W, tl.trans(dX), wide, PRECISION)
     dK = tl.load(dwrites + chunk * CHUNK * BLOCK_K + rows)
     dLk = product(be, tl.trans(dK), small, PRECISION).to(op)
-    Lk = product(M, CK, small, PRECISION).to(op)
+    Lk = product(M, CKt, small, PRECISION).to(op)
     db = product(Lk, dK, db, PRECISION)
     tl.store(dput + chunk * CHUNK * BLOCK_K + rows, db.to(op))
     dQ = tl.load(dreads + chunk * CHUNK * BLOCK_K + rows)
-    dA = tl.load(down + chunk * CHUNK * CHUNK + square)
+    dA = tl.load(down + square)
     dLq = product(dQ, tl.trans(cs), small, PRECISION)
-    dLq = product(dA, tl.trans(CK), dLq, PRECISION).to(op)
-    Lq = product(QB, M, small, PRECISION).to(op)
+    dLq = product(dA, tl.trans(CKt), dLq, PRECISION).to(op)
+    Lq = product(QBt, M, small, PRECISION).to(op)
     dc = product(tl.trans(M), dW, wide, PRECISION)
     dc = product(tl.trans(Lq), dQ, dc, PRECISION)
     tl.store(dback + chunk * CHUNK * BLOCK_K + rows, dc.to(op))
-    dsquares += chunk * 3 * CHUNK * CHUNK + square
-    tl.store(dsquares, product(dLq, tl.trans(M), small, PRECISION).to(op))
-    dCK = product(tl.trans(Lq), dA, small, PRECISION)
-    tl.store(dsquares + CHUNK * CHUNK, product(tl.trans(M), dLk, dCK, PRECISION).to(op))
+    tl.store(dQB + square, product(dLq, tl.trans(M), small, PRECISION).to(op))
+    dCKt = product(tl.trans(Lq), dA, small, PRECISION)
+    tl.store(dCK + square, product(tl.trans(M), dLk, dCKt, PRECISION).to(op))
     dM = product(dW, tl.trans(cs), small, PRECISION)
-    dM = product(tl.trans(QB), dLq, dM, PRECISION)
-    dM = product(dLk, tl.trans(CK), dM, PRECISION).to(op)
+    dM = product(tl.trans(QBt), dLq, dM, PRECISION)
+    dM = product(dLk, tl.trans(CKt), dM, PRECISION).to(op)
     dM = product(tl.trans(M), dM, small, PRECISION).to(op)
-    tl.store(dsquares + 2 * CHUNK * CHUNK, product(dM, tl.trans(M), small, PRECISION).to(op))
-
-
-@triton.jit
-def below(x):
-    """(x below its diagonal, and that as a column)."""
-    i, j = tl.arange(0, x.shape[0])[:, None], tl.arange(0, x.shape[0])[None, :]
-    return tl.where(i > j, x, 0), tl.sum(tl.where(i == j, x, 0), 1)[:, None]
-
-
-@triton.jit
-def gradients_of(down, dsquares, CHUNK: tl.constexpr):
-    """dQK, dQB, dCK and dCB below the diagonal, and the diagonals of the first two."""
-    qk, own_k = below(tl.load(down))
-    qb, own_b = below(tl.load(dsquares))
-    ck, _ = below(tl.load(dsquares + CHUNK * CHUNK))
-    cb, _ = below(tl.load(dsquares + 2 * CHUNK * CHUNK))
-    return qk, qb, ck, cb, own_k, own_b
+    tl.store(dCB + square, product(dM, tl.trans(M), small, PRECISION).to(op))
 
 
 @triton.jit
 def cut(x, part):
-    return tl.where(part, x, 0)
+    """What x points to, where `part`."""
+    return tl.where(part, tl.load(x), 0)
+
+
+@triton.jit
+def both(x, xs, y, ys, kind: tl.constexpr, PRECISION: tl.constexpr):
+    """x xs + y ys."""
+    return product(y, ys, product(x, xs, tl.zeros([xs.shape[0], xs.shape[1]], kind), PRECISION), PRECISION)
+
+
+@triton.jit
+def read_by(
+    x, x_T, k, k_T, b, b_T, dXK, dXB, rate, dx, dgt, table, high, low, start, at, i, L, K, ZERO,
+    AFTER: tl.constexpr, LEARN: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(dx, dgt), with what a reader x, q or rate * c, adds to them at all levels."""
+    kind: tl.constexpr = dx.dtype
+    op: tl.constexpr = high.dtype
+    up, to = at[:, None], at[None, :]
+    for level in tl.range(0, LEVELS, num_stages=1):
+        part, again = ((up ^ to) >> level == 1) & (up > to), level * ZERO
+        ones = zeros_and_ones(table, level, AFTER, at.shape[0])
+        F = scaled(ones, high, low, kind, PRECISION)
+        ks = (rows_of(k + again, start, at, k_T, i, L, K, kind) * F).to(op)
+        bs = (rows_of(b + again, start, at, b_T, i, L, K, kind) * F).to(op)
+        new = F * both(cut(dXK + again, part), ks, cut(dXB + again, part), bs, kind, PRECISION)
+        dx += new
+        if LEARN:
+            E = rows_of(x + again, start, at, x_T, i, L, K, kind) * rate * new
+            dgt = product(tl.trans(ones), E.to(op), dgt, PRECISION)
+    return dx, dgt
+
+
+@triton.jit
+def written_by(
+    y, y_T, q, q_T, c, c_T, dQY, dCY, rate, dy, dgt, table, high, low, start, at, i, L, K, ZERO,
+    AFTER: tl.constexpr, LEARN: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(dy, dgt), with what a writer y, k or b, adds to them at all levels."""
+    kind: tl.constexpr = dy.dtype
+    op: tl.constexpr = high.dtype
+    up, to = at[:, None], at[None, :]
+    for level in tl.range(0, LEVELS, num_stages=1):
+        part, again = ((up ^ to) >> level == 1) & (up > to), level * ZERO
+        F = scaled(zeros_and_ones(table, level, AFTER, at.shape[0]), high, low, kind, PRECISION)
+        qs = (rows_of(q + again, start, at, q_T, i, L, K, kind) * F).to(op)
+        ones = zeros_and_ones(table, level, False, at.shape[0])
+        if AFTER:
+            F = scaled(ones, high, low, kind, PRECISION)
+        cs = (rows_of(c + again, start, at, c_T, i, L, K, kind) * F * rate).to(op)
+        new = F * both(tl.trans(cut(dQY + again, part)), qs, tl.trans(cut(dCY + again, part)), cs, kind, PRECISION)
+        dy += new
+        if LEARN:
+            E = rows_of(y + again, start, at, y_T, i, L, K, kind) * new
+            dgt = product(tl.trans(ones), E.to(op), dgt, PRECISION)
+    return dy, dgt
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def keys(
-    q, k, b, c, g, beta, lengths, down, dsquares, dreads, dwrites, dback, dput, dkeeps, dq, dk, db, dc, dg, dbeta,
-    T, H, K, G_q, G_k, G_b, G_c, G_g, G_beta, chunks, WIDTH,
+    q, k, b, c, g, beta, lengths, table, dQK, dQB, dCK, dCB, dreads, dwrites, dback,
+    dput, dkeeps, dq, dk, db, dc, dg, dbeta,
+    T, H, K, G_q, G_k, G_b, G_c, G_g, G_beta, chunks, WIDTH, ZERO,
     q_B, q_T, q_H, k_B, k_T, k_H, b_B, b_T, b_H, c_B, c_T, c_H, g_B, g_T, g_H, beta_B, beta_T, beta_H, g_K,
     AFTER: tl.constexpr, OWN: tl.constexpr, LEARN: tl.constexpr, RAGGED: tl.constexpr, PRECISION: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK: tl.constexpr, LEVELS: tl.constexpr,
@@ -178,80 +216,55 @@ def keys(
     k += row * k_B + head_of(h, G_k, H, k_H)
     b += row * b_B + head_of(h, G_b, H, b_H)
     c += row * c_B + head_of(h, G_c, H, c_H)
-    beta += row * beta_B + head_of(h, G_beta, H, beta_H)
-    gt, high, low = decays_of(g + row * g_B + head_of(h, G_g, H, g_H), start, at, i, g_T, g_K, L, K, kind, op)
+    rate = rates(beta + row * beta_B + head_of(h, G_beta, H, beta_H), start, at, beta_T, L, kind)
+    _, high, low = decays_of(g + row * g_B + head_of(h, G_g, H, g_H), start, at, i, g_T, g_K, L, K, kind, op)
     up, to = at[:, None], at[None, :]
-    square, rows = up * CHUNK + to, chunk * CHUNK * WIDTH + up * WIDTH + i[None, :]
-    dsquares += chunk * 3 * CHUNK * CHUNK + square
-    down += chunk * CHUNK * CHUNK + square
+    rows, square = chunk * CHUNK * WIDTH + up * WIDTH + i[None, :], chunk * CHUNK * CHUNK + up * CHUNK + to
+    dQK, dQB, dCK, dCB = dQK + square, dQB + square, dCK + square, dCB + square
     place = ((row * T + start) * H + h) * K + up * H * K + i[None, :]
-    mask = (at < T - start)[:, None] & (i < K)[None, :]
-    none = tl.zeros([CHUNK, BLOCK], kind)
-    # The readers, q and c. Two loops, one after the other, keep in registers what one would not.
-    qt = rows_of(q, start, at, q_T, i, L, K, kind)
-    ct = put_back(c, beta, start, at, i, c_T, beta_T, L, K, kind)
-    kt, bt = rows_of(k, start, at, k_T, i, L, K, op), rows_of(b, start, at, b_T, i, L, K, op)
-    qk, qb, ck, cb, own_k, own_b = gradients_of(down, dsquares, CHUNK)
+    mask, none = (at < T - start)[:, None] & (i < K)[None, :], tl.zeros([CHUNK, BLOCK], kind)
+    # q
+    own_k, own_b = tl.zeros([CHUNK, 1], kind), tl.zeros([CHUNK, 1], kind)  # dQK and dQB of a token with itself
     if AFTER:
-        qt *= tl.exp2(gt)  # q-
-    F = scaled(to < up, high, low, kind, PRECISION)
-    dqt, dct = tl.load(dreads + rows).to(kind) * F, tl.load(dback + rows).to(kind) * F
-    dgt = product((to > up).to(op), (qt * dqt + ct * dct).to(op), none, PRECISION)
-    for level in tl.range(0, LEVELS, num_stages=1):
-        ones, apart = halves(level, CHUNK)
-        F = scaled(ones, high, low, kind, PRECISION)
-        part = apart >> level == 1
-        ks, bs = (kt * F).to(op), (bt * F).to(op)
-        x = F * product(cut(qb, part), bs, product(cut(qk, part), ks, none, PRECISION), PRECISION)
-        dqt += x
-        E = qt * x
-        x = F * product(cut(cb, part), bs, product(cut(ck, part), ks, none, PRECISION), PRECISION)
-        dct += x
-        E += ct * x
-        if LEARN:
-            dgt = product(tl.trans(ones.to(op)), E.to(op), dgt, PRECISION)
-    if AFTER:
-        dgt += qt * dqt
-        dqt *= tl.exp2(gt)
-        dqt += own_k * kt + own_b * bt
-    tl.store(dq + place, dqt.to(dq.dtype.element_ty), mask=mask)
-    rate = tl.load(beta + (start + at) * beta_T, mask=at < L - start, other=0).to(kind)
-    tl.store(dc + place, (-rate[:, None] * dct).to(dc.dtype.element_ty), mask=mask)
+        own_k += tl.sum(cut(dQK, up == to), 1)[:, None]
+        own_b += tl.sum(cut(dQB, up == to), 1)[:, None]
+    ones = zeros_and_ones(table, LEVELS, AFTER, CHUNK)
+    dx = tl.load(dreads + rows).to(kind) * scaled(ones, high, low, kind, PRECISION)
+    E = rows_of(q, start, at, q_T, i, L, K, kind) * dx
+    dgt = product(tl.trans(ones), E.to(op), none, PRECISION)
+    dx, dgt = read_by(q, q_T, k, k_T, b, b_T, dQK, dQB, 1.0, dx, dgt, table, high, low, start, at, i, L, K, ZERO,
+                      AFTER, LEARN, LEVELS, PRECISION)  # fmt: skip
+    dx += own_k * rows_of(k, start, at, k_T, i, L, K, kind) + own_b * rows_of(b, start, at, b_T, i, L, K, kind)
+    tl.store(dq + place, dx.to(dq.dtype.element_ty), mask=mask)
+    # c
+    ones = zeros_and_ones(table, LEVELS, False, CHUNK)
+    dx = tl.load(dback + rows).to(kind) * scaled(ones, high, low, kind, PRECISION)
+    E = rows_of(c, start, at, c_T, i, L, K, kind) * rate * dx
+    dgt = product(tl.trans(ones), E.to(op), dgt, PRECISION)
+    dx, dgt = read_by(c, c_T, k, k_T, b, b_T, dCK, dCB, rate, dx, dgt, table, high, low, start, at, i, L, K, ZERO,
+                      False, LEARN, LEVELS, PRECISION)  # fmt: skip
+    tl.store(dc + place, (rate * dx).to(dc.dtype.element_ty), mask=mask)
+    lost = -tl.sum(rows_of(c, start, at, c_T, i, L, K, kind) * dx, 1)
     dbeta += block.to(tl.int64) * (tl.num_programs(0) // (H * chunks)) * T * H
-    lost = -tl.sum(rows_of(c, start, at, c_T, i, L, K, kind) * dct, 1)
     tl.store(dbeta + (row * T + start + at) * H + h, lost, mask=at < T - start)
-    # The writers, k and b.
-    qt = rows_of(q, start, at, q_T, i, L, K, kind)
-    ct = put_back(c, beta, start, at, i, c_T, beta_T, L, K, kind)
-    kt, bt = rows_of(k, start, at, k_T, i, L, K, kind), rows_of(b, start, at, b_T, i, L, K, kind)
-    qk, qb, ck, cb, own_k, own_b = gradients_of(down, dsquares, CHUNK)
-    F = scaled(to > up, high, low, kind, PRECISION)
-    dkt, dbt = tl.load(dwrites + rows).to(kind) * F, tl.load(dput + rows).to(kind) * F
-    dgt = product((to < up).to(op), (kt * dkt + bt * dbt).to(op), dgt, PRECISION)
-    if AFTER:
-        dkt += own_k * qt
-        dbt += own_b * qt
-        qt *= tl.exp2(gt)
-    for level in tl.range(0, LEVELS, num_stages=1):
-        ones, apart = halves(level, CHUNK)
-        F = scaled(ones, high, low, kind, PRECISION)
-        part = apart >> level == 1
-        qs, cs = (qt * F).to(op), (ct * F).to(op)
-        x = product(tl.trans(cut(qk, part)), qs, none, PRECISION)
-        x = F * product(tl.trans(cut(ck, part)), cs, x, PRECISION)
-        dkt += x
-        E = kt * x
-        x = product(tl.trans(cut(qb, part)), qs, none, PRECISION)
-        x = F * product(tl.trans(cut(cb, part)), cs, x, PRECISION)
-        dbt += x
-        E += bt * x
-        if LEARN:
-            dgt = product(tl.trans(ones.to(op)), E.to(op), dgt, PRECISION)
-    if OWN:
-        dkt += dbt
-    else:
-        tl.store(db + place, dbt.to(db.dtype.element_ty), mask=mask)
-    tl.store(dk + place, dkt.to(dk.dtype.element_ty), mask=mask)
+    # b
+    F = scaled(tl.trans(ones), high, low, kind, PRECISION)
+    dy = tl.load(dput + rows).to(kind) * F
+    dgt = product(ones, (rows_of(b, start, at, b_T, i, L, K, kind) * dy).to(op), dgt, PRECISION)
+    dy, dgt = written_by(b, b_T, q, q_T, c, c_T, dQB, dCB, rate, dy, dgt, table, high, low, start, at, i, L, K, ZERO,
+                         AFTER, LEARN, LEVELS, PRECISION)  # fmt: skip
+    dy += own_b * rows_of(q, start, at, q_T, i, L, K, kind)
+    if not OWN:
+        tl.store(db + place, dy.to(db.dtype.element_ty), mask=mask)
+        dy = none
+    # k
+    F = scaled(tl.trans(ones), high, low, kind, PRECISION)
+    dx = tl.load(dwrites + rows).to(kind) * F
+    dgt = product(ones, (rows_of(k, start, at, k_T, i, L, K, kind) * dx).to(op), dgt, PRECISION)
+    dx, dgt = written_by(k, k_T, q, q_T, c, c_T, dQK, dCK, rate, dx, dgt, table, high, low, start, at, i, L, K, ZERO,
+                         AFTER, LEARN, LEVELS, PRECISION)  # fmt: skip
+    dx += own_k * rows_of(q, start, at, q_T, i, L, K, kind) + dy
+    tl.store(dk + place, dx.to(dk.dtype.element_ty), mask=mask)
     if LEARN:
         dgt += tl.load(dkeeps + chunk * WIDTH + i)[None, :]
         dgt = tl.where((at < L - start)[:, None], dgt, 0)

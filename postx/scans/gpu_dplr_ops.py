@@ -22,7 +22,7 @@ class General(Function):
         ctx.before = before
         ctx.save_for_backward(q, k, v, g, b, c, beta, S, lengths)
         work = Work(q, k, v, g, b, c, beta, S, lengths, before)
-        reads, writes, moves, keeps, own, _ = work.inside(keep=False)
+        reads, writes, moves, keeps, own, *_ = work.inside(keep=False)
         tables, last = work.walk(writes, v, moves, keeps, S)
         return work.outputs(reads, own, tables), last
 
@@ -31,7 +31,7 @@ class General(Function):
     def backward(ctx, dy, dlast):
         q, k, v, g, b, c, beta, S, lengths = ctx.saved_tensors
         dy, work = dense(dy), Work(q, k, v, g, b, c, beta, S, lengths, ctx.before)
-        reads, writes, moves, keeps, own, squares = work.inside(keep=True)
+        reads, writes, moves, keeps, own, *squares = work.inside(keep=True)
         tables, _ = work.walk(writes, v, moves, keeps, S)
         adjoints, dS = work.walk(reads, dy, moves, keeps, dlast.contiguous(), reverse=True)
         dv, *down = work.values(dy, writes, own, keeps, tables, adjoints, reads, moves)
@@ -57,8 +57,11 @@ class Work:
         self.T, self.chunks = v.shape[1], -(-v.shape[1] // self.chunk)
         self.levels = self.chunk.bit_length() - 1
         self.programs = self.B * self.H
+        self.cells = self.programs * self.chunks
         self.precision = {"PRECISION": "tf32x3" if self.op == torch.float32 else "ieee"}
         self.meta = {"RAGGED": lengths is not None, "CHUNK": self.chunk, **self.precision}
+        self.ones = v.new_empty(self.levels + 1, 2, self.chunk, self.chunk, dtype=self.op)
+        launch(gpu_dplr.ones, (1,), v, self.ones, CHUNK=self.chunk, LEVELS=self.levels)
 
     def new(self, *shape, dtype=None):
         """Room for something of every chunk."""
@@ -78,17 +81,25 @@ class Work:
         return block, -(-self.V // block), {"BLOCK_K": self.width, "BLOCK_V": block, "num_warps": warps}, stages
 
     def inside(self, keep):
-        """Q^, K^, X, f, Ay and, with `keep`, M, QB and CK of every chunk."""
-        C, W, warps = self.chunk, self.width, self.blocks["inside"]
+        """Q^, K^, X, f, Ay, QB, CK and, with `keep`, M of every chunk."""
+        C, W, after = self.chunk, self.width, not self.before
+        warps, meta = self.blocks["pairs"], {"LEVELS": self.levels, "BLOCK_K": W}
+        QK, QB, CK, CB = (self.new(C, C, dtype=kind) for kind in (self.op, self.op, self.op, self.kind))
+        for x, put, XK, XB in ((self.q, False, QK, QB), (self.c, True, CK, CB)):
+            tokens = x, self.k, self.b, self.g, self.beta
+            groups, strides = self.groups_and_strides(*tokens)
+            sizes = self.T, self.H, self.K, *groups, self.chunks, 0, *strides
+            self.start(gpu_dplr.pairs, (self.cells,), *tokens, self.lengths, self.ones, XK, XB, *sizes, PUT=put,
+                       AFTER=after and not put, OWN=self.own, num_warps=warps, **meta)  # fmt: skip
         made = self.new(C, W), self.new(C, W), self.new(W, W), self.new(W, dtype=self.kind), self.new(C, C)
-        made = *made, self.new(3, C, C) if keep else None
+        inverse = self.new(C, C) if keep else None
         tokens = self.q, self.k, self.b, self.c, self.g, self.beta
         groups, strides = self.groups_and_strides(*tokens)
-        sizes = self.T, self.H, self.K, *groups, self.chunks
-        self.start(gpu_dplr.inside, (self.programs * self.chunks,), *tokens, self.lengths, *made, *sizes, *strides,
-                   AFTER=not self.before, OWN=self.own, KEEP=keep, BLOCK_K=W, LEVELS=self.levels, num_warps=warps,
-                   SOLVE="tf32x3" if self.op == torch.float32 else "tf32")  # fmt: skip
-        return made
+        sizes = self.T, self.H, self.K, *groups, self.chunks, *strides
+        pointers = *tokens, self.lengths, self.ones, QK, QB, CK, CB, *made, inverse
+        self.start(gpu_dplr.inside, (self.cells,), *pointers, *sizes, AFTER=after, KEEP=keep, **meta,
+                   num_warps=self.blocks["inside"], SOLVE="tf32x3" if self.op == torch.float32 else "tf32")  # fmt: skip
+        return *made, QB, CK, inverse
 
     def walk(self, x, w, moves, keeps, first, reverse=False):
         """The table before every chunk, or its gradient behind, and what comes out at the end."""
@@ -103,7 +114,7 @@ class Work:
         y = self.v.new_empty(self.v.shape)
         _, blocks, meta, _ = self.value_blocks("outputs")
         sizes = self.T, self.H, self.V, self.chunks, *self.v.stride()[:3]
-        grid = self.programs * self.chunks, blocks
+        grid = self.cells, blocks
         self.start(gpu_dplr.outputs, grid, reads, own, tables, self.v, self.lengths, y, *sizes, **meta)
         return y
 
@@ -115,18 +126,19 @@ class Work:
         _, _, meta, stages = self.value_blocks("values")
         pointers = self.v, dy, writes, own, keeps, tables, adjoints, self.lengths
         pointers = *pointers, dv, dreads, dwrites, dmoves, dkeeps, down
-        self.start(gpu_dplr_back.values, (self.programs * self.chunks,), *pointers, *sizes, **meta, num_stages=stages)
+        self.start(gpu_dplr_back.values, (self.cells,), *pointers, *sizes, **meta, num_stages=stages)
         return dv, dreads, dwrites, dkeeps, down
 
     def keys(self, dreads, dwrites, dkeeps, down, squares, dmoves, dput, learn):
         """The gradients of q, k, b, c, g and beta, each head alone; dput overwrites K^."""
-        dsquares, dback, grid = torch.empty_like(squares), torch.empty_like(dreads), self.programs * self.chunks
+        QB, CK, inverse = squares
+        dQB, dCK, dCB, dback = *(torch.empty_like(QB) for _ in range(3)), torch.empty_like(dreads)
         tokens = self.b, self.c, self.g, self.beta
         groups, strides = self.groups_and_strides(*tokens)
         sizes = self.T, self.H, self.K, *groups, self.chunks, *strides
-        pointers = *tokens, self.lengths, squares, dreads, dwrites, dmoves, down, dsquares, dback, dput
-        meta = {"BLOCK_K": self.width, "num_warps": self.blocks["squares"]}
-        self.start(gpu_dplr_back.squares, (grid,), *pointers, *sizes, **meta)
+        pointers = *tokens, self.lengths, self.ones, inverse, QB, CK, dreads, dwrites, dmoves, down, dQB, dCK, dCB
+        meta = {"LEVELS": self.levels, "BLOCK_K": self.width, "num_warps": self.blocks["squares"]}
+        self.start(gpu_dplr_back.squares, (self.cells,), *pointers, dback, dput, *sizes, **meta)
         block, warps = self.blocks["keys"]
         block = min(block, self.width)
         shape = self.B, self.T, self.H, self.K
@@ -139,9 +151,9 @@ class Work:
         dbeta = self.v.new_empty(self.width // block, *shape[:3], dtype=self.kind)
         tokens = self.q, self.k, *tokens
         groups, strides = self.groups_and_strides(*tokens)
-        sizes = self.T, self.H, self.K, *groups, self.chunks, self.width, *strides
-        pointers = *tokens, self.lengths, down, dsquares, dreads, dwrites, dback, dput, dkeeps
+        sizes = self.T, self.H, self.K, *groups, self.chunks, self.width, 0, *strides
+        pointers = *tokens, self.lengths, self.ones, down, dQB, dCK, dCB, dreads, dwrites, dback, dput, dkeeps
         pointers = *pointers, dq, dk, db, dc, dg, dbeta
         meta = {"AFTER": not self.before, "OWN": self.own, "LEARN": learn, "LEVELS": self.levels, "BLOCK": block}
-        self.start(gpu_dplr_back.keys, (grid, self.width // block), *pointers, *sizes, **meta, num_warps=warps)
+        self.start(gpu_dplr_back.keys, (self.cells, self.width // block), *pointers, *sizes, **meta, num_warps=warps)
         return dq, dk, db, dc, dg, dbeta.sum(0)

@@ -54,7 +54,8 @@ CASES = {
 # ---------------------------------------------------------------- in the interpreter
 
 BLOCK = (16, 4, 1)
-ROW = {"chunk": 16, "inside": 4, "squares": 4, "keys": (16, 4)} | dict.fromkeys(("walk", "outputs", "values"), BLOCK)
+ROW = {"chunk": 16, "keys": (16, 4)} | dict.fromkeys(("pairs", "inside", "squares"), 4)
+ROW |= dict.fromkeys(("walk", "outputs", "values"), BLOCK)
 SIZE = (1, 37, 2, 17, 18)  # B, T, H, K, V: three chunks and two blocks of each width, the last ones cut short
 HALVES = "a token and key", "a token and key, steep"
 
