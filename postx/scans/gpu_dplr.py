@@ -8,8 +8,8 @@ and D_ij = e^(g_i) E_ij behind it. The pairs are sums over keys of three factors
     QK_ij = q_i' D_ij k_j for j <= i (D_ii = 1)        CK_ij = c_i' E_ij k_j for j < i
 
 and QB, CB likewise with b. (Where y reads the old state, E stands for D, and the diagonals are 0.) What the tokens put
-back is R = c~ S + CK V + CB R, where q~ = D_i0 q and c~ = E_i0 c are seen from the chunk's start, k^ = E_(C+1)j k and b^
-from its end. CB is strictly lower triangular, so M = (I - CB)^-1 exists; with W = M c~, Lq = QB M and Lk = M CK
+back is R = c~ S + CK V + CB R, where q~ = D_i0 q and c~ = E_i0 c are seen from the chunk's start, and k^ = E_(C+1)j k
+and b^ from its end. CB is strictly lower triangular, so M = (I - CB)^-1 exists; with W = M c~, Lq = QB M, Lk = M CK
 
     Y = Q^ S + Ay V              Q^ = q~ + Lq c~            Ay = QK + Lq CK                                   `outputs`
     S <- f * S + X S + K^'V      K^ = k^ + Lk'b^            X = b^'W,  f = exp(g_1 + ... + g_C)               `walk`
