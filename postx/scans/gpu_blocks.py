@@ -40,8 +40,8 @@ DELTA = {
     (2, 64, 64): {"chunk": 64, "solve": 4, "forward": (64, 4, 1), "backward": (64, 4, 1), "gradients": (64, 4, 1)},
     (4, 64, 64): {"chunk": 32, "solve": 4, "forward": (32, 4, 1), "backward": (32, 4, 1), "gradients": (32, 4, 1)},
 }
-# The same for the general delta recurrence: tokens of a chunk; (block of V, warps, stages) of "walk", "outputs" and
-# "values", warps of "pairs", "inside" and "squares", (block of K, warps) of "keys".
+# The same for the general delta recurrence, for half precision alone: tokens of a chunk; (block of V, warps, stages) of
+# "walk", "outputs" and "values", warps of "pairs", "inside" and "squares", (block of K, warps) of "keys".
 GENERAL = {
     (2, 128, 128): {
         "chunk": 64, "pairs": 4, "inside": 8, "walk": (128, 8, 2), "outputs": (128, 4, 1), "values": (64, 8, 1),
@@ -50,10 +50,6 @@ GENERAL = {
     (2, 64, 64): {
         "chunk": 64, "pairs": 4, "inside": 4, "walk": (64, 4, 3), "outputs": (64, 4, 1), "values": (64, 4, 1),
         "squares": 4, "keys": (64, 4),
-    },
-    (4, 64, 64): {
-        "chunk": 32, "pairs": 4, "inside": 4, "walk": (32, 4, 2), "outputs": (64, 4, 1), "values": (32, 4, 1),
-        "squares": 4, "keys": (32, 4),
     },
 }  # fmt: skip
 SHARE = 8  # heads with q and k in common whose gradients one program adds up

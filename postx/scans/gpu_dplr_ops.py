@@ -1,4 +1,7 @@
-"""The kernels of the general delta recurrence as a torch function with gradients. First order only."""
+"""The kernels of the general delta recurrence as a torch function with gradients. First order only.
+
+Forward keeps nothing but its arguments: the way back makes the chunks and the tables again.
+"""
 
 import torch
 from torch.autograd import Function
@@ -58,8 +61,7 @@ class Work:
         self.levels = self.chunk.bit_length() - 1
         self.programs = self.B * self.H
         self.cells = self.programs * self.chunks
-        self.precision = {"PRECISION": "tf32x3" if self.op == torch.float32 else "ieee"}
-        self.meta = {"RAGGED": lengths is not None, "CHUNK": self.chunk, **self.precision}
+        self.meta = {"RAGGED": lengths is not None, "CHUNK": self.chunk, "PRECISION": "ieee"}
         self.ones = v.new_empty(self.levels + 1, 2, self.chunk, self.chunk, dtype=self.op)
         launch(gpu_dplr.ones, (1,), v, self.ones, CHUNK=self.chunk, LEVELS=self.levels)
 
@@ -98,7 +100,7 @@ class Work:
         sizes = self.T, self.H, self.K, *groups, self.chunks, *strides
         pointers = *tokens, self.lengths, self.ones, QK, QB, CK, CB, *made, inverse
         self.start(gpu_dplr.inside, (self.cells,), *pointers, *sizes, AFTER=after, KEEP=keep, **meta,
-                   num_warps=self.blocks["inside"], SOLVE="tf32x3" if self.op == torch.float32 else "tf32")  # fmt: skip
+                   num_warps=self.blocks["inside"], SOLVE="tf32")  # fmt: skip
         return *made, QB, CK, inverse
 
     def walk(self, x, w, moves, keeps, first, reverse=False):
