@@ -13,8 +13,8 @@ IMPLEMENTATIONS = ("reference", "numba")  # on a CPU, of every recurrence; "auto
 GPU_IMPLEMENTATIONS = ("reference", "triton")  # on a CUDA device, where triton has a kernel for the case
 HALVES = torch.float16, torch.bfloat16
 MOST_KEYS, MOST_STATES = 256, 128  # the widest state that the triton kernels keep in registers
-# The general delta recurrence's chunks take many launches. On an H200, H=16 K=V=64: at T=256 0.5 ms forward and 2.8 both
-# ways (B=1 and B=8), token by token 0.3 and 1.6; at T=4096 and B=8 1.9 and 9.3, token by token 4.3 and 24.
+# The general delta recurrence's chunks take many launches. On an H200, H=16 K=V=64, at T=256: 0.5 ms forward, 2.8 with
+# the way back (B=1 and B=8), token by token 0.3 and 1.6. At T=4096 and B=8: 1.9 and 9.3, token by token 4.3 and 24.
 FEWEST_TOKENS = 512
 
 
