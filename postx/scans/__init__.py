@@ -104,11 +104,15 @@ def decay(
     table = decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B, wide)
     H = v_BTHV.shape[2]
     check_shared("q_BTHK", q_BTHK.shape[2], H)
-    if chosen == "triton" and read == "after" and table.g.shape[3] == 1 and choice.in_chunks(v_BTHV):
-        q, k, v, g4, S, _ = table
-        y, S = choice.chunked_ops().Chunked.apply(q, k, v, None if g is None else g4[..., 0], S, lengths_B)
+    if chosen == "triton" and choice.in_chunks(v_BTHV):
+        q, k, v, g4, S, u = table
+        if read == "after" and g4.shape[3] == 1:
+            y, S = choice.chunked_ops().Chunked.apply(q, k, v, None if g is None else g4[..., 0], S, lengths_B)
+        else:
+            u = None if u_HK is None else u
+            y, S = choice.keys_ops().Keys.apply(q, k, v, g4, S, u, lengths_B, read == "before")
         return real(y, lengths_B).to(v_BTHV.dtype), S
-    table = table._replace(g=table.g.exp())
+    table = table._replace(g=table.g.to(table.S.dtype).exp())
     if chosen == "triton":
         *tensors, u = table
         y, S = choice.gpu_ops().Decay.apply(*tensors, None if u_HK is None else u, lengths_B, read == "before")

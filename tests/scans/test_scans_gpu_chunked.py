@@ -58,6 +58,22 @@ def frozen():
     return run, inputs
 
 
+def keyed(axes, readers=2, writers=2, faders=None, read="after", bonus=False, steep=False):
+    """`decay` with one decay a key, or with the old table read."""
+
+    def run(impl, lengths, q, k, v, g, S, u):
+        return scans.decay(q, k, v, g, S, read=read, u_HK=u, lengths_B=lengths, impl=impl)
+
+    def inputs(B, T, H, K, V):
+        g = fading(axes, B=B, T=T, H=faders or H, K=K)
+        if steep:
+            g[:, ::7], g[:, 3::11, :, ::2], g[:, 5::9, :, 1::3] = -math.inf, -1e9, 0
+        u = randn(H, K, seed=5) if bonus else None
+        return *keys(B, T, K, readers, writers), randn(B, T, H, V, seed=2), g, randn(B, H, K, V, seed=3), u
+
+    return run, inputs
+
+
 def delta(axes, readers=2, writers=2, same=False):
     def run(impl, lengths, q, k, v, g, beta, S):
         return scans.delta(q, k, v, beta, g, S, lengths_B=lengths, impl=impl)
@@ -89,6 +105,16 @@ CASES = {
     "decay, none, shared heads": decay(None, 2, 1),
     "decay, frozen": frozen(),
     "decay, steep": decay("BTH", steep=True),
+    "keys, a head": keyed("HK"),
+    "keys, a token": keyed("BTHK"),
+    "keys, a token, shared heads": keyed("BTHK", 1, 2, faders=1),
+    "keys, steep": keyed("BTHK", steep=True),
+    "keys, steep, read before": keyed("BTHK", read="before", bonus=True, steep=True),
+    "keys, read before": keyed("BTHK", 2, 1, read="before"),
+    "keys, bonus": keyed("BTHK", read="before", bonus=True),
+    "keys, bonus, a head": keyed("HK", read="before", bonus=True, faders=1),
+    "none, read before": keyed(None, read="before"),
+    "one decay, bonus": keyed("BTH", read="before", bonus=True),
     "delta, none": delta(None),
     "delta, a head": delta("H", 1, 2),
     "delta, a token": delta("BTH", 2, 1),
@@ -99,9 +125,10 @@ CASES = {
 # ---------------------------------------------------------------- in the interpreter
 
 BLOCK = (16, 16, 4, 1)
+KEYS_ROW = {"walk": BLOCK, "outputs": (*BLOCK, 1), "gradients": (*BLOCK, 1), "chunk": 16}
 DECAY_ROW = dict.fromkeys(("fused", "walk", "dv", "dk", "dq", "dg"), BLOCK) | {"chunk": 16}
 DELTA_ROW = dict.fromkeys(("forward", "backward", "gradients"), BLOCK[1:]) | {"chunk": 16, "solve": 4}
-HALVES = "decay, a token", "delta, a token"
+HALVES = "decay, a token", "keys, a token", "keys, bonus", "delta, a token"
 WAYS = "decay, none", "decay, a token, shared heads"
 SIZE = (1, 21, 2, 17, 18)  # B, T, H, K, V: two chunks and two blocks of each width, the second ones cut short
 
@@ -121,8 +148,8 @@ def interpreted():
     scans.choose = lambda impl, x, kernel=False: (
         impl if impl == "triton" and kernel else choose(impl, x, kernel)
     )
-    scans._in_chunks = scans._delta_in_chunks = lambda *_: True
-    gpu_blocks.decay, gpu_blocks.delta = lambda *_: row, lambda *_: DELTA_ROW
+    scans.choice.in_chunks = scans.choice.delta_in_chunks = lambda *_: True
+    gpu_blocks.decay, gpu_blocks.delta, gpu_blocks.keys = lambda *_: row, lambda *_: DELTA_ROW, lambda *_: KEYS_ROW
     gpu_blocks.AFFINE, row, found = (16, 8, 4, 1), DECAY_ROW, {}
     for i, (name, (run, make)) in enumerate(CASES.items()):
         B, lengths = 1 + i % 2, torch.tensor([21, 9]) if i % 2 else None
@@ -138,8 +165,9 @@ def interpreted():
         gpu_blocks.segments, row = segments, DECAY_ROW
     for name in HALVES:  # not bfloat16: the interpreter multiplies its bits
         run, make = CASES[name]
-        half = [x.half() for x in make(*SIZE)]
-        got, want = results(run, half, "triton", None), results(run, [x.double() for x in half], "reference", None)
+        half = [None if x is None else x.half() for x in make(*SIZE)]
+        wide = [None if x is None else x.double() for x in half]
+        got, want = results(run, half, "triton", None), results(run, wide, "reference", None)
         found[f"{name}, float16"] = worst(got, want)
     print(json.dumps(found))
 
