@@ -110,7 +110,7 @@ def decay(
             y, S = choice.chunked_ops().Chunked.apply(q, k, v, None if g is None else g4[..., 0], S, lengths_B)
         else:
             u = None if u_HK is None else u
-            y, S = choice.keys_ops().Keys.apply(q, k, v, g4, S, u, lengths_B, read == "before")
+            y, S = choice.keys_ops().decay(q, k, v, g4, S, u, lengths_B, read == "before")
         return real(y, lengths_B).to(v_BTHV.dtype), S
     table = table._replace(g=table.g.to(table.S.dtype).exp())
     if chosen == "triton":

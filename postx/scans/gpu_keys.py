@@ -1,7 +1,7 @@
 """The decay recurrence on a GPU in chunks of tokens, with tensor cores: one decay for each key.
 
-With the letters of `gpu_chunked`, c_i is now a row of numbers, one a key. Let p_i = c_i where the new table is read, and
-c_(i-1) where the old one is (BEFORE), with u the bonus on the token itself, or 1 where the new one is read. Then
+With the letters of `gpu_chunked`, c_i is now a row of numbers, one a key. Let p_i = c_i where the new table is read
+(u is 1 then), or c_(i-1) where the old one is (BEFORE), plus the token itself with the bonus u. Then
 
     S <- e^(c_C) * S + (e^(c_C - c) * K)' V                         `walk`, from chunk to chunk
     Y  = (e^p * Q) S + A V                                          `outputs`, every chunk on its own
@@ -14,9 +14,9 @@ block of 2 s tokens begins. So log2(C) levels, each with one factor a token, hol
     f_i = e^(decays from m to i) if bit s of i is set, else e^(decays from behind i to m)       no factor exceeds 1
     z_i = f_i * (q_i if bit s of i is set, else k_i)                A_ij = z_i' z_j  where s is the first bit to differ
 
-Every exponent is the sum of the log-decays of its own stretch of tokens, and all are had at once as R g, with R a matrix
-of zeros and ones: a product that is exact, up to the sums in float32, where g is taken as one or two numbers of the
-operands' dtype. No two sums are ever subtracted, so that no steep or long stretch takes the digits of another.
+Every exponent is the sum of the log-decays of its own stretch of tokens. A level's are had at once as R g, with R
+a matrix of zeros and ones (`gpu_keys_ops.spans`) and g as one or two numbers of the operands' dtype, summed in float32.
+No two sums are ever subtracted, so that no steep or long stretch takes the digits of another.
 
 Back, with G the gradient of the table behind the chunk, dA = causal (dY V'), and B = dA + dA' without its diagonal:
 
@@ -50,21 +50,24 @@ def log_decays(g, start, c, i, by_T, by_K, L, K, kind: tl.constexpr):
 
 
 @triton.jit
-def read_span(i, t, BEFORE: tl.constexpr):
-    """Whether token t fades what token i reads from before both."""
-    return t < i if BEFORE else t <= i
+def either(q, k, start, c, level, q_T, k_T, i, L, K, op: tl.constexpr):
+    """[tokens, keys]: q where a token's number has the level's bit set, else k. Read anew, not kept in registers."""
+    rows = tl.where((c >> level) % 2 == 1, q + (start + c) * q_T, k + (start + c) * k_T)
+    mask = (c < L - start)[:, None] & (i < K)[None, :]
+    return tl.load(rows[:, None] + i[None, :], mask=mask, other=0).to(op)
 
 
 @triton.jit
-def level_span(i, t, s, BEFORE: tl.constexpr):
-    """Whether token t lies between token i and the m of its level."""
-    return (i // s == t // s) & tl.where(i // s % 2 == 1, read_span(i, t, BEFORE), t > i)
+def matrix(spans, n, CHUNK: tl.constexpr):
+    """The n-th of the matrices that `gpu_keys_ops.spans` lists."""
+    c = tl.arange(0, CHUNK)
+    return tl.load(spans + n * CHUNK * CHUNK + (c[:, None] * CHUNK + c[None, :]))
 
 
 @triton.jit
 def faded(R, g, op: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr):
     """exp of R g. EXACT says that g are numbers of dtype op; else they are taken as two, and in float32 as they are."""
-    R, high = R.to(op), g.to(op)
+    high = g.to(op)
     e = product(R, high, tl.zeros([R.shape[0], g.shape[1]], g.dtype), PRECISION)
     if not EXACT:
         e = product(R, (g - high.to(g.dtype)).to(op), e, PRECISION)
@@ -78,13 +81,13 @@ def all_faded(g):
 
 @triton.jit(do_not_specialize=["T", "h0", "chunks"])
 def walk(
-    x, w, g, first, lengths, tables, last,
+    x, w, g, first, lengths, spans, tables, last,
     T, H, K, V, G_x, G_g, h0, heads, chunks,
     x_B, x_T, x_H, w_B, w_T, w_H, g_B, g_T, g_H, g_K,
-    REVERSE: tl.constexpr, BEFORE: tl.constexpr, RAGGED: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
+    REVERSE: tl.constexpr, RAGGED: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """tables [B,heads,chunks,K,V]: S before every chunk, or G behind it where REVERSE; last [B,heads,K,V].
+    """tables [B,heads,chunks,K,V]: S before every chunk, or G behind it where REVERSE; first and last [B,H,K,V].
 
     Of all H heads only `heads`, from h0 on. x is k and w is v, or q and dy where REVERSE.
     """
@@ -96,7 +99,7 @@ def walk(
     j = tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
     inside = (i < K)[:, None] & (j < V)[None, :]
     tile = i[:, None] * V + j[None, :]
-    at = program.to(tl.int64) * K * V + tile
+    at = (b * H + h) * K * V + tile
     X = tl.load(first + at, mask=inside, other=0).to(kind)
     x += b * x_B + head_of(h, G_x, H, x_H)
     w += b * w_B + head_of(h, H, H, w_H)
@@ -104,7 +107,7 @@ def walk(
     tables += program.to(tl.int64) * chunks * K * V + tile
     L = length_of(lengths, b, T, RAGGED)
     c = tl.arange(0, CHUNK)
-    span = read_span(c[:, None], c[None, :], BEFORE) if REVERSE else c[None, :] > c[:, None]
+    span = matrix(spans, 0 if REVERSE else 1, CHUNK)
     for m in tl.range(0, chunks, num_stages=STAGES):
         n = tl.zeros([], tl.int64) + (chunks - 1 - m if REVERSE else m)
         start = n * CHUNK
@@ -119,11 +122,11 @@ def walk(
 
 @triton.jit(do_not_specialize=["T", "h0", "chunks"])
 def outputs(
-    q, k, v, g, u, tables, lengths, y,
+    q, k, v, g, u, tables, lengths, spans, y,
     T, H, K, V, G_q, G_k, G_g, h0, heads, chunks,
     q_B, q_T, q_H, k_B, k_T, k_H, v_B, v_T, v_H, g_B, g_T, g_H, g_K,
     REVERSE: tl.constexpr, BEFORE: tl.constexpr, BONUS: tl.constexpr, RAGGED: tl.constexpr, EXACT: tl.constexpr,
-    PRECISION: tl.constexpr, KIND: tl.constexpr, ONE: tl.constexpr, LEVELS: tl.constexpr, UNROLL: tl.constexpr,
+    PRECISION: tl.constexpr, KIND: tl.constexpr, ONE: tl.constexpr, LEVELS: tl.constexpr, AHEAD: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """y [B,T,H,V], or dv where REVERSE: then v is dy, and the tables are G. ONE says that K fits one block."""
@@ -148,22 +151,18 @@ def outputs(
         gt = log_decays(g, start, c, i, g_T, g_K, L, K, KIND)
         inside = (i < K)[:, None] & (j < V)[None, :]
         S = tl.load(tables + i[:, None] * V + j[None, :], mask=inside, other=0)
-        if REVERSE:
-            read = (kt * faded(column > row, gt, op, EXACT, PRECISION)).to(op)
-        else:
-            read = (qt * faded(read_span(row, column, BEFORE), gt, op, EXACT, PRECISION)).to(op)
-        out = product(read, S, out, PRECISION)
-        for level in tl.range(0, LEVELS, loop_unroll_factor=UNROLL):
-            s = 1 << level
-            f = faded(level_span(row, column, s, BEFORE), gt, op, EXACT, PRECISION)
-            z = (f * tl.where(row // s % 2 == 1, qt, kt)).to(op)
-            pairs = product(z, tl.trans(z), tl.zeros([CHUNK, CHUNK], KIND), PRECISION)
-            A += tl.where((row ^ column) // s == 1, pairs, 0)
+        f = faded(matrix(spans, 1 if REVERSE else 0, CHUNK), gt, op, EXACT, PRECISION)
+        out = product((f * (kt if REVERSE else qt)).to(op), S, out, PRECISION)
         if BONUS:
             ut = tl.load(u + h * K + i, mask=i < K, other=0).to(KIND)
             own += tl.sum(qt.to(KIND) * kt.to(KIND) * ut[None, :], 1)
         elif not BEFORE:
             own += tl.sum(qt.to(KIND) * kt.to(KIND), 1)
+        for level in tl.range(0, LEVELS, num_stages=AHEAD):
+            f = faded(matrix(spans, 2 + 2 * level, CHUNK), gt, op, EXACT, PRECISION)
+            z = (f * either(q, k, start, c, level, q_T, k_T, i, L, K, op)).to(op)
+            pairs = product(z, tl.trans(z), tl.zeros([CHUNK, CHUNK], KIND), PRECISION)
+            A += tl.where(column >> level == row >> level ^ 1, pairs, 0)
     A = tl.where(row < column if REVERSE else row > column, A, 0) + tl.where(row == column, own[:, None], 0)
     vt = rows_of(v, start, c, v_T, j, L, V, op)
     out = product(A.to(op), vt, out, PRECISION)
@@ -174,11 +173,11 @@ def outputs(
 
 @triton.jit(do_not_specialize=["T", "h0", "chunks"])
 def gradients(
-    q, k, v, g, u, tables, adjoints, lengths, dy, dq, dk, dg, du,
+    q, k, v, g, u, tables, adjoints, lengths, spans, dy, dq, dk, dg, du,
     T, H, K, V, G_q, G_k, G_g, h0, heads, chunks,
     q_B, q_T, q_H, k_B, k_T, k_H, v_B, v_T, v_H, g_B, g_T, g_H, g_K, dy_B, dy_T, dy_H,
     BEFORE: tl.constexpr, BONUS: tl.constexpr, LEARN: tl.constexpr, CONSTANT: tl.constexpr, RAGGED: tl.constexpr,
-    EXACT: tl.constexpr, PRECISION: tl.constexpr, KIND: tl.constexpr, LEVELS: tl.constexpr, UNROLL: tl.constexpr,
+    EXACT: tl.constexpr, PRECISION: tl.constexpr, KIND: tl.constexpr, LEVELS: tl.constexpr, AHEAD: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """dq and dk [B,T,H,K]; with LEARN dg as well, with BONUS du [B,chunks,H,K]. CONSTANT dg are du's shape."""
@@ -190,6 +189,8 @@ def gradients(
     row, column = c[:, None], c[None, :]
     i = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     L = length_of(lengths, b, T, RAGGED)
+    q += b * q_B + head_of(h, G_q, H, q_H)
+    k += b * k_B + head_of(h, G_k, H, k_H)
     v += b * v_B + head_of(h, H, H, v_H)
     dy += b * dy_B + head_of(h, H, H, dy_H)
     table = ((b * heads + h - h0) * chunks + n) * K * V
@@ -210,27 +211,17 @@ def gradients(
     own = tl.sum(tl.where(row == column, dA, 0), 1)[:, None]
     dA = tl.where(row > column, dA, 0)
     B = (dA + tl.trans(dA)).to(op)
-    qt = rows_of(q + b * q_B + head_of(h, G_q, H, q_H), start, c, q_T, i, L, K, op)
-    kt = rows_of(k + b * k_B + head_of(h, G_k, H, k_H), start, c, k_T, i, L, K, op)
+    qt = rows_of(q, start, c, q_T, i, L, K, op)
+    kt = rows_of(k, start, c, k_T, i, L, K, op)
     gt = log_decays(g + b * g_B + head_of(h, G_g, H, g_H), start, c, i, g_T, g_K, L, K, KIND)
-    dqt *= faded(read_span(row, column, BEFORE), gt, op, EXACT, PRECISION)
-    dkt *= faded(column > row, gt, op, EXACT, PRECISION)
+    R, W = matrix(spans, 0, CHUNK), matrix(spans, 1, CHUNK)
+    dqt *= faded(R, gt, op, EXACT, PRECISION)
+    dkt *= faded(W, gt, op, EXACT, PRECISION)
     dgt = tl.zeros([CHUNK, BLOCK_K], KIND)
     if LEARN:
         dgt += (all_faded(gt) * both)[None, :]
-        dgt = product(read_span(column, row, BEFORE).to(op), (qt * dqt).to(op), dgt, PRECISION)
-        dgt = product((row > column).to(op), (kt * dkt).to(op), dgt, PRECISION)
-    for level in tl.range(0, LEVELS, loop_unroll_factor=UNROLL):
-        s = 1 << level
-        reads = row // s % 2 == 1
-        f = faded(level_span(row, column, s, BEFORE), gt, op, EXACT, PRECISION)
-        z = (f * tl.where(reads, qt, kt)).to(op)
-        x = tl.where((row ^ column) // s == 1, B, 0)
-        x = product(x, z, tl.zeros([CHUNK, BLOCK_K], KIND), PRECISION)
-        if LEARN:
-            dgt = product(level_span(column, row, s, BEFORE).to(op), (z * x).to(op), dgt, PRECISION)
-        dqt += tl.where(reads, f * x, 0)
-        dkt += tl.where(reads, 0, f * x)
+        dgt = product(tl.trans(R), (qt * dqt).to(op), dgt, PRECISION)
+        dgt = product(tl.trans(W), (kt * dkt).to(op), dgt, PRECISION)
     at, real = i[None, :] + c[:, None] * H * K, (c < T - start)[:, None] & (i < K)[None, :]
     summed = ((b * chunks + n) * H + h) * K + i
     if BONUS:
@@ -241,6 +232,16 @@ def gradients(
     elif not BEFORE:
         dqt += own * kt
         dkt += own * qt
+    for level in tl.range(0, LEVELS, num_stages=AHEAD):
+        R = matrix(spans, 2 + 2 * level, CHUNK)
+        reads = (row >> level) % 2 == 1
+        f = faded(R, gt, op, EXACT, PRECISION)
+        z = (f * either(q, k, start, c, level, q_T, k_T, i, L, K, op)).to(op)
+        x = product(B * matrix(spans, 3 + 2 * level, CHUNK), z, tl.zeros([CHUNK, BLOCK_K], KIND), PRECISION)
+        if LEARN:
+            dgt = product(tl.trans(R), (z * x).to(op), dgt, PRECISION)
+        dqt += tl.where(reads, f * x, 0)
+        dkt += tl.where(reads, 0, f * x)
     out = ((b * T + start) * H + h) * K
     tl.store(dq + out + at, dqt.to(dq.dtype.element_ty), mask=real)
     tl.store(dk + out + at, dkt.to(dk.dtype.element_ty), mask=real)

@@ -5,6 +5,8 @@ heads' tables are done in slices. The tables are found anew on the way back: kee
 large as an input.
 """
 
+import functools
+
 import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -14,8 +16,30 @@ from postx.scans.arguments import sum_to
 from postx.scans.gpu_chunked_ops import DTYPES, dense, launch, operand, slices, whole
 
 
+@functools.cache
+def spans(chunk, before, dtype, device):
+    """Matrices of 0 and 1, [2 + 2 levels, chunk, chunk]: whether token t (column) fades what meets token i (row).
+
+    What i reads of the table, what is left at the chunk's end of what i writes; then for each level what lies between
+    i and the middle of its block, and which pairs meet there.
+    """
+    i, t = torch.arange(chunk)[:, None], torch.arange(chunk)[None, :]
+    read, write = t < i if before else t <= i, t > i
+    found = [read, write]
+    for s in (1 << level for level in range(chunk.bit_length() - 1)):
+        same = i // s == t // s
+        found += [same & torch.where(i // s % 2 == 1, read, write), i // s == t // s ^ 1]
+    return torch.stack(found).to(device, dtype)
+
+
+def decay(q, k, *tensors):
+    """`Keys`, whose kernels read a token's row of q or of k from where it lies, so that both have one dtype."""
+    kind = torch.promote_types(q.dtype, k.dtype)
+    return Keys.apply(q.to(kind), k.to(kind), *tensors)
+
+
 class Keys(Function):
-    """q, k [B,T,heads,K], v_BTHV, g [B|1,T|1,heads,K|1], S_BHKV and u_HK or None (the state's dtype); lengths_B or None.
+    """q, k [B,T,heads,K], v_BTHV, g [B|1,T|1,heads,K|1], S_BHKV and u_HK (the state's dtype); lengths_B; or None.
 
     `before` says that the old table is read, plus what u keeps of the token itself.
     """
@@ -27,16 +51,15 @@ class Keys(Function):
         ctx.save_for_backward(q, k, v, g, S, u, lengths)
         ctx.before, y, last = before, v.new_empty(v.shape), torch.empty_like(S)
         work = Work(q, k, v, g, S, u, lengths, before)
-        for some, h0 in work.slices():
-            tables, last[:, some] = work.walk(k, v, S[:, some], h0)
-            work.outputs(v, tables, y, h0)
+        for h0, heads in work.slices():
+            work.outputs(v, work.walk(k, v, S, last, h0, heads), y, h0)
         return y, last
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dlast):
         q, k, v, g, S, u, lengths = ctx.saved_tensors
-        dy = dense(dy)
+        dy, dlast = dense(dy), dlast.contiguous()
         B, T, H, V = v.shape
         K, learn, constant = q.shape[3], ctx.needs_input_grad[3], g.shape[1] == 1
         work = Work(q, k, v, g, S, u, lengths, ctx.before)
@@ -49,9 +72,9 @@ class Keys(Function):
         if learn:
             dg = S.new_empty(B, work.chunks, H, K) if constant else room(g, B, T, H, K)
         du = None if u is None else S.new_empty(B, work.chunks, H, K)
-        for some, h0 in work.slices():
-            tables, _ = work.walk(k, v, S[:, some], h0)
-            adjoints, dS[:, some] = work.walk(q, dy, dlast[:, some], h0, reverse=True)
+        for h0, heads in work.slices():
+            adjoints = work.walk(q, dy, dlast, dS, h0, heads, reverse=True)
+            tables = work.walk(k, v, S, torch.empty_like(S), h0, heads)
             work.outputs(dy, adjoints, dv, h0, reverse=True)
             work.gradients(tables, adjoints, dy, dq, dk, dg, du, h0, constant)
         dq, dk = (sum_to(grad, x.shape).to(x.dtype) for grad, x in ((dq, q), (dk, k)))
@@ -68,17 +91,17 @@ class Work:
         self.op = operand(v)
         self.blocks = gpu_blocks.keys(self.op.itemsize, *S.shape[2:])
         self.chunks = -(-v.shape[1] // self.blocks["chunk"])
-        self.meta = {"BEFORE": before, "RAGGED": lengths is not None, "CHUNK": self.blocks["chunk"]}
+        self.spans = spans(self.blocks["chunk"], before, self.op, v.device)
+        self.meta = {"RAGGED": lengths is not None, "CHUNK": self.blocks["chunk"]}
         self.meta["EXACT"] = self.op.itemsize >= 4 or g.dtype == self.op
         self.meta["PRECISION"] = "tf32x3" if self.op == torch.float32 else "ieee"
-        self.within = {"BONUS": u is not None, "KIND": DTYPES[S.dtype]}
+        self.within = {"BEFORE": before, "BONUS": u is not None, "KIND": DTYPES[S.dtype]}
         self.within["LEVELS"] = self.blocks["chunk"].bit_length() - 1
 
     def slices(self):
-        """(slice of the heads, its first) of those whose tables stand in memory together."""
+        """(first head, heads) of every slice of heads whose tables stand in memory together."""
         B, H, K, V = self.S.shape
-        for h0, heads in slices(H, B * self.chunks * K * V * self.op.itemsize, self.v, 1):
-            yield slice(h0, h0 + heads), h0
+        return slices(H, B * self.chunks * K * V * self.op.itemsize, self.v, 1)
 
     def fit(self, name):
         (block_k, block_v, *more), (K, V), item = self.blocks[name], self.S.shape[2:], self.op.itemsize
@@ -90,36 +113,36 @@ class Work:
         sizes = T, H, K, V, self.q.shape[2], self.k.shape[2], self.g.shape[2], h0, heads, self.chunks
         return *sizes, *self.q.stride()[:3], *self.k.stride()[:3]
 
-    def walk(self, x, w, first, h0, reverse=False):
-        """(the tables between the chunks of the heads from h0 on, [B,heads,chunks,K,V]; the last)."""
-        B, heads, K, V = first.shape
+    def walk(self, x, w, first, last, h0, heads, reverse=False):
+        """The tables between the chunks of the heads from h0 on, [B,heads,chunks,K,V]. Fills those heads of `last`."""
+        B, _, K, V = first.shape
         block_k, block_v, warps, stages = self.fit("walk")
-        tables, first = w.new_empty(B, heads, self.chunks, K, V, dtype=self.op), first.contiguous()
-        last = torch.empty_like(first)
+        tables = w.new_empty(B, heads, self.chunks, K, V, dtype=self.op)
         sizes = *w.shape[1:3], K, V, x.shape[2], self.g.shape[2], h0, heads, self.chunks
         strides = *x.stride()[:3], *w.stride()[:3], *self.g.stride()
-        launch(gpu_keys.walk, (B * heads, -(-K // block_k), -(-V // block_v)), w, x, w, self.g, first,
-               self.or_v(self.lengths), tables, last, *sizes, *strides, REVERSE=reverse, **self.meta, BLOCK_K=block_k,
-               BLOCK_V=block_v, STAGES=stages, num_warps=warps)  # fmt: skip
-        return tables, last
+        pointers = x, w, self.g, first, self.or_v(self.lengths), self.spans, tables, last
+        launch(gpu_keys.walk, (B * heads, -(-K // block_k), -(-V // block_v)), w, *pointers, *sizes, *strides,
+               REVERSE=reverse, **self.meta, BLOCK_K=block_k, BLOCK_V=block_v, STAGES=stages,
+               num_warps=warps)  # fmt: skip
+        return tables
 
     def outputs(self, v, tables, y, h0, reverse=False):
         """y from v, or dv from dy where `reverse`."""
-        block_k, block_v, warps, stages, unroll = self.fit("outputs")
+        block_k, block_v, warps, stages, ahead = self.fit("outputs")
         B, heads, _, K, V = tables.shape
-        pointers = self.q, self.k, v, self.g, self.or_v(self.u), tables, self.or_v(self.lengths), y
+        pointers = self.q, self.k, v, self.g, self.or_v(self.u), tables, self.or_v(self.lengths), self.spans, y
         launch(gpu_keys.outputs, (B * self.chunks * heads, -(-V // block_v)), v, *pointers, *self.sizes(heads, h0),
-               *v.stride()[:3], *self.g.stride(), REVERSE=reverse, ONE=block_k >= K, UNROLL=unroll, **self.meta,
+               *v.stride()[:3], *self.g.stride(), REVERSE=reverse, ONE=block_k >= K, AHEAD=ahead, **self.meta,
                **self.within, BLOCK_K=block_k, BLOCK_V=block_v, num_warps=warps, num_stages=stages)  # fmt: skip
 
     def gradients(self, tables, adjoints, dy, dq, dk, dg, du, h0, constant):
-        block_k, block_v, warps, stages, unroll = self.fit("gradients")
+        block_k, block_v, warps, stages, ahead = self.fit("gradients")
         B, heads, _, K, _ = tables.shape
-        pointers = self.q, self.k, self.v, self.g, self.or_v(self.u), tables, adjoints, self.or_v(self.lengths), dy
+        pointers = self.q, self.k, self.v, self.g, self.or_v(self.u), tables, adjoints, self.or_v(self.lengths)
         strides = *self.v.stride()[:3], *self.g.stride(), *dy.stride()[:3]
-        launch(gpu_keys.gradients, (B * self.chunks * heads, -(-K // block_k)), dy, *pointers, dq, dk,
-               dq if dg is None else dg, dq if du is None else du, *self.sizes(heads, h0), *strides,
-               LEARN=dg is not None, CONSTANT=constant, UNROLL=unroll, **self.meta, **self.within, BLOCK_K=block_k,
+        launch(gpu_keys.gradients, (B * self.chunks * heads, -(-K // block_k)), dy, *pointers, self.spans, dy,
+               dq, dk, dq if dg is None else dg, dq if du is None else du, *self.sizes(heads, h0), *strides,
+               LEARN=dg is not None, CONSTANT=constant, AHEAD=ahead, **self.meta, **self.within, BLOCK_K=block_k,
                BLOCK_V=block_v, num_warps=warps, num_stages=stages)  # fmt: skip
 
     def or_v(self, x):
