@@ -58,10 +58,15 @@ def frozen():
     return run, inputs
 
 
-def keyed(axes, readers=2, writers=2, faders=None, read="after", bonus=False, steep=False):
+def keyed(axes, readers=2, writers=2, faders=None, read="after", bonus=False, steep=False, strided=False, learn=True):
     """`decay` with one decay a key, or with the old table read."""
 
     def run(impl, lengths, q, k, v, g, S, u):
+        if not learn:
+            g = fading(axes, B=v.shape[0], T=v.shape[1], H=v.shape[2], K=k.shape[3]).to(v)
+        if strided:  # heads before tokens, and a key's log-decays two numbers apart
+            q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+            g = torch.stack([g, g], -1)[..., 0]
         return scans.decay(q, k, v, g, S, read=read, u_HK=u, lengths_B=lengths, impl=impl)
 
     def inputs(B, T, H, K, V):
@@ -69,6 +74,7 @@ def keyed(axes, readers=2, writers=2, faders=None, read="after", bonus=False, st
         if steep:
             g[:, ::7], g[:, 3::11, :, ::2], g[:, 5::9, :, 1::3] = -math.inf, -1e9, 0
         u = randn(H, K, seed=5) if bonus else None
+        g = g if learn else None
         return *keys(B, T, K, readers, writers), randn(B, T, H, V, seed=2), g, randn(B, H, K, V, seed=3), u
 
     return run, inputs
@@ -108,6 +114,8 @@ CASES = {
     "keys, a head": keyed("HK"),
     "keys, a token": keyed("BTHK"),
     "keys, a token, shared heads": keyed("BTHK", 1, 2, faders=1),
+    "keys, strided": keyed("BTHK", strided=True),
+    "keys, frozen": keyed("BTHK", learn=False),
     "keys, steep": keyed("BTHK", steep=True),
     "keys, steep, read before": keyed("BTHK", read="before", bonus=True, steep=True),
     "keys, read before": keyed("BTHK", 2, 1, read="before"),
