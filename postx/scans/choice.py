@@ -44,6 +44,11 @@ def chunked_ops():
 
 
 @functools.cache
+def diagonal_ops():
+    return importlib.import_module("postx.scans.gpu_diagonal_ops")
+
+
+@functools.cache
 def delta_ops():
     return importlib.import_module("postx.scans.gpu_delta_ops")
 
