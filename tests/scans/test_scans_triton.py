@@ -17,6 +17,7 @@ import torch
 from test_scans import randn
 
 from postx import scans
+from postx.scans import gpu_blocks
 
 MISSING = "triton is not installed (torch's CPU build leaves it out; its CUDA build for Linux brings it)"
 needs_triton = pytest.mark.skipif(not scans.has_triton(), reason=MISSING)
@@ -123,7 +124,7 @@ def interpreted():
     """{case: largest difference}, printed: the body of the process that `differences` starts."""
     from triton.runtime import interpreter
 
-    from postx.scans import gpu_blocks, gpu_ops
+    from postx.scans import gpu_ops
 
     patch = interpreter._patch_lang_tensor
 
@@ -237,6 +238,18 @@ def test_compiled_kernel_equals_the_float64_reference(name, size, ragged, dtype)
     want = results(run, [None if x is None else x.double() for x in inputs], "reference", lengths)
     got = results(run, [cuda(x) for x in inputs], "triton", cuda(lengths))
     assert worst(got, want) <= BOUNDS[dtype]
+
+
+@on_gpu
+@needs_triton
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("diagonal")])
+def test_a_long_row_of_few_channels_is_cut_into_segments(name):
+    run, make = CASES[name]
+    size, lengths = (2, 1100, 1, 16, 25), torch.tensor([1100, 700])
+    assert gpu_blocks.diagonal(2, 1100, 24, 16)[-1] > 1
+    want = results(run, make(*size), "reference", lengths)
+    got = results(run, [cuda(x) for x in make(*size)], "triton", cuda(lengths))
+    assert worst(got, want) <= BOUNDS[torch.float64]
 
 
 @on_gpu
