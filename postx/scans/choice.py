@@ -49,6 +49,11 @@ def keys_ops():
 
 
 @functools.cache
+def diagonal_ops():
+    return importlib.import_module("postx.scans.gpu_diagonal_ops")
+
+
+@functools.cache
 def delta_ops():
     return importlib.import_module("postx.scans.gpu_delta_ops")
 

@@ -48,6 +48,9 @@ KEYS = {
 SHARE = 8  # heads with q and k in common whose gradients one program adds up
 PROGRAMS = 1  # time is cut into segments for fewer programs; never yet: on an H200 a cut walk took five times as long
 AT_ONCE = 2**28  # bytes of tables that may stand in memory, or v's if that is more; heads beyond come later
+AFFINE = 256, 128, 16, 4  # channels of a block, tokens of a segment, tokens loaded at once, warps
+# most channels of a block, numbers of a thread, tokens read at once, such groups in a chunk, warps that fill the GPU
+DIAGONAL = 16, 8, 4, 8, 1024
 
 
 @functools.cache
@@ -97,5 +100,21 @@ def share(heads, *groups):
 def segments(programs, chunks):
     """Into how many segments a walk of so many programs and chunks is cut; a segment has at least 8 chunks."""
     return max(1, min(PROGRAMS // max(1, programs), chunks // 8))
-
 AFFINE = 256, 128, 16, 4  # channels of a block, tokens of a segment, tokens loaded at once, warps
+
+
+def power(size, least):
+    """The smallest power of two that holds `size`, at least `least`."""
+    return max(least, 1 << (size - 1).bit_length())
+
+
+def diagonal(rows, T, D, N):
+    """(channels of a block, warps, tokens read at once, groups of them in a chunk, segments) for states of D by N."""
+    most, numbers, group, groups, enough = DIAGONAL
+    block = min(most, power(D, 8))
+    wide = block * power(N, 4) // 32  # numbers of a warp's thread
+    warps = min(8, max(1, wide // numbers))
+    while group > 1 and wide // warps * group > 4 * numbers:
+        group //= 2
+    missing = enough // max(1, rows * -(-D // block) * warps)
+    return block, warps, group, groups, max(1, min(missing, T // 256))

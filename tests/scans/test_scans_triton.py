@@ -17,6 +17,7 @@ import torch
 from test_scans import randn
 
 from postx import scans
+from postx.scans import gpu_blocks
 
 MISSING = "triton is not installed (torch's CPU build leaves it out; its CUDA build for Linux brings it)"
 needs_triton = pytest.mark.skipif(not scans.has_triton(), reason=MISSING)
@@ -137,6 +138,7 @@ def interpreted():
         impl if impl == "triton" and kernel else choose(impl, x, kernel)
     )
     gpu_ops.CHUNK, found = 2, {}
+    gpu_blocks.diagonal = lambda *_: (8, 1, 2, 1, 2)  # two segments of one chunk, the second cut short
     for i, (name, (run, make)) in enumerate(CASES.items()):
         inputs, lengths = make(1 + i % 2, *SMALL), torch.tensor([3, 1]) if i % 2 else None
         found[name] = worst(*(results(run, inputs, impl, lengths) for impl in ("triton", "reference")))
@@ -236,6 +238,18 @@ def test_compiled_kernel_equals_the_float64_reference(name, size, ragged, dtype)
     want = results(run, [None if x is None else x.double() for x in inputs], "reference", lengths)
     got = results(run, [cuda(x) for x in inputs], "triton", cuda(lengths))
     assert worst(got, want) <= BOUNDS[dtype]
+
+
+@on_gpu
+@needs_triton
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("diagonal")])
+def test_a_long_row_of_few_channels_is_cut_into_segments(name):
+    run, make = CASES[name]
+    size, lengths = (2, 1100, 1, 16, 25), torch.tensor([1100, 700])
+    assert gpu_blocks.diagonal(2, 1100, 24, 16)[-1] > 1
+    want = results(run, make(*size), "reference", lengths)
+    got = results(run, [cuda(x) for x in make(*size)], "triton", cuda(lengths))
+    assert worst(got, want) <= BOUNDS[torch.float64]
 
 
 @on_gpu
