@@ -79,13 +79,14 @@ def main():
     with spawn.Pool(min(14, os.cpu_count()), maxtasksperchild=1) as pool:
         pool.starmap(task, tasks, chunksize=1)
     before = {name: getattr(gpu_blocks, name) for name in ("AFFINE", "DIAGONAL")}
-    rows = {(name, key): dict(row) for name in ("DECAY", "KEYS", "DELTA") for key, row in getattr(gpu_blocks, name).items()}
+    tables = {name: getattr(gpu_blocks, name) for name in ("DECAY", "KEYS", "DELTA")}
+    rows = {(name, key): dict(row) for name, table in tables.items() for key, row in table.items()}
     for one in tasks:
         ms = task(*one, full=True)
         for name, value in before.items():
             setattr(gpu_blocks, name, value)
         for (name, key), row in rows.items():
-            getattr(gpu_blocks, name)[key].update(row)
+            tables[name][key].update(row)
         found.append([*one, ms])
         print(*one, ms if isinstance(ms, str) else "{:.3f} {:.3f}".format(*ms), flush=True)
     if options.json:
