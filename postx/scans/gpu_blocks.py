@@ -42,8 +42,9 @@ DELTA = {
 }
 # (bytes of an operand, K, V): tokens of a chunk; blocks of K and V, warps and stages, and how many levels are unrolled.
 KEYS = {
-    (2, 128, 128): {"chunk": 64, "walk": (64, 64, 4, 3), "outputs": (64, 128, 4, 1, 1), "gradients": (64, 64, 4, 1, 1)},
-    (4, 128, 128): {"chunk": 32, "walk": (32, 32, 4, 1), "outputs": (32, 32, 4, 1, 1), "gradients": (32, 32, 4, 1, 1)},
+    (2, 128, 128): {"chunk": 64, "walk": (64, 128, 4, 3), "outputs": (128, 128, 4, 1, 2), "gradients": (64, 64, 4, 1, 1)},
+    (2, 64, 64): {"chunk": 64, "walk": (64, 64, 4, 3), "outputs": (64, 64, 4, 1, 2), "gradients": (64, 64, 4, 1, 1)},
+    (4, 128, 128): {"chunk": 32, "walk": (32, 64, 4, 1), "outputs": (32, 64, 4, 1, 2), "gradients": (64, 64, 4, 1, 1)},
 }  # fmt: skip
 SHARE = 8  # heads with q and k in common whose gradients one program adds up
 PROGRAMS = 1  # time is cut into segments for fewer programs; never yet: on an H200 a cut walk took five times as long
