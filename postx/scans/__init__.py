@@ -4,7 +4,7 @@
 (CUDA, with its own backward: `affine`, `diagonal` with real numbers and N <= 128, `decay` and `delta` with K <= 256).
 "auto" takes numba on a CPU; on a GPU triton where it is installed and the case is one of these, else the reference.
 Asking for what is not there raises ValueError. Half precision is computed in float32: outputs come back in the
-input's dtype, states stay float32. Only triton's chunks, which serve `decay` and `delta` with one log-decay a head or
+input's dtype, states stay float32. Only triton's chunks, which serve `decay`, and `delta` with one log-decay a head or
 none, take their matrix products in the half precision of v, and add them up in float32.
 """
 

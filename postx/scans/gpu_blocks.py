@@ -40,11 +40,17 @@ DELTA = {
     (2, 64, 64): {"chunk": 64, "solve": 4, "forward": (64, 4, 1), "backward": (64, 4, 1), "gradients": (64, 4, 1)},
     (4, 64, 64): {"chunk": 32, "solve": 4, "forward": (32, 4, 1), "backward": (32, 4, 1), "gradients": (32, 4, 1)},
 }
-# (bytes of an operand, K, V): tokens of a chunk; blocks of K and V, warps and stages, and how many levels are unrolled.
+# (bytes of an operand, K, V): tokens of a chunk; blocks of K and V, warps and stages of a pass, and of its levels.
 KEYS = {
-    (2, 128, 128): {"chunk": 64, "walk": (64, 128, 4, 3), "outputs": (128, 128, 4, 1, 2), "gradients": (64, 64, 4, 1, 1)},
-    (2, 64, 64): {"chunk": 64, "walk": (64, 64, 4, 3), "outputs": (64, 64, 4, 1, 2), "gradients": (64, 64, 4, 1, 1)},
-    (4, 128, 128): {"chunk": 32, "walk": (32, 64, 4, 1), "outputs": (32, 64, 4, 1, 2), "gradients": (64, 64, 4, 1, 1)},
+    (2, 128, 128): {
+        "chunk": 64, "walk": (64, 128, 4, 3), "outputs": (128, 128, 4, 1, 1), "gradients": (64, 64, 4, 1, 1),
+    },
+    (2, 64, 64): {
+        "chunk": 64, "walk": (64, 64, 4, 3), "outputs": (64, 64, 4, 1, 1), "gradients": (64, 64, 4, 1, 1),
+    },
+    (4, 128, 128): {
+        "chunk": 32, "walk": (32, 64, 4, 1), "outputs": (64, 128, 4, 1, 1), "gradients": (64, 32, 4, 1, 1),
+    },
 }  # fmt: skip
 SHARE = 8  # heads with q and k in common whose gradients one program adds up
 PROGRAMS = 1  # time is cut into segments for fewer programs; never yet: on an H200 a cut walk took five times as long

@@ -126,7 +126,7 @@ def outputs(
     T, H, K, V, G_q, G_k, G_g, h0, heads, chunks,
     q_B, q_T, q_H, k_B, k_T, k_H, v_B, v_T, v_H, g_B, g_T, g_H, g_K,
     REVERSE: tl.constexpr, BEFORE: tl.constexpr, BONUS: tl.constexpr, RAGGED: tl.constexpr, EXACT: tl.constexpr,
-    PRECISION: tl.constexpr, Z: tl.constexpr, PAIRS: tl.constexpr, KIND: tl.constexpr, ONE: tl.constexpr, LEVELS: tl.constexpr, AHEAD: tl.constexpr,
+    PRECISION: tl.constexpr, KIND: tl.constexpr, ONE: tl.constexpr, LEVELS: tl.constexpr, AHEAD: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """y [B,T,H,V], or dv where REVERSE: then v is dy, and the tables are G. ONE says that K fits one block."""
@@ -160,8 +160,8 @@ def outputs(
             own += tl.sum(qt.to(KIND) * kt.to(KIND), 1)
         for level in tl.range(0, LEVELS, num_stages=AHEAD):
             f = faded(matrix(spans, 2 + 2 * level, CHUNK), gt, op, EXACT, PRECISION)
-            z = (f * either(q, k, start, c, level, q_T, k_T, i, L, K, op)).to(Z)
-            pairs = product(z, tl.trans(z), tl.zeros([CHUNK, CHUNK], KIND), PAIRS)
+            z = (f * either(q, k, start, c, level, q_T, k_T, i, L, K, op)).to(op)
+            pairs = product(z, tl.trans(z), tl.zeros([CHUNK, CHUNK], KIND), PRECISION)
             A += tl.where(column >> level == row >> level ^ 1, pairs, 0)
     A = tl.where(row < column if REVERSE else row > column, A, 0) + tl.where(row == column, own[:, None], 0)
     vt = rows_of(v, start, c, v_T, j, L, V, op)
@@ -177,7 +177,7 @@ def gradients(
     T, H, K, V, G_q, G_k, G_g, h0, heads, chunks,
     q_B, q_T, q_H, k_B, k_T, k_H, v_B, v_T, v_H, g_B, g_T, g_H, g_K, dy_B, dy_T, dy_H,
     BEFORE: tl.constexpr, BONUS: tl.constexpr, LEARN: tl.constexpr, CONSTANT: tl.constexpr, RAGGED: tl.constexpr,
-    EXACT: tl.constexpr, PRECISION: tl.constexpr, Z: tl.constexpr, PAIRS: tl.constexpr, KIND: tl.constexpr, LEVELS: tl.constexpr, AHEAD: tl.constexpr,
+    EXACT: tl.constexpr, PRECISION: tl.constexpr, KIND: tl.constexpr, LEVELS: tl.constexpr, AHEAD: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """dq and dk [B,T,H,K]; with LEARN dg as well, with BONUS du [B,chunks,H,K]. CONSTANT dg are du's shape."""
@@ -210,7 +210,7 @@ def gradients(
             both += tl.sum(S.to(KIND) * G.to(KIND), 1)
     own = tl.sum(tl.where(row == column, dA, 0), 1)[:, None]
     dA = tl.where(row > column, dA, 0)
-    B = (dA + tl.trans(dA)).to(Z)
+    B = (dA + tl.trans(dA)).to(op)
     qt = rows_of(q, start, c, q_T, i, L, K, op)
     kt = rows_of(k, start, c, k_T, i, L, K, op)
     gt = log_decays(g + b * g_B + head_of(h, G_g, H, g_H), start, c, i, g_T, g_K, L, K, KIND)
@@ -236,8 +236,8 @@ def gradients(
         R = matrix(spans, 2 + 2 * level, CHUNK)
         reads = (row >> level) % 2 == 1
         f = faded(R, gt, op, EXACT, PRECISION)
-        z = (f * either(q, k, start, c, level, q_T, k_T, i, L, K, op)).to(Z)
-        x = product(B * matrix(spans, 3 + 2 * level, CHUNK), z, tl.zeros([CHUNK, BLOCK_K], KIND), PAIRS)
+        z = (f * either(q, k, start, c, level, q_T, k_T, i, L, K, op)).to(op)
+        x = product(B * matrix(spans, 3 + 2 * level, CHUNK), z, tl.zeros([CHUNK, BLOCK_K], KIND), PRECISION)
         if LEARN:
             dgt = product(tl.trans(R), (z * x).to(op), dgt, PRECISION)
         dqt += tl.where(reads, f * x, 0)

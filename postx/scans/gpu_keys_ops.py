@@ -16,9 +16,6 @@ from postx.scans.arguments import sum_to
 from postx.scans.gpu_chunked_ops import DTYPES, dense, launch, operand, slices, whole
 
 
-FINE = [True, False]
-
-
 @functools.cache
 def spans(chunk, before, dtype, device):
     """Matrices of 0 and 1, [2 + 2 levels, chunk, chunk]: whether token t (column) fades what meets token i (row).
@@ -80,6 +77,7 @@ class Keys(Function):
             tables = work.walk(k, v, S, torch.empty_like(S), h0, heads)
             work.outputs(dy, adjoints, dv, h0, reverse=True)
             work.gradients(tables, adjoints, dy, dq, dk, dg, du, h0, constant)
+            del tables, adjoints  # before the next heads ask for theirs
         dq, dk = (sum_to(grad, x.shape).to(x.dtype) for grad, x in ((dq, q), (dk, k)))
         dg = sum_to(dg, g.shape).to(g.dtype) if learn else None
         return dq, dk, dv, dg, dS, None if u is None else du.sum((0, 1)), None, None
@@ -98,10 +96,6 @@ class Work:
         self.meta = {"RAGGED": lengths is not None, "CHUNK": self.blocks["chunk"]}
         self.meta["EXACT"] = self.op.itemsize >= 4 or g.dtype == self.op
         self.meta["PRECISION"] = "tf32x3" if self.op == torch.float32 else "ieee"
-        self.fine = {"Z": DTYPES[self.op], "PAIRS": self.meta["PRECISION"]}
-        if self.op.itemsize == 2:
-            self.fine = {"Z": gpu_keys.tl.float32, "PAIRS": "tf32"}
-        self.plain = {"Z": DTYPES[self.op], "PAIRS": self.meta["PRECISION"]}
         self.within = {"BEFORE": before, "BONUS": u is not None, "KIND": DTYPES[S.dtype]}
         self.within["LEVELS"] = self.blocks["chunk"].bit_length() - 1
 
@@ -139,7 +133,7 @@ class Work:
         B, heads, _, K, V = tables.shape
         pointers = self.q, self.k, v, self.g, self.or_v(self.u), tables, self.or_v(self.lengths), self.spans, y
         launch(gpu_keys.outputs, (B * self.chunks * heads, -(-V // block_v)), v, *pointers, *self.sizes(heads, h0),
-               *v.stride()[:3], *self.g.stride(), REVERSE=reverse, ONE=block_k >= K, AHEAD=ahead, **(self.fine if FINE[0] else self.plain), **self.meta,
+               *v.stride()[:3], *self.g.stride(), REVERSE=reverse, ONE=block_k >= K, AHEAD=ahead, **self.meta,
                **self.within, BLOCK_K=block_k, BLOCK_V=block_v, num_warps=warps, num_stages=stages)  # fmt: skip
 
     def gradients(self, tables, adjoints, dy, dq, dk, dg, du, h0, constant):
@@ -149,7 +143,7 @@ class Work:
         strides = *self.v.stride()[:3], *self.g.stride(), *dy.stride()[:3]
         launch(gpu_keys.gradients, (B * self.chunks * heads, -(-K // block_k)), dy, *pointers, self.spans, dy,
                dq, dk, dq if dg is None else dg, dq if du is None else du, *self.sizes(heads, h0), *strides,
-               LEARN=dg is not None, CONSTANT=constant, AHEAD=ahead, **(self.fine if FINE[1] else self.plain), **self.meta, **self.within, BLOCK_K=block_k,
+               LEARN=dg is not None, CONSTANT=constant, AHEAD=ahead, **self.meta, **self.within, BLOCK_K=block_k,
                BLOCK_V=block_v, num_warps=warps, num_stages=stages)  # fmt: skip
 
     def or_v(self, x):
