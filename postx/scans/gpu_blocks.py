@@ -103,7 +103,7 @@ def diagonal(rows, T, D, N):
     block = min(most, power(D, 8))
     wide = block * power(N, 4) // 32  # numbers of a warp's thread
     warps = min(8, max(1, wide // numbers))
-    while group > 1 and wide // warps * group > 4 * numbers:
+    while group > 1 and wide // warps * group > 8 * numbers:
         group //= 2
     missing = enough // max(1, rows * -(-D // block) * warps)
     return block, warps, group, groups, max(1, min(missing, T // 256))
