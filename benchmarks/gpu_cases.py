@@ -202,7 +202,7 @@ CASES = {
     "linear in float32, same": (partial(linear, dtype=torch.float32), {
         "postx": our_decay, "postx, chunked torch": decay_torch}),
     "one decay a head, same": (one_decay, {
-        "postx": our_decay, "postx, chunked torch": decay_torch, 
+        "postx": our_decay, "postx, chunked torch": decay_torch,
         "fla simple_gla": fla("simple_gla", "chunk_simple_gla")}),
     "GLA, same": (per_key, {
         "postx": our_decay, "postx, chunked torch": decay_torch, "fla gla": fla("gla", "chunk_gla")}),
