@@ -19,7 +19,7 @@ from test_scans import randn
 from postx import scans
 from postx.scans import gpu_blocks
 
-MISSING = "triton is not installed (torch's CPU build leaves it out; its CUDA build for Linux brings it)"
+MISSING = "triton is not installed (there are builds of it for Linux only)"
 needs_triton = pytest.mark.skipif(not scans.has_triton(), reason=MISSING)
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
