@@ -28,6 +28,7 @@ VARIANTS = {
     "SSD, B=8": [("DECAY", (2, 128, 64), "fused", FUSED)],
     "linear, B=8": [("DECAY", (2, 128, 128), "fused", FUSED)],
     "Gated DeltaNet": [("DELTA", (2, 128, 128), way, DELTA) for way in ("forward", "backward", "gradients")],
+    "SSD, B=1": [("PROGRAMS", None, None, [1, 264, 528, 1056])],
     "RG-LRU": [("AFFINE", None, None, [(b, s, a, b // 64) for b in (128, 256) for s in (64, 128) for a in (8, 16)])],
     "selective scan, B=8": [("DIAGONAL", None, None, CHANNELS)],
     "selective scan, B=1": [("DIAGONAL", None, None, [(*x[:4], n) for x in CHANNELS[:4] for n in (1024, 4096, 8192)])],
@@ -50,7 +51,7 @@ def task(case, *variant, full=False):
         if full:
             found = gpu.measure(runs["postx"], make())
             return found["forward_ms"], found["both_ms"]
-        inputs = gpu.leaves(make(T=1024))
+        inputs = gpu.leaves(make(T=1024) if "T=4096" in name or "same" in name else make())
         runs["postx"](**inputs).sum().backward()
         with torch.no_grad():
             runs["postx"](**inputs)
@@ -72,7 +73,7 @@ def main():
     spawn, found = multiprocessing.get_context("spawn"), []
     with spawn.Pool(min(14, os.cpu_count()), maxtasksperchild=1) as pool:
         pool.starmap(task, tasks, chunksize=1)
-    before = {name: getattr(gpu_blocks, name) for name in ("AFFINE", "DIAGONAL")}
+    before = {name: getattr(gpu_blocks, name) for name in ("AFFINE", "DIAGONAL", "PROGRAMS")}
     rows = {(name, key): dict(row) for name in ("DECAY", "DELTA") for key, row in getattr(gpu_blocks, name).items()}
     for one in tasks:
         ms = task(*one, full=True)

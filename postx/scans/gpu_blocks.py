@@ -41,7 +41,7 @@ DELTA = {
     (4, 64, 64): {"chunk": 32, "solve": 4, "forward": (32, 4, 1), "backward": (32, 4, 1), "gradients": (32, 4, 1)},
 }
 SHARE = 8  # heads with q and k in common whose gradients one program adds up
-PROGRAMS = 1  # time is cut into segments for fewer programs; never yet: on an H200 a cut walk took five times as long
+PROGRAMS = 264  # time is cut into segments where there are fewer programs: two for each multiprocessor of an H200
 AT_ONCE = 2**28  # bytes of tables that may stand in memory, or v's if that is more; heads beyond come later
 AFFINE = 256, 128, 16, 4  # channels of a block, tokens of a segment, tokens loaded at once, warps
 # most channels of a block, numbers of a thread, tokens read at once, such groups in a chunk, warps that fill the GPU
