@@ -45,7 +45,7 @@ PROGRAMS = 264  # time is cut into segments where there are fewer programs: two 
 AT_ONCE = 2**28  # bytes of tables that may stand in memory, or v's if that is more; heads beyond come later
 AFFINE = 256, 128, 16, 4  # channels of a block, tokens of a segment, tokens loaded at once, warps
 # most channels of a block, numbers of a thread, tokens read at once, such groups in a chunk, warps that fill the GPU
-DIAGONAL = 16, 8, 4, 8, 1024
+DIAGONAL = 16, 8, 4, 8, 4096
 
 
 @functools.cache
