@@ -19,10 +19,8 @@ from postx.scans import gpu_blocks
 
 FUSED = [(64, v, warps, stages) for v, warps in ((64, 4), (64, 8), (128, 8)) for stages in (1, 2, 3)]
 DELTA = [(v, warps, stages) for v, warps in ((64, 4), (64, 8), (128, 8)) for stages in (1, 2)]
-CHANNELS = [  # most channels, numbers a thread, tokens at once, groups
-    (16, 8, 4, 8, 1024), (16, 8, 8, 4, 1024), (32, 16, 4, 8, 1024), (16, 8, 8, 2, 1024), (16, 8, 2, 8, 1024),
-    (32, 16, 2, 8, 1024), (16, 8, 4, 4, 1024), (32, 16, 4, 4, 1024), (8, 4, 4, 8, 2048), (8, 4, 8, 8, 2048),
-]  # fmt: skip
+CUT = 1024, 4096
+CHANNELS = [(c, c // 2, group, groups, CUT) for c in (8, 16, 32) for group in (2, 4, 8) for groups in (4, 8)]
 # case: [(table of gpu_blocks, its row or None, the pass or None, what is tried)]
 VARIANTS = {
     "SSD, B=8": [("DECAY", (2, 128, 64), "fused", FUSED)],
@@ -31,7 +29,7 @@ VARIANTS = {
     "SSD, B=1": [("PROGRAMS", None, None, [1, 264, 528, 1056])],
     "RG-LRU": [("AFFINE", None, None, [(b, s, a, b // 64) for b in (128, 256) for s in (64, 128) for a in (8, 16)])],
     "selective scan, B=8": [("DIAGONAL", None, None, CHANNELS)],
-    "selective scan, B=1": [("DIAGONAL", None, None, [(*x[:4], n) for x in CHANNELS[:4] for n in (1024, 4096, 8192)])],
+    "selective scan, B=1": [("DIAGONAL", None, None, [(16, 8, 4, 8, (1024, n)) for n in (1024, 4096, 8192)])],
 }  # fmt: skip
 
 
