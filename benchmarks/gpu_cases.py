@@ -53,7 +53,7 @@ def rwkv6(B=8, T=4096, H=16, K=128, **more):
 def ssd(B=8, T=4096, H=64, P=64, N=128, dtype=BF16):
     """In Mamba-2's own letters: what is written is x dt, the log-decay A dt, and all heads share B and C."""
     B_, C = (normal(B, T, 1, N, dtype=dtype, seed=seed) for seed in range(2))
-    dt = torch.nn.functional.softplus(normal(B, T, H, dtype=torch.float32, seed=3) - 2)
+    dt = torch.nn.functional.softplus(normal(B, T, H, dtype=torch.float32, seed=3) - 2).to(dtype)
     A = -torch.linspace(0.2, 1, H, device="cuda")
     return {"x": normal(B, T, H, P, dtype=dtype, seed=2), "dt": dt, "A": A, "B": B_, "C": C * N**-0.5}
 
@@ -112,7 +112,7 @@ def our_rwkv6(q, k, v, g, u, impl="auto"):
 
 def mamba2(x, dt, A, B, C):
     """Mamba-2's letters as those of the tables: (q, k, v, g)."""
-    return C, B, (x * dt[..., None]).to(x.dtype), A * dt
+    return C, B, x * dt[..., None], A * dt
 
 
 def our_ssd(impl="auto", **x):
@@ -172,12 +172,6 @@ def fla(module, function, arguments=None, **more):
     return run
 
 
-def fla_ssd(**x):
-    q, k, v, g = mamba2(**x)
-    q, k = (part.expand(*v.shape[:3], -1) for part in (q, k))
-    return fla("simple_gla", "chunk_simple_gla")(q=q, k=k, v=v, g=g)
-
-
 def fla_rwkv7(q, k, v, removal, a, g):
     return fla("rwkv7", "chunk_rwkv7")(r=q, w=g, k=k, v=v, a=-removal, b=removal * a)
 
@@ -200,17 +194,16 @@ def sdpa(backend):
     return run
 
 
-SIMPLE = fla("simple_gla", "chunk_simple_gla")
-SSD_PEERS = {"mamba_ssm, chunk 256": mamba_ssm, "fla simple_gla": fla_ssd}
 CASES = {
-    "SSD, B=8 T=4096 H=64 P=64 N=128": (ssd, {"postx": our_ssd, **SSD_PEERS}),
+    "SSD, B=8 T=4096 H=64 P=64 N=128": (ssd, {"postx": our_ssd, "mamba_ssm, chunk 256": mamba_ssm}),
     "linear, B=8 T=4096 H=16 K=V=128": (linear, {
         "postx": our_decay, "postx, chunked torch": decay_torch,
         "fla linear_attn": fla("linear_attn", "chunk_linear_attn", normalize=False)}),
     "linear in float32, same": (partial(linear, dtype=torch.float32), {
         "postx": our_decay, "postx, chunked torch": decay_torch}),
     "one decay a head, same": (one_decay, {
-        "postx": our_decay, "postx, chunked torch": decay_torch, "fla simple_gla": SIMPLE}),
+        "postx": our_decay, "postx, chunked torch": decay_torch,
+        "fla simple_gla": fla("simple_gla", "chunk_simple_gla")}),
     "GLA, same": (per_key, {
         "postx": our_decay, "postx, chunked torch": decay_torch, "fla gla": fla("gla", "chunk_gla")}),
     "RWKV-6, same": (rwkv6, {
@@ -232,7 +225,7 @@ CASES = {
         "postx": our_attention, "postx, tiles in torch": partial(our_attention, impl="torch"),
         "torch's flash": sdpa(SDPBackend.FLASH_ATTENTION), "torch's cuDNN": sdpa(SDPBackend.CUDNN_ATTENTION)}),
     "SSD, B=1 T=131072 H=64 P=64 N=128": (
-        lambda **more: ssd(**{"B": 1, "T": 131072, **more}), {"postx": our_ssd, **SSD_PEERS}),
+        lambda **more: ssd(**{"B": 1, "T": 131072, **more}), {"postx": our_ssd, "mamba_ssm, chunk 256": mamba_ssm}),
     "selective scan, B=1 T=131072 D=2048 N=16": (
         lambda **more: selective(**{"B": 1, "T": 131072, **more}), {"postx": our_selective}),
 }  # fmt: skip

@@ -104,9 +104,10 @@ def decay(
     table = decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B, wide)
     H = v_BTHV.shape[2]
     check_shared("q_BTHK", q_BTHK.shape[2], H)
-    if chosen == "triton" and choice.in_chunks(v_BTHV):
+    one = read == "after" and table.g.shape[3] == 1  # a decay a head, or none
+    if chosen == "triton" and (choice.in_chunks if one else choice.keys_in_chunks)(v_BTHV):
         q, k, v, g4, S, u = table
-        if read == "after" and g4.shape[3] == 1:
+        if one:
             y, S = choice.chunked_ops().Chunked.apply(q, k, v, None if g is None else g4[..., 0], S, lengths_B)
         else:
             u = None if u_HK is None else u

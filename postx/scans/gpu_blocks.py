@@ -48,16 +48,14 @@ KEYS = {
     (2, 64, 64): {
         "chunk": 64, "walk": (64, 64, 4, 3), "outputs": (64, 64, 4, 1, 1), "gradients": (64, 64, 4, 1, 1),
     },
-    (4, 128, 128): {
-        "chunk": 32, "walk": (32, 64, 4, 1), "outputs": (64, 128, 4, 1, 1), "gradients": (64, 32, 4, 1, 1),
-    },
 }  # fmt: skip
 SHARE = 8  # heads with q and k in common whose gradients one program adds up
-PROGRAMS = 1  # time is cut into segments for fewer programs; never yet: on an H200 a cut walk took five times as long
+PROGRAMS = 264  # time is cut into segments where there are fewer programs: two for each multiprocessor of an H200
 AT_ONCE = 2**28  # bytes of tables that may stand in memory, or v's if that is more; heads beyond come later
 AFFINE = 256, 128, 16, 4  # channels of a block, tokens of a segment, tokens loaded at once, warps
-# most channels of a block, numbers of a thread, tokens read at once, such groups in a chunk, warps that fill the GPU
-DIAGONAL = 16, 8, 4, 8, 1024
+# most channels of a block, numbers of a thread, tokens read at once, such groups in a chunk, and: fewer warps than the
+# first number are made as many as the second by cutting time (which costs a pass, so it must pay)
+DIAGONAL = 16, 8, 4, 8, (1024, 4096)
 
 
 @functools.cache
@@ -68,7 +66,7 @@ def decay(item, K, V):
 
 @functools.cache
 def keys(item, K, V):
-    """The row of the decay scan with one decay a key."""
+    """The row of the decay scan with one decay a key, which only half precision takes in chunks."""
     return nearest(KEYS, item, K, V)
 
 
@@ -117,11 +115,11 @@ def power(size, least):
 
 def diagonal(rows, T, D, N):
     """(channels of a block, warps, tokens read at once, groups of them in a chunk, segments) for states of D by N."""
-    most, numbers, group, groups, enough = DIAGONAL
+    most, numbers, group, groups, (enough, wanted) = DIAGONAL
     block = min(most, power(D, 8))
     wide = block * power(N, 4) // 32  # numbers of a warp's thread
     warps = min(8, max(1, wide // numbers))
-    while group > 1 and wide // warps * group > 4 * numbers:
+    while group > 1 and wide // warps * group > 8 * numbers:
         group //= 2
-    missing = enough // max(1, rows * -(-D // block) * warps)
-    return block, warps, group, groups, max(1, min(missing, T // 256))
+    there = max(1, rows * -(-D // block) * warps)
+    return block, warps, group, groups, max(1, min(wanted // there, T // 256)) if there < enough else 1

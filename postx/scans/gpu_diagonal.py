@@ -12,9 +12,9 @@ each. The gradient G of the state walks the same way from the end, so `summarize
     G <- exp(delta A) (G + C dy)
 
 The forward pass keeps the state before every chunk of GROUP * GROUPS tokens. The backward pass takes the chunks from
-the last to the first: it walks a chunk once for the state before each group, then for each group from the last once
-more for the states before its tokens, which stay in registers, and back. With G after `+ C dy` and h the state behind
-the token:
+the last to the first: it walks a chunk once for the state before each group (into a scratch of its own), then for each
+group from the last once more for the states before its tokens, which stay in registers, and back. With G after
+`+ C dy` and h the state behind the token:
 
     dC = h dy        dB = delta u G        du = delta sum_n B G
     ddelta = u sum_n B G + sum_n A exp(delta A) G h_before
@@ -110,11 +110,10 @@ def summarize(
         us = channels(u, start, D, L, d, D, kind, GROUP)
         steps = channels(delta, start, delta_T, L, d, D, kind, GROUP)
         writes = states(B, write, start, L, n, N, kind, GROUP, WIDE)
-        for i in tl.static_range(GROUP):
-            j: tl.constexpr = GROUP - 1 - i if REVERSE else i
-            fade = tl.exp2(steps[j] * rate)
-            h = fade * (h + writes[j] * us[j]) if REVERSE else fade * h + writes[j] * (steps[j] * us[j])
-            total += steps[j]
+        for i in tl.static_range(GROUP - 1 if REVERSE else 0, -1 if REVERSE else GROUP, -1 if REVERSE else 1):
+            fade = tl.exp2(steps[i] * rate)
+            h = fade * (h + writes[i] * us[i]) if REVERSE else fade * h + writes[i] * (steps[i] * us[i])
+            total += steps[i]
     tile, inside = ((row * segments + segment) * D + d) * N + n, (d < D) & (n < N)
     tl.store(ends + tile, h, mask=inside)
     tl.store(products + tile, tl.exp2(total * rate), mask=inside)
@@ -165,10 +164,10 @@ def forward(
         tl.store(last + row * D * N + tile, h, mask=inside)
 
 
-@triton.jit(do_not_specialize=["T", "span"])
+@triton.jit(do_not_specialize=["T", "span", "groups"])  # a loop of known length would be unrolled, out of registers
 def backward(
-    u, delta, A, B, C, kept, lengths, dy, entering, du, ddelta, dA, dB, dC, dS,
-    T, D, N, delta_B, delta_T, segments, span, chunks,
+    u, delta, A, B, C, kept, lengths, dy, entering, scratch, du, ddelta, dA, dB, dC, dS,
+    T, D, N, delta_B, delta_T, segments, span, chunks, groups,
     WIDE_B: tl.constexpr, WIDE_C: tl.constexpr, RAGGED: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
@@ -179,6 +178,9 @@ def backward(
     d, n, rate = place(A, D, N, BLOCK, BLOCK_N)
     tile, inside = d * N + n, (d < D) & (n < N)
     L = length_of(lengths, row, T, RAGGED)
+    jb, jr = tl.arange(0, BLOCK // EIGHT)[:, None, None], tl.arange(0, EIGHT)[None, None, :]
+    program = (row * segments + segment) * tl.num_programs(0) + tl.program_id(0)
+    scratch += program * GROUPS * BLOCK_N * BLOCK + (jb * BLOCK_N + tl.arange(0, BLOCK_N)[None, :, None]) * EIGHT + jr
     part = (tl.program_id(0).to(tl.int64) * rows + row) * T * N  # this block's part of dB and dC
     u += row * T * D
     dy += row * T * D
@@ -203,31 +205,31 @@ def backward(
     for back in range(0, count):
         chunk = (first // CHUNK + count - 1 - back).to(tl.int64)
         h = tl.load(kept + chunk * D * N + tile, mask=inside, other=0)
-        before = (h,)
-        for k in tl.static_range(GROUPS - 1):
+        for k in range(0, groups - 1):
+            tl.store(scratch + k * BLOCK_N * BLOCK, h)
             start = chunk * CHUNK + k * GROUP
             us = channels(u, start, D, L, d, D, kind, GROUP)
             steps = channels(delta, start, delta_T, L, d, D, kind, GROUP)
             writes = states(B, write, start, L, n, N, kind, GROUP, WIDE_B)
             for i in tl.static_range(GROUP):
                 h = tl.exp2(steps[i] * rate) * h + writes[i] * (steps[i] * us[i])
-            before = before + (h,)
-        for back_k in tl.static_range(GROUPS):
-            k: tl.constexpr = GROUPS - 1 - back_k
+        tl.store(scratch + (GROUPS - 1) * BLOCK_N * BLOCK, h)
+        tl.debug_barrier()  # what one thread wrote another may read
+        for back_k in range(0, groups):
+            k = GROUPS - 1 - back_k
             start = chunk * CHUNK + k * GROUP
             us = channels(u, start, D, L, d, D, kind, GROUP)
             gs = channels(dy, start, D, L, d, D, kind, GROUP)
             steps = channels(delta, start, delta_T, L, d, D, kind, GROUP)
             writes = states(B, write, start, L, n, N, kind, GROUP, WIDE_B)
             reads = states(C, read, start, L, n, N, kind, GROUP, WIDE_C)
-            h = before[k]
+            h = tl.load(scratch + k * BLOCK_N * BLOCK)
             hs, fades = (h,), ()
             for i in tl.static_range(GROUP):
                 fades = fades + (tl.exp2(steps[i] * rate),)
                 h = fades[i] * h + writes[i] * (steps[i] * us[i])
                 hs = hs + (h,)
-            for back_i in tl.static_range(GROUP):
-                i: tl.constexpr = GROUP - 1 - back_i
+            for i in tl.static_range(GROUP - 1, -1, -1):
                 t = start + i
                 G += reads[i] * gs[i]
                 faded = fades[i] * G
@@ -248,6 +250,7 @@ def backward(
                 tl.store(du + at, (written * steps[i]).to(du.dtype.element_ty), mask=real)
                 tl.store(ddelta + at, dstep.to(ddelta.dtype.element_ty), mask=real)
                 G = faded
+        tl.debug_barrier()  # before the scratch is written again
     tl.store(dA + own, sum_A, mask=inside)
     if WIDE_B:
         tl.store(dB + own, sum_B, mask=inside)

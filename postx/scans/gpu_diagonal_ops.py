@@ -1,5 +1,7 @@
 """The diagonal Triton kernels as a torch function with gradients. First order only."""
 
+import math
+
 import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -73,13 +75,14 @@ class Diagonal(Function):
         rows, T, _ = u.shape
         du, ddelta = room(u, u.shape, lengths), room(delta, u.shape, lengths)
         dA, dS = dlast.new_empty(rows, layout.segments, *A.shape), torch.empty_like(dlast)
+        scratch = dlast.new_empty(math.prod(layout.grid), layout.meta["GROUPS"], layout.meta["BLOCK_N"], layout.block)
         parts = layout.grid[0], rows, T, A.shape[1]
         dB, dC = (
             torch.empty_like(dA) if layout.wide[wide] else room(dlast, parts, lengths) for wide in ("WIDE_B", "WIDE_C")
         )
-        pointers = u, delta, A, B, C, kept, layout.lengths, dy, entering, du, ddelta, dA, dB, dC, dS
-        launch(gpu_diagonal.backward, layout.grid, u, *pointers, *layout.sizes, layout.chunks, **layout.wide,
-               **layout.meta)  # fmt: skip
+        pointers = u, delta, A, B, C, kept, layout.lengths, dy, entering, scratch, du, ddelta, dA, dB, dC, dS
+        sizes = *layout.sizes, layout.chunks, layout.meta["GROUPS"]
+        launch(gpu_diagonal.backward, layout.grid, u, *pointers, *sizes, **layout.wide, **layout.meta)
         dB, dC = (
             (dx.sum((0, 1)) if layout.wide[wide] else dx.sum(0)).view(x.shape).to(x.dtype)
             for wide, dx, x in (("WIDE_B", dB, B), ("WIDE_C", dC, C))

@@ -156,7 +156,8 @@ def interpreted():
     scans.choose = lambda impl, x, kernel=False: (
         impl if impl == "triton" and kernel else choose(impl, x, kernel)
     )
-    scans.choice.in_chunks = scans.choice.delta_in_chunks = lambda *_: True
+    for name in ("in_chunks", "keys_in_chunks", "delta_in_chunks"):
+        setattr(scans.choice, name, lambda *_: True)
     gpu_blocks.decay, gpu_blocks.delta, gpu_blocks.keys = lambda *_: row, lambda *_: DELTA_ROW, lambda *_: KEYS_ROW
     gpu_blocks.AFFINE, row, found = (16, 8, 4, 1), DECAY_ROW, {}
     for i, (name, (run, make)) in enumerate(CASES.items()):
@@ -215,6 +216,14 @@ def test_nearest_row_is_by_the_logarithms_of_the_widths():
     assert gpu_blocks.nearest(table, 8, 128, 128) == "float32"
 
 
+@pytest.mark.parametrize(
+    ("dtype", "tokens", "want"),
+    [(torch.bfloat16, 64, True), (torch.float16, 64, True), (torch.bfloat16, 63, False), (torch.float32, 64, False)],
+)
+def test_keys_that_decay_on_their_own_go_in_chunks_where_that_is_faster(dtype, tokens, want):
+    assert scans.choice.keys_in_chunks(torch.zeros(1, tokens, 1, 1, dtype=dtype)) is want
+
+
 def test_blocks_hold_the_width_and_no_half_block_is_narrower_than_64():
     assert [gpu_blocks.whole(size, 4) for size in (1, 16, 17, 129)] == [16, 16, 32, 256]
     assert [gpu_blocks.whole(size, 2) for size in (1, 64, 65)] == [64, 64, 128]
@@ -229,11 +238,9 @@ def test_heads_that_are_added_up_share_q_and_k(heads, groups, want):
     assert gpu_blocks.share(heads, *groups) == want
 
 
-def test_time_is_cut_only_where_programs_are_few(monkeypatch):
-    assert gpu_blocks.segments(1, 80) == 1  # as measured: a cut walk is slower
-    monkeypatch.setattr(gpu_blocks, "PROGRAMS", 500)
+def test_time_is_cut_only_where_programs_are_few():
     assert gpu_blocks.segments(512, 64) == 1
-    assert gpu_blocks.segments(64, 2048) == 500 // 64
+    assert gpu_blocks.segments(64, 2048) == 264 // 64
     assert gpu_blocks.segments(1, 80) == 10  # no segment below 8 chunks
     assert gpu_blocks.segments(1, 3) == 1
 
