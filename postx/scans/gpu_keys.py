@@ -7,12 +7,12 @@ With the letters of `gpu_chunked`, c_i is now a row of numbers, one a key. Let p
     Y  = (e^p * Q) S + A V                                          `outputs`, every chunk on its own
     A_ij = sum over keys of  q_i k_j e^(p_i - c_j)  for j < i,      A_ii = q_i (u * k_i)
 
-e^p and e^-c cannot be multiplied into q and k once and for all: e^-c overflows. But any two tokens j < i first differ
-in some bit of their numbers, s = 1, 2, 4, ... C/2, and between them lies the one multiple m of s where i's half of a
-block of 2 s tokens begins. So log2(C) levels, each with one factor a token, hold all pairs:
+e^p and e^-c cannot be multiplied into q and k once and for all: e^-c overflows. But let s = 1, 2, 4, ... C/2 be the
+highest bit in which the numbers of two tokens j < i differ: they lie in the two halves of one block of 2 s tokens, and
+meet at its middle m. So log2(C) levels, each with one factor a token, hold all pairs:
 
     f_i = e^(decays from m to i) if bit s of i is set, else e^(decays from behind i to m)       no factor exceeds 1
-    z_i = f_i * (q_i if bit s of i is set, else k_i)                A_ij = z_i' z_j  where s is the first bit to differ
+    z_i = f_i * (q_i if bit s of i is set, else k_i)                A_ij = z_i' z_j  at the level of the pair
 
 Every exponent is the sum of the log-decays of its own stretch of tokens. A level's are had at once as R g, with R
 a matrix of zeros and ones (`gpu_keys_ops.spans`) and g as one or two numbers of the operands' dtype, summed in float32.
@@ -31,6 +31,7 @@ times the factor, n_i = z_i x_i, and what reaches g is R' n. The other exponents
 q dq - k dk summed from behind, takes pairs away that it has added before; this one adds each pair once.
 
 A token past its row's end counts as q = k = v = dy = g = 0. Tables travel between the passes in the operands' dtype.
+Source: Yang et al. 2024 (GLA), sec. 4, whose two sizes of sub-blocks the levels replace.
 """
 
 import triton
