@@ -17,12 +17,12 @@ from postx.mixers import attention, mamba
 from postx.scans.decay_chunked import decay_chunked
 from postx.scans.delta_chunked import in_chunks
 
-BF16 = torch.bfloat16
+BF16, DEVICE = torch.bfloat16, "cuda"
 
 
 def normal(*shape, dtype=BF16, seed=0):
-    generator = torch.Generator("cuda").manual_seed(seed)
-    return torch.randn(*shape, generator=generator, device="cuda").to(dtype)
+    generator = torch.Generator(DEVICE).manual_seed(seed)
+    return torch.randn(*shape, generator=generator, device=DEVICE).to(dtype)
 
 
 def fades(*shape):
@@ -54,7 +54,7 @@ def ssd(B=8, T=4096, H=64, P=64, N=128, dtype=BF16):
     """In Mamba-2's own letters: what is written is x dt, the log-decay A dt, and all heads share B and C."""
     B_, C = (normal(B, T, 1, N, dtype=dtype, seed=seed) for seed in range(2))
     dt = torch.nn.functional.softplus(normal(B, T, H, dtype=torch.float32, seed=3) - 2).to(dtype)
-    A = -torch.linspace(0.2, 1, H, device="cuda")
+    A = -torch.linspace(0.2, 1, H, device=DEVICE)
     return {"x": normal(B, T, H, P, dtype=dtype, seed=2), "dt": dt, "A": A, "B": B_, "C": C * N**-0.5}
 
 
@@ -87,7 +87,7 @@ def rg_lru(B=8, T=4096, D=2048, dtype=BF16):
 def selective(B=8, T=4096, D=2048, N=16, dtype=BF16):
     delta = torch.nn.functional.softplus(normal(B, T, D, dtype=torch.float32, seed=1) - 4).to(dtype)
     write, read = (normal(B, T, N, dtype=dtype, seed=seed) for seed in (2, 3))
-    A = -torch.arange(1, N + 1, device="cuda").float().repeat(D, 1)
+    A = -torch.arange(1, N + 1, device=DEVICE).float().repeat(D, 1)
     return {"u": normal(B, T, D, dtype=dtype), "delta": delta, "A": A, "write": write, "read": read}
 
 

@@ -55,7 +55,7 @@ BLOCKS = {
 def block(make):
     """(inputs of T, run): the weights count as inputs, so that their gradients are taken too."""
     torch.manual_seed(0)
-    with torch.device("cuda"):
+    with torch.device(gpu_cases.DEVICE):
         model = make().to(BF16)
     weights = {name.replace(".", "_"): p for name, p in model.named_parameters()}
     names = dict(zip(weights, dict(model.named_parameters()), strict=True))
@@ -85,7 +85,7 @@ def equal():
 
 
 def lstm():
-    with torch.device("cuda"):
+    with torch.device(gpu_cases.DEVICE):
         cell = nn.LSTM(D, D, batch_first=True).to(BF16)
     yield "lstm", "torch's LSTM, batch 8", lambda T: {"x": normal(8, T, D)}, lambda x: cell(x)[0]
 
