@@ -19,12 +19,18 @@ from postx.scans import gpu_blocks
 
 FUSED = [(64, v, warps, stages) for v, warps in ((64, 4), (64, 8), (128, 8)) for stages in (1, 2, 3)]
 DELTA = [(v, warps, stages) for v, warps in ((64, 4), (64, 8), (128, 8)) for stages in (1, 2)]
+KEYS = {
+    "walk": [(64, v, warps, stages) for v, warps in ((64, 4), (128, 4), (128, 8)) for stages in (2, 3)],
+    "outputs": [(64, 128, 4, 1, n) for n in (1, 2, 3)] + [(128, 128, 4, 1, n) for n in (1, 2, 3)],
+    "gradients": [(64, 64, 4, stages, n) for stages in (1, 2) for n in (1, 2, 3)],
+}
 CUT = 1024, 4096
 CHANNELS = [(c, c // 2, group, groups, CUT) for c in (8, 16, 32) for group in (2, 4, 8) for groups in (4, 8)]
 # case: [(table of gpu_blocks, its row or None, the pass or None, what is tried)]
 VARIANTS = {
     "SSD, B=8": [("DECAY", (2, 128, 64), "fused", FUSED)],
     "linear, B=8": [("DECAY", (2, 128, 128), "fused", FUSED)],
+    "GLA": [("KEYS", (2, 128, 128), way, KEYS[way]) for way in KEYS],
     "Gated DeltaNet": [("DELTA", (2, 128, 128), way, DELTA) for way in ("forward", "backward", "gradients")],
     "SSD, B=1": [("PROGRAMS", None, None, [1, 264, 528, 1056])],
     "RG-LRU": [("AFFINE", None, None, [(b, s, a, b // 64) for b in (128, 256) for s in (64, 128) for a in (8, 16)])],
@@ -72,13 +78,14 @@ def main():
     with spawn.Pool(min(14, os.cpu_count()), maxtasksperchild=1) as pool:
         pool.starmap(task, tasks, chunksize=1)
     before = {name: getattr(gpu_blocks, name) for name in ("AFFINE", "DIAGONAL", "PROGRAMS")}
-    rows = {(name, key): dict(row) for name in ("DECAY", "DELTA") for key, row in getattr(gpu_blocks, name).items()}
+    tables = {name: getattr(gpu_blocks, name) for name in ("DECAY", "KEYS", "DELTA")}
+    rows = {(name, key): dict(row) for name, table in tables.items() for key, row in table.items()}
     for one in tasks:
         ms = task(*one, full=True)
         for name, value in before.items():
             setattr(gpu_blocks, name, value)
         for (name, key), row in rows.items():
-            getattr(gpu_blocks, name)[key].update(row)
+            tables[name][key].update(row)
         found.append([*one, ms])
         print(*one, ms if isinstance(ms, str) else "{:.3f} {:.3f}".format(*ms), flush=True)
     if options.json:

@@ -4,7 +4,7 @@
 (CUDA, with its own backward: `affine`, `diagonal` with real numbers and N <= 128, `decay` and `delta` with K <= 256).
 "auto" takes numba on a CPU; on a GPU triton where it is installed and the case is one of these, else the reference.
 Asking for what is not there raises ValueError. Half precision is computed in float32: outputs come back in the
-input's dtype, states stay float32. Only triton's chunks, which serve `decay` and `delta` with one log-decay a head or
+input's dtype, states stay float32. Only triton's chunks, which serve `decay`, and `delta` with one log-decay a head or
 none, take their matrix products in the half precision of v, and add them up in float32.
 """
 
@@ -104,11 +104,16 @@ def decay(
     table = decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B, wide)
     H = v_BTHV.shape[2]
     check_shared("q_BTHK", q_BTHK.shape[2], H)
-    if chosen == "triton" and read == "after" and table.g.shape[3] == 1 and choice.in_chunks(v_BTHV):
-        q, k, v, g4, S, _ = table
-        y, S = choice.chunked_ops().Chunked.apply(q, k, v, None if g is None else g4[..., 0], S, lengths_B)
+    one = read == "after" and table.g.shape[3] == 1  # a decay a head, or none
+    if chosen == "triton" and (choice.in_chunks if one else choice.keys_in_chunks)(v_BTHV):
+        q, k, v, g4, S, u = table
+        if one:
+            y, S = choice.chunked_ops().Chunked.apply(q, k, v, None if g is None else g4[..., 0], S, lengths_B)
+        else:
+            u = None if u_HK is None else u
+            y, S = choice.keys_ops().decay(q, k, v, g4, S, u, lengths_B, read == "before")
         return real(y, lengths_B).to(v_BTHV.dtype), S
-    table = table._replace(g=table.g.exp())
+    table = table._replace(g=table.g.to(table.S.dtype).exp())
     if chosen == "triton":
         *tensors, u = table
         y, S = choice.gpu_ops().Decay.apply(*tensors, None if u_HK is None else u, lengths_B, read == "before")

@@ -40,6 +40,15 @@ DELTA = {
     (2, 64, 64): {"chunk": 64, "solve": 4, "forward": (64, 4, 1), "backward": (64, 4, 1), "gradients": (64, 4, 1)},
     (4, 64, 64): {"chunk": 32, "solve": 4, "forward": (32, 4, 1), "backward": (32, 4, 1), "gradients": (32, 4, 1)},
 }
+# (bytes of an operand, K, V): tokens of a chunk; blocks of K and V, warps and stages of a pass, and of its levels.
+KEYS = {
+    (2, 128, 128): {
+        "chunk": 64, "walk": (64, 128, 4, 3), "outputs": (128, 128, 4, 1, 1), "gradients": (64, 64, 4, 1, 1),
+    },
+    (2, 64, 64): {
+        "chunk": 64, "walk": (64, 64, 4, 3), "outputs": (64, 64, 4, 1, 1), "gradients": (64, 64, 4, 1, 1),
+    },
+}  # fmt: skip
 SHARE = 8  # heads with q and k in common whose gradients one program adds up
 PROGRAMS = 264  # time is cut into segments where there are fewer programs: two for each multiprocessor of an H200
 AT_ONCE = 2**28  # bytes of tables that may stand in memory, or v's if that is more; heads beyond come later
@@ -53,6 +62,12 @@ DIAGONAL = 16, 8, 4, 8, (1024, 4096)
 def decay(item, K, V):
     """The decay scan's row for tables of K by V and operands of `item` bytes."""
     return nearest(DECAY, item, K, V)
+
+
+@functools.cache
+def keys(item, K, V):
+    """The row of the decay scan with one decay a key, which only half precision takes in chunks."""
+    return nearest(KEYS, item, K, V)
 
 
 @functools.cache
