@@ -64,9 +64,16 @@ def errors(run, ours, inputs):
 
 
 def milliseconds(function):
+    """The median of what fits 80 ms; of a call that takes longer than 200 ms, one."""
     from triton.testing import do_bench
 
-    return do_bench(function, warmup=15, rep=80, return_mode="median")
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    function()
+    end.record()
+    torch.cuda.synchronize()
+    once = start.elapsed_time(end)
+    return once if once > 200 else do_bench(function, warmup=15, rep=80, return_mode="median")
 
 
 def floor(inputs, y):

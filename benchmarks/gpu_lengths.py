@@ -139,18 +139,18 @@ def chunk_rows():
                 print(f"{who}: {missing}")
 
 
-PARTS = {"equal": equal, "lstm": lstm, "tables": tables, "fft": fft}
+PARTS = {"equal": equal, "tables": tables, "fft": fft, "lstm": lstm}
 
 
 def all_rows(only):
+    if not only or "chunks" in only:
+        yield from chunk_rows()
     for name, part in PARTS.items():
         if only and name not in only:
             continue
         for kind, who, make, run in part():
             for T in LENGTHS if name != "tables" else LENGTHS[1:]:
                 yield row(kind, who, partial(make, T=T), run, T=T)
-    if not only or "chunks" in only:
-        yield from chunk_rows()
 
 
 def main():

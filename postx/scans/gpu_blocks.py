@@ -105,7 +105,6 @@ def share(heads, *groups):
 def segments(programs, chunks):
     """Into how many segments a walk of so many programs and chunks is cut; a segment has at least 8 chunks."""
     return max(1, min(PROGRAMS // max(1, programs), chunks // 8))
-AFFINE = 256, 128, 16, 4  # channels of a block, tokens of a segment, tokens loaded at once, warps
 
 
 def power(size, least):
