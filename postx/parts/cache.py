@@ -69,9 +69,14 @@ def append(S, token, window: int | None, *, inplace: bool = False):
 
 
 def extend(S, tokens, lengths_B: torch.Tensor | None, window: int | None):
-    """Store T tokens per row (of row b only the first lengths_B[b]), in new tensors."""
+    """Store T tokens per row (of row b only the first lengths_B[b]); S is left as it was.
+
+    Whole rows in an empty cache are the tokens themselves: a prompt's keys are not copied to be kept.
+    """
     *slots, pos_B = S
     T = tokens[0].shape[1]
+    if window is None and lengths_B is None and not slots[0].shape[1]:
+        return (*(new.to(x.dtype) for x, new in zip(slots, tokens, strict=True)), pos_B + T)
     after_B = pos_B + (T if lengths_B is None else lengths_B.to(pos_B))
     M = window or (T if lengths_B is None else int(after_B.max()))
     if slots[0].shape[1] and window is None:
@@ -87,14 +92,16 @@ def extend(S, tokens, lengths_B: torch.Tensor | None, window: int | None):
 
 
 def join(S, tokens, window: int | None):
-    """What T new tokens can look at: the cached tokens followed by the new ones, copied once.
+    """What T new tokens can look at: the cached tokens followed by the new ones, copied where there are both.
 
     Returns (joined, position_BM, cached): tensors [B, cached + T, ...], the absolute position of each source
     (-1 where there is none), and the number of slots that come from the cache.
     """
     *slots, pos_B = S
     cached = used(S)
-    joined = [torch.cat([x[:, :cached], new.to(x.dtype)], 1) for x, new in zip(slots, tokens, strict=True)]
+    joined = [new.to(x.dtype) for x, new in zip(slots, tokens, strict=True)]
+    if cached:
+        joined = [torch.cat([x[:, :cached], new], 1) for x, new in zip(slots, joined, strict=True)]
     position_BM = held(pos_B, slots[0].shape[1], window)[:, :cached]
     return joined, torch.cat([position_BM, positions(pos_B, tokens[0].shape[1])], 1), cached
 

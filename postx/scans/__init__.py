@@ -70,7 +70,7 @@ def diagonal(u_BTD, delta, A_DN, B, C, S_BDN=None, *, lengths_B=None, impl="auto
     chosen = choose(impl, u_BTD, not kind.is_complex and not B.is_complex() and A_DN.shape[1] <= MOST_STATES)
     if chosen == "triton":  # the kernel reads half precision as it is
         A, S = A_DN.to(kind), S_BDN.to(kind)
-        y, S = choice.gpu_ops().Diagonal.apply(u_BTD, delta_BTD, A, B_BTDN, C_BTDN, S, lengths_B)
+        y, S = choice.diagonal_ops().Diagonal.apply(u_BTD, delta_BTD, A, B_BTDN, C_BTDN, S, lengths_B)
         return real(y, lengths_B).to(u_BTD.dtype), S
     args = (u_BTD.to(floats), delta_BTD.to(floats), *(x.to(kind) for x in (A_DN, B_BTDN, C_BTDN, S_BDN)))
     lengths = row_lengths(lengths_B, u_BTD)
@@ -104,11 +104,16 @@ def decay(
     table = decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B, wide)
     H = v_BTHV.shape[2]
     check_shared("q_BTHK", q_BTHK.shape[2], H)
-    if chosen == "triton" and read == "after" and table.g.shape[3] == 1 and choice.in_chunks(v_BTHV):
-        q, k, v, g4, S, _ = table
-        y, S = choice.chunked_ops().Chunked.apply(q, k, v, None if g is None else g4[..., 0], S, lengths_B)
+    one = read == "after" and table.g.shape[3] == 1  # a decay a head, or none
+    if chosen == "triton" and (choice.in_chunks if one else choice.keys_in_chunks)(v_BTHV):
+        q, k, v, g4, S, u = table
+        if one:
+            y, S = choice.chunked_ops().Chunked.apply(q, k, v, None if g is None else g4[..., 0], S, lengths_B)
+        else:
+            u = None if u_HK is None else u
+            y, S = choice.keys_ops().decay(q, k, v, g4, S, u, lengths_B, read == "before")
         return real(y, lengths_B).to(v_BTHV.dtype), S
-    table = table._replace(g=table.g.exp())
+    table = table._replace(g=table.g.to(table.S.dtype).exp())
     if chosen == "triton":
         *tensors, u = table
         y, S = choice.gpu_ops().Decay.apply(*tensors, None if u_HK is None else u, lengths_B, read == "before")

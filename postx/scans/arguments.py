@@ -34,7 +34,7 @@ AXES_OF_G = {"H": (0, 0, 3), "HK": (0, 0), "BTH": (3,), "BTHK": ()}
 
 
 def decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B, wide=True):
-    """What `decay` takes, checked, in at least float32. Without `wide`, q, k and v keep their dtype.
+    """What `decay` takes, checked, in at least float32. Without `wide`, q, k, v and g keep their dtype.
 
     The heads of q are not held to those of v. Raises ValueError as `decay` does.
     """
@@ -46,8 +46,8 @@ def decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B, wi
     S = empty(k_BTHK[:, 0], v_BTHV[:, 0]) if S_BHKV is None else S_BHKV
     u = v_BTHV.new_zeros(sizes["H"], sizes["K"]) if u_HK is None else u_HK
     check(sizes, S_BHKV=S, u_HK=u)
-    tokens = [x.to(kind) if wide else x for x in (q_BTHK, k_BTHK, v_BTHV)]
-    return Table(*tokens, *(x.to(kind) for x in (log_decay(g, sizes, v_BTHV), S, u)))
+    tokens = (q_BTHK, k_BTHK, v_BTHV, log_decay(g, sizes, v_BTHV))
+    return Table(*(x.to(kind) if wide else x for x in tokens), S.to(kind), u.to(kind))
 
 
 def table_sizes(v_BTHV, lengths_B, read, **keys):
