@@ -69,10 +69,13 @@ def chunked(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTHK, *, S=None, lengths_B=None,
 
 
 def _terms(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTHK):
-    """The arguments of `scans.delta` up to g, and its c: the key that reads the state before it fades, exp(g) k."""
-    q, k, v, beta, g = (x.to(state_dtype(x.dtype)) for x in (q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTHK))
-    read = k.repeat_interleave(v.shape[2] // k.shape[2], 2) * g.exp()
-    return (q * q.shape[-1] ** -0.5, k, v * beta[..., None], beta, g), read
+    """The arguments of `scans.delta` up to g, and its c: the key that reads the state before it fades, exp(g) k.
+
+    beta goes into the key that writes and takes out. So v is as it came, and in half precision a GPU may use that.
+    """
+    q, k, beta, g = (x.to(state_dtype(x.dtype)) for x in (q_BTGK, k_BTGK, beta_BTH, g_BTHK))
+    k = k.repeat_interleave(v_BTHV.shape[2] // k.shape[2], 2)
+    return (q * q.shape[-1] ** -0.5, k * beta[..., None], v_BTHV, None, g), k * g.exp()
 
 
 @named

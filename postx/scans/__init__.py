@@ -4,8 +4,8 @@
 (CUDA, with its own backward: `affine`, `diagonal` with real numbers and N <= 128, `decay` and `delta` with K <= 256).
 "auto" takes numba on a CPU; on a GPU triton where it is installed and the case is one of these, else the reference.
 Asking for what is not there raises ValueError. Half precision is computed in float32: outputs come back in the
-input's dtype, states stay float32. Only triton's chunks, which serve `decay`, and `delta` with one log-decay a head or
-none, take their matrix products in the half precision of v, and add them up in float32.
+input's dtype, states stay float32. Only triton's chunks (`choice` says when) take their matrix products in the half
+precision of v, and add them up in float32.
 """
 
 import torch
@@ -157,9 +157,15 @@ def delta(
     check(sizes, S_BHKV=S_BHKV)
     g4 = log_decay(g, sizes, v_BTHV)
     plain = read == "after" and b_BTHK is c_BTHK is None
-    if chosen == "triton" and plain and choice.delta_in_chunks(g, k_BTHK, v_BTHV):
+    chunks = choice.delta_in_chunks(plain, g, k_BTHK, v_BTHV) if chosen == "triton" else None
+    if chunks == "plain":
         y, S = choice.delta_ops().ChunkedDelta.apply(
             q, k, v, None if g is None else g4[..., 0], beta, S_BHKV.to(kind), lengths_B
+        )
+        return real(y, lengths_B).to(v_BTHV.dtype), S
+    if chunks == "general":
+        y, S = choice.general_delta_ops().General.apply(
+            q, k, v, None if g is None else g4, b, c, beta, S_BHKV.to(kind), lengths_B, read == "before"
         )
         return real(y, lengths_B).to(v_BTHV.dtype), S
     tensors = [q, k, v, g4.to(kind).exp(), b, c, beta]

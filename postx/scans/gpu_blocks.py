@@ -40,6 +40,18 @@ DELTA = {
     (2, 64, 64): {"chunk": 64, "solve": 4, "forward": (64, 4, 1), "backward": (64, 4, 1), "gradients": (64, 4, 1)},
     (4, 64, 64): {"chunk": 32, "solve": 4, "forward": (32, 4, 1), "backward": (32, 4, 1), "gradients": (32, 4, 1)},
 }
+# The same for the general delta recurrence, for half precision alone: tokens of a chunk; (block of V, warps, stages) of
+# "walk", "outputs" and "values", warps of "pairs", "inside" and "squares", (block of K, warps) of "keys".
+GENERAL = {
+    (2, 128, 128): {
+        "chunk": 64, "pairs": 4, "inside": 8, "walk": (128, 8, 2), "outputs": (128, 4, 1), "values": (64, 8, 1),
+        "squares": 4, "keys": (64, 4),
+    },
+    (2, 64, 64): {
+        "chunk": 64, "pairs": 4, "inside": 4, "walk": (64, 4, 3), "outputs": (64, 4, 1), "values": (64, 4, 1),
+        "squares": 4, "keys": (64, 4),
+    },
+}  # fmt: skip
 # (bytes of an operand, K, V): tokens of a chunk; blocks of K and V, warps and stages of a pass, and of its levels.
 KEYS = {
     (2, 128, 128): {
@@ -74,6 +86,12 @@ def keys(item, K, V):
 def delta(item, K, V):
     """The delta scan's row."""
     return nearest(DELTA, item, K, V)
+
+
+@functools.cache
+def general(item, K, V):
+    """The general delta scan's row."""
+    return nearest(GENERAL, item, K, V)
 
 
 def nearest(table, item, K, V):

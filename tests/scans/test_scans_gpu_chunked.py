@@ -156,8 +156,8 @@ def interpreted():
     scans.choose = lambda impl, x, kernel=False: (
         impl if impl == "triton" and kernel else choose(impl, x, kernel)
     )
-    for name in ("in_chunks", "keys_in_chunks", "delta_in_chunks"):
-        setattr(scans.choice, name, lambda *_: True)
+    scans.choice.in_chunks = scans.choice.keys_in_chunks = lambda *_: True
+    scans.choice.delta_in_chunks = lambda *_: "plain"
     gpu_blocks.decay, gpu_blocks.delta, gpu_blocks.keys = lambda *_: row, lambda *_: DELTA_ROW, lambda *_: KEYS_ROW
     gpu_blocks.AFFINE, row, found = (16, 8, 4, 1), DECAY_ROW, {}
     for i, (name, (run, make)) in enumerate(CASES.items()):
