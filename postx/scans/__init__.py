@@ -21,7 +21,7 @@ from postx.scans.choice import (
     has_triton,
 )
 from postx.scans.runtime import set_threads
-from postx.shapes import check, check_lengths, check_shared, empty, real, state_dtype
+from postx.shapes import check, check_lengths, check_shared, empty, is_trusted, real, state_dtype
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -104,10 +104,12 @@ def decay(
     table = decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B, wide)
     H = v_BTHV.shape[2]
     check_shared("q_BTHK", q_BTHK.shape[2], H)
-    if chosen == "triton" and read == "after" and table.g.shape[3] == 1 and choice.in_chunks(v_BTHV):
+    per_head = table.g is None or table.g.shape[3] == 1
+    if chosen == "triton" and read == "after" and per_head and choice.in_chunks(v_BTHV):
         q, k, v, g4, S, _ = table
         y, S = choice.chunked_ops().Chunked.apply(q, k, v, None if g is None else g4[..., 0], S, lengths_B)
         return real(y, lengths_B).to(v_BTHV.dtype), S
+    table = table.whole()
     table = table._replace(g=table.g.exp())
     if chosen == "triton":
         *tensors, u = table
@@ -138,7 +140,6 @@ def delta(
         v_BTHV, lengths_B, read, q_BTHK=q_BTHK, k_BTHK=k_BTHK, b_BTHK=b_BTHK, c_BTHK=c_BTHK
     )
     H = sizes["H"]
-    check({letter: sizes[letter] for letter in "BT"}, beta_BTH=beta_BTH)
     kind = state_dtype(v_BTHV.dtype)
     chosen = choose(impl, v_BTHV, sizes["K"] <= MOST_KEYS)
     given = q_BTHK, k_BTHK, v_BTHV, b_BTHK, c_BTHK, beta_BTH
@@ -147,17 +148,20 @@ def delta(
     q, k, v, b, c, beta = given
     c = k if c is None else c
     beta = v.new_ones(1, 1, 1) if beta is None else beta
-    check_shared("beta_BTH", beta.shape[2], H)
     S_BHKV = empty(k_BTHK[:, 0], v_BTHV[:, 0]) if S_BHKV is None else S_BHKV
-    check(sizes, S_BHKV=S_BHKV)
-    g4 = log_decay(g, sizes, v_BTHV)
+    if not is_trusted():
+        check({letter: sizes[letter] for letter in "BT"}, beta_BTH=beta_BTH)
+        check_shared("beta_BTH", beta.shape[2], H)
+        check(sizes, S_BHKV=S_BHKV)
+    g4 = log_decay(g, sizes)
     plain = read == "after" and b_BTHK is c_BTHK is None
     if chosen == "triton" and plain and choice.delta_in_chunks(g, k_BTHK, v_BTHV):
         y, S = choice.delta_ops().ChunkedDelta.apply(
             q, k, v, None if g is None else g4[..., 0], beta, S_BHKV.to(kind), lengths_B
         )
         return real(y, lengths_B).to(v_BTHV.dtype), S
-    tensors = [q, k, v, g4.to(kind).exp(), b, c, beta]
+    keep = v.new_ones(1, 1, 1, 1, dtype=kind) if g is None else g4.to(kind).exp()
+    tensors = [q, k, v, keep, b, c, beta]
     if chosen == "triton":
         y, S = choice.gpu_ops().Delta.apply(*tensors, S_BHKV.to(kind), lengths_B, read == "before")
         return real(y, lengths_B).to(v_BTHV.dtype), S
