@@ -60,12 +60,16 @@ def append(S, token, window: int | None, *, inplace: bool = False):
     if window is None:
         need = int(pos_B.max()) + 1
         if need > M:
-            grown = max(need, 2 * M, FIRST_CAPACITY) if inplace else need
-            slots = [_pad(x, grown) for x in slots]
+            slots = grown(slots, need) if inplace else [_pad(x, need) for x in slots]
     index = (torch.arange(len(pos_B), device=pos_B.device), pos_B if window is None else pos_B % window)
     write = torch.Tensor.index_put_ if inplace else torch.Tensor.index_put
     slots = [write(x, index, new.to(x.dtype)) for x, new in zip(slots, token, strict=True)]
     return (*slots, pos_B + 1)
+
+
+def grown(slots, need: int):
+    """Slots with room for `need` tokens, and for twice as many as before."""
+    return [_pad(x, max(need, 2 * x.shape[1], FIRST_CAPACITY)) for x in slots]
 
 
 def extend(S, tokens, lengths_B: torch.Tensor | None, window: int | None):
