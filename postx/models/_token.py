@@ -1,9 +1,9 @@
 """One token through a place of a language model, in compiled loops: what `postx.models.writer` is made of.
 
-Arrays are of one row, in float32, contiguous. A weight matrix [O, I] is kept in panels of 32 outputs, [O / 32, I, 32], so
-that a product reads it once from front to back and adds nothing up across a register. Its numbers are float32, or the
-upper halves of them (bfloat16, as uint16), or int8, each with a scale an output. Every stage adds what it computes to
-the stream x, and writes into the state that it is given.
+Arrays are of one row, in float32, contiguous. A weight matrix [O, I] is kept in panels of 32 outputs, [O / 32, I, 32],
+so that a product reads it once from front to back and adds nothing up across a register. Its numbers are float32, or
+the upper halves of them (bfloat16, as uint16), or int8, each with a scale an output. Every stage adds what it computes
+to the stream x, and writes into the state that it is given.
 """
 
 import math
@@ -59,7 +59,7 @@ def product(W, scale, x, y):
 
 @serial
 def scaled(x, start, size, weight, eps):
-    """x[start : start + size] divided by its root mean square, times weight (as long, or the place in x of a longer)."""
+    """x[start : start + size] divided by its root mean square, times weight (as long, or as long as x)."""
     total, shift = np.float32(0), start if len(weight) > size else 0
     for i in range(size):
         total += x[start + i] * x[start + i]
@@ -186,8 +186,8 @@ def attention(
     x, seen, keys_MGK, values_MGV, position, H, window, scale_q, frequency, half, W, scale, q_norm, k_norm, eps,
     W_out, scale_out, bias_out, z, angles, scores, y, out,
 ):  # fmt: skip
-    """`mixers.attention.Layer`: z holds q, k and v; position [1] tokens are cached; without rotation, frequency is empty."""
-    (M, G, K), V, at = keys_MGK.shape, values_MGV.shape[2], position[0]
+    """`mixers.attention.Layer`: z holds q, k and v; position [1]: tokens cached; frequency: empty without rotation."""
+    G, K, V, at = keys_MGK.shape[1], keys_MGK.shape[2], values_MGV.shape[2], position[0]
     product(W, scale, seen, z)
     for i in range(len(frequency)):
         angle = at * frequency[i]

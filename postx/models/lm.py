@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from postx.models import graph, writer
 from postx.models.blocks import MIXERS, NORMS, Block, Context, Shared, mlps, module, places
 from postx.models.nn import MoE
-from postx.models.writer import Writer, refused
 from postx.shapes import check, check_lengths, is_trusted, map_state, state_dtype, trusted
 
 __all__ = ["LM", "MIXERS", "Count", "count", "generate", "leaves", "places", "sample", "size"]
@@ -191,10 +191,11 @@ def generate(
     """Continue each row by n tokens: (ids_BT of n new tokens, S). The prefix is read once.
 
     temperature, top_k, top_p, generator: see `sample`. Each new token is one call of the model with the state, so
-    memory is the state's: constant for recurrent layers, a ring for windowed ones. One row in float32 on a CPU is written
-    by a `postx.models.writer.Writer`, where `refused` has nothing against it. lengths_B: tokens of each prompt
+    memory is the state's: constant for recurrent layers, a ring for windowed ones. lengths_B: tokens of each prompt
     that are real, at least 1; the new ones follow the last of these. eos: a token that ends its row: eos fills the
     rest of it, and rows do not wait for each other. S has read all but each row's last new token.
+    One row in float32 on a CPU is written by a `postx.models.writer.Writer`, what a GPU computes by a
+    `postx.models.graph.Graph`; where their `refused` says why not, by calls of the model.
     Raises ValueError for an n below 0, a prompt without a token, an eos that is no token, and as `sample` does.
     """
     check(prompt_BT=prompt_BT)
@@ -215,7 +216,7 @@ def generate(
     row_B = torch.arange(B, device=logits.device)
     logits_BY = logits[:, -1] if lengths_B is None else logits[row_B, lengths_B.to(row_B) - 1]
     ids_BT, done_B = prompt_BT.new_full((B, n), 0 if eos is None else eos), None
-    writer = Writer(lm, S) if type(lm) is LM and refused(lm, B, n - 1) is None else None
+    fast = _writer(lm, S, B, n - 1, eos)
     for i in range(n):
         ids_B = sample(logits_BY, temperature, top_k, generator, top_p=top_p)
         if done_B is not None:
@@ -229,12 +230,21 @@ def generate(
                 break
         ended = {} if done_B is None else {"lengths_B": (~done_B).long()}  # the state of an ended row stands still
         with trusted():  # the model's own state: what fits the prompt fits a token
-            if writer is not None:  # of one row, with which the loop ends
-                logits_BY = writer(ids_B)
+            if fast is not None:  # no row of its batch has ended
+                logits_BY = fast(ids_B)
             else:
                 logits, S = lm(ids_B[:, None], S, inplace=True, **ended)
                 logits_BY = logits[:, -1]
-    return ids_BT, S if writer is None else writer.state()
+    return ids_BT, S if fast is None else fast.state()
+
+
+def _writer(lm, S, B, n, eos):
+    """What writes n tokens faster than calls of the model do: writer(ids_B) -> logits_BY, or None."""
+    if type(lm) is not LM or not len(lm.blocks):
+        return None
+    if writer.refused(lm, B, n) is None:
+        return writer.Writer(lm, S)
+    return graph.Graph(lm, S, n) if B and graph.refused(lm, n, eos, B) is None else None
 
 
 GREEDY = 1e-12  # a temperature below it leaves nothing to the others, and would overflow the division

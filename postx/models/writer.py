@@ -153,7 +153,8 @@ class Attention:
         W, out = lay_out([part.q.weight, part.k.weight, part.v.weight], [part.out.weight])
         (H, K), rope = part.heads[0], part.rope
         dims = 0 if rope is None else rope.dims or K
-        frequency = own((rope.base if rope else 1.0) ** (-2 * torch.arange(dims // 2, dtype=torch.float64) / max(1, dims)))
+        pair = torch.arange(dims // 2, dtype=torch.float64)
+        frequency = own((rope.base if rope else 1.0) ** (-2 * pair / max(1, dims)))
         q_norm, k_norm = [None, None] if part.norms is None else [norm.weight for norm in part.norms]
         eps = np.float32(0 if part.norms is None else part.norms[0].eps)
         half = rope is not None and rope.pairing == "half"

@@ -49,10 +49,14 @@ def delta_ops():
 
 
 def delta_in_chunks(g, k_BTHK, v_BTHV):
-    """Whether the GPU takes this delta recurrence in chunks: one decay a head or none, in half precision, K <= 128."""
-    return (g is None or g.dim() in (1, 3)) and v_BTHV.dtype in HALVES and k_BTHK.shape[-1] <= 128
+    """Whether the GPU takes this delta recurrence in chunks: one decay a head or none, in half precision, K <= 128.
+
+    One token alone is no chunk, here and in `in_chunks`: its table is read and written once, which is all there is.
+    """
+    per_head = g is None or g.dim() in (1, 3)
+    return per_head and v_BTHV.dtype in HALVES and k_BTHK.shape[-1] <= 128 and v_BTHV.shape[1] > 1
 
 
 def in_chunks(v_BTHV):
     """Whether the GPU takes this table recurrence in chunks: not in float64, which its tensor cores are slow at."""
-    return v_BTHV.dtype != torch.float64
+    return v_BTHV.dtype != torch.float64 and v_BTHV.shape[1] > 1
