@@ -17,7 +17,7 @@ from torch.nn import functional
 from postx.models import graph, writer
 from postx.models.blocks import MIXERS, NORMS, Block, Context, Shared, mlps, module, places
 from postx.models.nn import MoE
-from postx.shapes import check, check_lengths, is_trusted, map_state, state_dtype, trusted
+from postx.shapes import check, check_lengths, is_trusted, map_state, positive, state_dtype, trusted
 
 __all__ = ["LM", "MIXERS", "Count", "count", "generate", "leaves", "places", "sample", "size"]
 
@@ -149,11 +149,17 @@ class LM(nn.Module):
 
     def state_floats(self, T, B=1):
         """Floating-point numbers in the state after T tokens, a complex one counted as two. Computes nothing."""
-        return sum(x.numel() * (2 if x.is_complex() else 1) for x in leaves(self._meta_state(T, B)) if floating(x))
+        return self._after(T, B, lambda S: sum(x.numel() * (1 + x.is_complex()) for x in leaves(S) if floating(x)))
 
     def state_bytes(self, T, B=1):
         """Bytes of the state after T tokens, counters included, at the dtype of the weights. Computes nothing."""
-        return size(self._meta_state(T, B))
+        return self._after(T, B, size)
+
+    def _after(self, T, B, measure):
+        """What a state measures after T tokens: each token adds as much as the second one, if anything."""
+        positive(T=T)
+        first, second = (measure(self._meta_state(tokens, B)) for tokens in (1, 2))
+        return first + (int(T) - 1) * (second - first)
 
     def _meta_state(self, T, B):
         named = [*self.named_parameters(), *self.named_buffers()]
