@@ -14,12 +14,13 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from postx.scans import lanes
-from postx.scans.lanes import Lanes
+from postx.scans.lanes import LANES, Lanes
 from postx.scans.runtime import plain, serial
 
 WIDE = 32  # outputs of a panel
 SILU, GELU, GELU_TANH, RELU2 = range(4)
 ONE, HALF, THRESHOLD = np.float32(1), np.float32(0.5), np.float32(20)  # softplus is the identity above the last
+LOG2E = np.float32(1 / math.log(2))
 ROOT_HALF, ROOT_2_PI, CUBIC = np.float32(0.5**0.5), np.float32((2 / math.pi) ** 0.5), np.float32(0.044715)
 
 
@@ -181,10 +182,53 @@ def turned(z, start, angles, half):
         z[a], z[b] = z[a] * angles[0, i] - z[b] * angles[1, i], z[a] * angles[1, i] + z[b] * angles[0, i]
 
 
+@serial
+def dot(x, i, y, j, n):
+    """The sum of the products of n numbers of x and y, from their i-th and j-th on."""
+    total, k = np.float32(0), 0
+    if n >= LANES:
+        a, k = lanes.mul(lanes.load(x, i), lanes.load(y, j)), LANES
+        while k + LANES <= n:
+            a = lanes.fma(lanes.load(x, i + k), lanes.load(y, j + k), a)
+            k += LANES
+        total = lanes.total(a)
+    while k < n:
+        total += lanes.number(x, i + k) * lanes.number(y, j + k)
+        k += 1
+    return total
+
+
+@serial
+def gather(x, i, y, j, n, weight):
+    """n numbers of x from the i-th on += weight times those of y from the j-th on."""
+    k = 0
+    while k + LANES <= n:
+        lanes.store(x, i + k, lanes.fma(lanes.load(y, j + k), weight, lanes.load(x, i + k)))
+        k += LANES
+    while k < n:
+        x[i + k] += weight * lanes.number(y, j + k)
+        k += 1
+
+
+@serial
+def softened(scores_HM, h, used):
+    """e^(score - the largest) of the first `used` scores of a row, in place, and their sum. Rows end at whole lanes."""
+    start, top, total = h * scores_HM.shape[1], np.float32(-np.inf), np.float32(0)
+    for m in range(used):
+        top = max(top, scores_HM[h, m])
+    for m in range(used, -(-used // LANES) * LANES):
+        scores_HM[h, m] = -np.inf
+    for m in range(0, used, LANES):
+        p = lanes.exp2(lanes.mul(lanes.add(lanes.load(scores_HM, start + m), -top), LOG2E))
+        lanes.store(scores_HM, start + m, p)
+        total += lanes.total(p)
+    return total
+
+
 @plain
 def attention(
     x, seen, keys_MGK, values_MGV, position, H, window, scale_q, frequency, half, W, scale, q_norm, k_norm, eps,
-    W_out, scale_out, bias_out, z, angles, scores, y, out,
+    W_out, scale_out, bias_out, z, angles, scale_H, scores_HM, y, out,
 ):  # fmt: skip
     """`mixers.attention.Layer`: z holds q, k and v; position [1]: tokens cached; frequency: empty without rotation."""
     G, K, V, at = keys_MGK.shape[1], keys_MGK.shape[2], values_MGV.shape[2], position[0]
@@ -201,23 +245,19 @@ def attention(
         keys_MGK[slot, g] = z[(H + g) * K : (H + g + 1) * K]
         values_MGV[slot, g] = z[(H + G) * K + g * V : (H + G) * K + (g + 1) * V]
     position[0] = at + 1
+    share = H // G
+    for m in range(used):  # all heads at a slot: a cache is read from front to back
+        for h in range(H):
+            scores_HM[h, m] = dot(z, h * K, keys_MGK, (m * G + h // share) * K, K) * scale_q
+    y[:] = 0
     for h in range(H):
-        g, top, total = h // (H // G), np.float32(-np.inf), np.float32(0)
-        query, read = z[h * K : h * K + K], y[h * V : h * V + V]
-        for m in range(used):
-            score, key = np.float32(0), keys_MGK[m, g]
-            for k in range(K):
-                score += query[k] * key[k]
-            scores[m] = score * scale_q
-            top = max(top, scores[m])
-        read[:] = 0
-        for m in range(used):
-            p, value = np.exp(scores[m] - top), values_MGV[m, g]
-            total += p
-            for v in range(V):
-                read[v] += p * value[v]
+        scale_H[h] = ONE / softened(scores_HM, h, used)
+    for m in range(used):
+        for h in range(H):
+            gather(y, h * V, values_MGV, (m * G + h // share) * V, V, scores_HM[h, m])
+    for h in range(H):
         for v in range(V):
-            read[v] /= total
+            y[h * V + v] *= scale_H[h]
     product(W_out, scale_out, y, out)
     add(x, out)
     add(x[: len(bias_out)], bias_out)

@@ -20,6 +20,7 @@ from postx.models import _token
 from postx.models.blocks import Context
 from postx.models.nn import ACTIVATIONS, MLP, RMSNorm
 from postx.parts import cache, conv
+from postx.scans.lanes import LANES
 from postx.scans.runtime import COMPILED
 
 PAYS_FROM = 4  # tokens: laying out the weights takes about as long as two calls of the model
@@ -158,10 +159,10 @@ class Attention:
         q_norm, k_norm = [None, None] if part.norms is None else [norm.weight for norm in part.norms]
         eps = np.float32(0 if part.norms is None else part.norms[0].eps)
         half = rope is not None and rope.pairing == "half"
-        self.before = x, seen
+        self.before, self.H = (x, seen), H
         self.after = (
             self.position, H, part.window or 0, np.float32(K**-0.5), frequency, half, *W, own(q_norm), own(k_norm), eps,
-            *out, own(part.out.bias), W.room, np.zeros((2, len(frequency)), np.float32),
+            *out, own(part.out.bias), W.room, np.zeros((2, len(frequency)), np.float32), np.zeros(H, np.float32),
         )  # fmt: skip
         self.last = np.zeros(out.W.shape[1], np.float32), out.room
         self.bind()
@@ -170,7 +171,8 @@ class Attention:
         """Hand the cache, as long as it is now, to the kernel."""
         self.M = self.slots[0].shape[1]
         keys, values = (slot.numpy()[0] for slot in self.slots)
-        self.args = (*self.before, keys, values, *self.after, np.zeros(self.M, np.float32), *self.last)
+        scores = np.zeros((self.H, -(-self.M // LANES) * LANES), np.float32)
+        self.args = (*self.before, keys, values, *self.after, scores, *self.last)
 
     def __call__(self):
         if self.window is None and self.position[0] >= self.M:
