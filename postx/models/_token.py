@@ -59,12 +59,38 @@ def product(W, scale, x, y):
 
 
 @serial
+def dot(x, i, y, j, n):
+    """The sum of the products of n numbers of x and y, from their i-th and j-th on."""
+    total, k = np.float32(0), 0
+    if n >= LANES:
+        a, k = lanes.mul(lanes.load(x, i), lanes.load(y, j)), LANES
+        while k + LANES <= n:
+            a = lanes.fma(lanes.load(x, i + k), lanes.load(y, j + k), a)
+            k += LANES
+        total = lanes.total(a)
+    while k < n:
+        total += lanes.number(x, i + k) * lanes.number(y, j + k)
+        k += 1
+    return total
+
+
+@serial
+def gather(x, i, y, j, n, weight):
+    """n numbers of x from the i-th on += weight times those of y from the j-th on."""
+    k = 0
+    while k + LANES <= n:
+        lanes.store(x, i + k, lanes.fma(lanes.load(y, j + k), weight, lanes.load(x, i + k)))
+        k += LANES
+    while k < n:
+        x[i + k] += weight * lanes.number(y, j + k)
+        k += 1
+
+
+@serial
 def scaled(x, start, size, weight, eps):
     """x[start : start + size] divided by its root mean square, times weight (as long, or as long as x)."""
-    total, shift = np.float32(0), start if len(weight) > size else 0
-    for i in range(size):
-        total += x[start + i] * x[start + i]
-    factor = ONE / np.sqrt(total / np.float32(size) + eps)
+    shift = start if len(weight) > size else 0
+    factor = ONE / np.sqrt(dot(x, start, x, start, size) / np.float32(size) + eps)
     for i in range(size):
         x[start + i] *= factor * weight[shift + i]
 
@@ -99,8 +125,7 @@ def add(x, y):
 @plain
 def norm(x, weight, eps, out):
     """out = x / rms(x) * weight."""
-    for i in range(len(x)):
-        out[i] = x[i]
+    out[:] = x
     scaled(out, 0, len(x), weight, eps)
 
 
@@ -172,6 +197,47 @@ def ssd(
     add(x, out)
 
 
+@plain
+def gated_delta(
+    x, seen, S_HKV, past_WD, G, W, scale, taps_WD, bias_H, rate_H, top, norm_V, eps, W_out, scale_out, z, y, held, out,
+):  # fmt: skip
+    """`mixers.gated_deltanet.Layer`: z holds q, k, v, gate, beta and rate; without a convolution, taps [1, 0]."""
+    H, K, V = S_HKV.shape
+    mixed = 2 * G * K + H * V
+    product(W, scale, seen, z)
+    convolved(z, 0, taps_WD, past_WD)
+    for d in range(mixed):
+        z[d] = silu(z[d])
+    for g in range(2 * G):  # queries, then keys, of length 1
+        length = np.sqrt(dot(z, g * K, z, g * K, K) + np.float32(1e-6))
+        for k in range(g * K, g * K + K):
+            z[k] /= length
+    for h in range(H):
+        asked, key, own = h // (H // G) * K, (G + h // (H // G)) * K, z[2 * G * K + h * V : 2 * G * K + h * V + V]
+        last = mixed + H * V + h  # beta; the rate stands H further
+        beta, keep = top / (ONE + np.exp(-z[last])), np.exp(rate_H[h] * softplus(z[last + H] + bias_H[h]))
+        read = y[h * V : h * V + V]
+        held[:] = 0
+        read[:] = 0
+        for k in range(K):
+            row, weight = S_HKV[h, k], z[key + k]
+            for v in range(V):
+                row[v] *= keep
+                held[v] += weight * row[v]
+        for v in range(V):
+            held[v] = beta * (own[v] - held[v])
+        for k in range(K):
+            row, weight, ask = S_HKV[h, k], z[key + k], z[asked + k] / np.sqrt(np.float32(K))
+            for v in range(V):
+                row[v] += weight * held[v]
+                read[v] += ask * row[v]
+        scaled(y, h * V, V, norm_V, eps)
+        for v in range(V):
+            read[v] *= silu(z[mixed + h * V + v])
+    product(W_out, scale_out, y, out)
+    add(x, out)
+
+
 @serial
 def turned(z, start, angles, half):
     """The first channels of a head's query or key, turned pair by pair; angles [2, pairs] are cosines and sines."""
@@ -183,41 +249,12 @@ def turned(z, start, angles, half):
 
 
 @serial
-def dot(x, i, y, j, n):
-    """The sum of the products of n numbers of x and y, from their i-th and j-th on."""
-    total, k = np.float32(0), 0
-    if n >= LANES:
-        a, k = lanes.mul(lanes.load(x, i), lanes.load(y, j)), LANES
-        while k + LANES <= n:
-            a = lanes.fma(lanes.load(x, i + k), lanes.load(y, j + k), a)
-            k += LANES
-        total = lanes.total(a)
-    while k < n:
-        total += lanes.number(x, i + k) * lanes.number(y, j + k)
-        k += 1
-    return total
-
-
-@serial
-def gather(x, i, y, j, n, weight):
-    """n numbers of x from the i-th on += weight times those of y from the j-th on."""
-    k = 0
-    while k + LANES <= n:
-        lanes.store(x, i + k, lanes.fma(lanes.load(y, j + k), weight, lanes.load(x, i + k)))
-        k += LANES
-    while k < n:
-        x[i + k] += weight * lanes.number(y, j + k)
-        k += 1
-
-
-@serial
 def softened(scores_HM, h, used):
     """e^(score - the largest) of the first `used` scores of a row, in place, and their sum. Rows end at whole lanes."""
     start, top, total = h * scores_HM.shape[1], np.float32(-np.inf), np.float32(0)
     for m in range(used):
         top = max(top, scores_HM[h, m])
-    for m in range(used, -(-used // LANES) * LANES):
-        scores_HM[h, m] = -np.inf
+    scores_HM[h, used : -(-used // LANES) * LANES] = -np.inf
     for m in range(0, used, LANES):
         p = lanes.exp2(lanes.mul(lanes.add(lanes.load(scores_HM, start + m), -top), LOG2E))
         lanes.store(scores_HM, start + m, p)

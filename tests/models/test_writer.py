@@ -27,6 +27,9 @@ CASES = {
     "ssd, no norm, limits": ("S", {"S": {"K": 8, "V": 8, "norm": False, "dt_limit": (0.05, 0.08)}}),
     "ssd, two taps": ("S(S)", {"S": {"K": 8, "conv_size": 2}}),
     "ssd, no convolution": ("S", {"S": {"K": 8, "conv_size": 1}}),
+    "gated deltanet": ("GG", {"G": {"H": 4, "G": 2}}),
+    "gated deltanet, one value head": ("G", {"G": {"H": 1, "K": 5, "V": 7, "negative_eigenvalues": True}}),
+    "gated deltanet, taps": ("GA", {"G": {"H": 2, "G": 1, "K": 16, "V": 20, "conv_size": 4}}),
     "two mixers side by side": ("(AS)F", {"S": {"K": 8}}),
     "an MLP of one branch": ("FF", {"F": {"gated": False, "activation": "relu2", "bias": True, "F": 37}}),
     "gelu": ("AF", {"F": {"activation": "gelu", "bias": True}}),
@@ -89,13 +92,13 @@ def test_the_ends_of_the_model(more, options):
 
 
 MIXED = {  # places without a plan
-    "GSA": [0], "SPA": [1], "ZSZA": [0, 2], "ASE": [2], "SNA6": [1, 3], "A(AG)": [1],
+    "DSA": [0], "SPA": [1], "ZSZA": [0, 2], "ASE": [2], "SNA6": [1, 3], "A(AD)": [1],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("pattern", MIXED)
 def test_places_without_a_plan_run_as_they_always_do(pattern):
-    options = {"S": {"K": 8}, "G": {"H": 2, "G": 1}, "6": {"H": 2}, "Z": {"H": 2}, "P": {"size": 64}}
+    options = {"S": {"K": 8}, "D": {"H": 2}, "6": {"H": 2}, "Z": {"H": 2}, "P": {"size": 64}}
     used = {key: value for key, value in options.items() if key in pattern}
     assert differs(model(pattern, used), ordinary=MIXED[pattern]) <= BOUND
 
@@ -173,7 +176,7 @@ def test_it_says_why_it_does_not_write():
     assert "at least 4 tokens" in writer.refused(lm, 1, 3)
     assert "float32" in writer.refused(model("A", {}).double(), 1)
     assert "float32" in writer.refused(model("A", {}).bfloat16(), 1)
-    assert "no place" in writer.refused(model("G", {"G": {"H": 2, "G": 1}}, mlp="-"), 1)
+    assert "no place" in writer.refused(model("D", {"D": {"H": 2}}, mlp="-"), 1)
     assert "own parts" in writer.refused(model("A", {}, norm="layer"), 1)
     with torch.autocast("cpu", torch.bfloat16):
         assert "autocast" in writer.refused(lm, 1)
