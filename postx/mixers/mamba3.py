@@ -152,8 +152,7 @@ def _terms(q_BTRHK, k_BTRHK, v_BTHV, g_BTH, now_BTH, before_BTH, theta_BTHN, up_
     values = _raised(v, up_RHV, R)
     own = torch.einsum("btrhk,btshk,btshv->btrhv", q, k * now[:, :, None, :, None], values)
 
-    first = torch.zeros(R, dtype=v.dtype, device=v.device)
-    first[0] = 1
+    first = (torch.arange(R, device=v.device) == 0).to(v.dtype)  # to write a number into it would wait for a GPU
     reads = (q_turned * g.exp()[:, :, None, :, None]).transpose(2, 3)  # [B,T,H,R,K]
     reads = (reads[:, :, None] * first[:, None, None, None]).flatten(1, 2)
     fades = (g[:, :, None] * first[:, None]).flatten(1, 2)
