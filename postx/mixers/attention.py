@@ -15,6 +15,9 @@ Source: Vaswani et al. 2017, sec. 3.2.1; grouped queries, Ainslie et al. 2023; w
 Press et al. 2021.
 """
 
+import functools
+import importlib
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -24,6 +27,7 @@ from postx import cost as costs
 from postx.mixers import by_form, packed
 from postx.parts import cache, conv, tiles
 from postx.parts.rope import Rope
+from postx.scans import has_triton
 from postx.shapes import check, check_shared, named, pick, real, state_dtype
 
 __all__ = ["Layer", "Rope", "bidirectional", "chunked", "cost", "example", "init", "parallel", "recurrent", "step"]
@@ -53,12 +57,21 @@ def step(S, q_BHK, k_BGK, v_BGV, *, window=None, scale=None, rope=None, slopes_H
     if rope is not None:
         q_BHK, k_BGK = rope.rotate(q_BHK, S[2]), rope.rotate(k_BGK, S[2])
     S = k_BMGK, v_BMGV, pos_B = cache.append(S, (k_BGK, v_BGV), window, inplace=inplace)
+    if inplace and q_BHK.is_cuda and q_BHK.dtype != torch.float64 and slopes_H is None and has_triton():
+        q = q_BHK.to(v_BGV.dtype)
+        y_BHV = gpu_read().read(q, k_BMGK, v_BMGV, pos_B, q.shape[-1] ** -0.5 if scale is None else scale)
+        return y_BHV.to(v_BGV.dtype), S
     M = cache.used(S)
     position_BM = cache.held(pos_B, k_BMGK.shape[1], window)[:, :M]
     far_BTM = (pos_B[:, None] - 1 - position_BM)[:, None]
     fall = None if slopes_H is None else (slopes_H, far_BTM)
     y_BTHV = read(q_BHK[:, None], k_BMGK[:, :M], v_BMGV[:, :M], (position_BM >= 0)[:, None], scale, fall)
     return y_BTHV[:, 0], S
+
+
+@functools.cache
+def gpu_read():
+    return importlib.import_module("postx.parts.gpu_read")  # imports triton, so not before it is asked for
 
 
 def read(q_BTHK, k_BMGK, v_BMGV, visible_BTM, scale=None, fall=None):

@@ -6,9 +6,23 @@ are a ring: position p lies in slot p mod W. Slots that were never written are e
 dtype of what it stores, also in half precision: it copies inputs and accumulates nothing.
 """
 
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 
 FIRST_CAPACITY = 16
+_roomy = ContextVar("roomy", default=False)
+
+
+@contextmanager
+def roomy():
+    """Within, a cache has room for the next token, and its device is never asked how full it is: for a CUDA graph."""
+    token = _roomy.set(True)
+    try:
+        yield
+    finally:
+        _roomy.reset(token)
 
 
 def check_window(window) -> None:
@@ -40,7 +54,8 @@ def used(S) -> int:
     A cache without slots holds nothing, and the device is not asked: training never waits for it.
     """
     *slots, pos_B = S
-    return min(slots[0].shape[1], int(pos_B.max())) if slots[0].shape[1] else 0
+    M = slots[0].shape[1]
+    return min(M, int(pos_B.max())) if M and not _roomy.get() else M
 
 
 def unfilled(S):
@@ -57,15 +72,19 @@ def append(S, token, window: int | None, *, inplace: bool = False):
     """
     *slots, pos_B = S
     M = slots[0].shape[1]
-    if window is None:
+    if window is None and not _roomy.get():
         need = int(pos_B.max()) + 1
         if need > M:
-            grown = max(need, 2 * M, FIRST_CAPACITY) if inplace else need
-            slots = [_pad(x, grown) for x in slots]
+            slots = grown(slots, need) if inplace else [_pad(x, need) for x in slots]
     index = (torch.arange(len(pos_B), device=pos_B.device), pos_B if window is None else pos_B % window)
     write = torch.Tensor.index_put_ if inplace else torch.Tensor.index_put
     slots = [write(x, index, new.to(x.dtype)) for x, new in zip(slots, token, strict=True)]
     return (*slots, pos_B + 1)
+
+
+def grown(slots, need: int, exactly: bool = False):
+    """Slots with room for `need` tokens, and for twice as many as before unless `exactly`."""
+    return [_pad(x, max(need, x.shape[1] if exactly else max(2 * x.shape[1], FIRST_CAPACITY))) for x in slots]
 
 
 def extend(S, tokens, lengths_B: torch.Tensor | None, window: int | None):

@@ -21,7 +21,7 @@ from postx.scans.choice import (
     has_triton,
 )
 from postx.scans.runtime import set_threads
-from postx.shapes import check, check_lengths, check_shared, empty, real, state_dtype
+from postx.shapes import check, check_lengths, check_shared, empty, is_trusted, real, state_dtype
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -104,15 +104,16 @@ def decay(
     table = decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B, wide)
     H = v_BTHV.shape[2]
     check_shared("q_BTHK", q_BTHK.shape[2], H)
-    one = read == "after" and table.g.shape[3] == 1  # a decay a head, or none
+    one = read == "after" and (g is None or table.g.shape[3] == 1)  # a decay a head, or none
     if chosen == "triton" and (choice.in_chunks if one else choice.keys_in_chunks)(v_BTHV):
-        q, k, v, g4, S, u = table
         if one:
+            q, k, v, g4, S, _ = table
             y, S = choice.chunked_ops().Chunked.apply(q, k, v, None if g is None else g4[..., 0], S, lengths_B)
         else:
-            u = None if u_HK is None else u
-            y, S = choice.keys_ops().decay(q, k, v, g4, S, u, lengths_B, read == "before")
+            *tensors, u = table.whole()
+            y, S = choice.keys_ops().decay(*tensors, None if u_HK is None else u, lengths_B, read == "before")
         return real(y, lengths_B).to(v_BTHV.dtype), S
+    table = table.whole()
     table = table._replace(g=table.g.to(table.S.dtype).exp())
     if chosen == "triton":
         *tensors, u = table
@@ -143,7 +144,6 @@ def delta(
         v_BTHV, lengths_B, read, q_BTHK=q_BTHK, k_BTHK=k_BTHK, b_BTHK=b_BTHK, c_BTHK=c_BTHK
     )
     H = sizes["H"]
-    check({letter: sizes[letter] for letter in "BT"}, beta_BTH=beta_BTH)
     kind = state_dtype(v_BTHV.dtype)
     chosen = choose(impl, v_BTHV, sizes["K"] <= MOST_KEYS)
     given = q_BTHK, k_BTHK, v_BTHV, b_BTHK, c_BTHK, beta_BTH
@@ -152,10 +152,12 @@ def delta(
     q, k, v, b, c, beta = given
     c = k if c is None else c
     beta = v.new_ones(1, 1, 1) if beta is None else beta
-    check_shared("beta_BTH", beta.shape[2], H)
     S_BHKV = empty(k_BTHK[:, 0], v_BTHV[:, 0]) if S_BHKV is None else S_BHKV
-    check(sizes, S_BHKV=S_BHKV)
-    g4 = log_decay(g, sizes, v_BTHV)
+    if not is_trusted():
+        check({letter: sizes[letter] for letter in "BT"}, beta_BTH=beta_BTH)
+        check_shared("beta_BTH", beta.shape[2], H)
+        check(sizes, S_BHKV=S_BHKV)
+    g4 = log_decay(g, sizes)
     plain = read == "after" and b_BTHK is c_BTHK is None
     chunks = choice.delta_in_chunks(plain, g, k_BTHK, v_BTHV) if chosen == "triton" else None
     if chunks == "plain":
@@ -165,10 +167,11 @@ def delta(
         return real(y, lengths_B).to(v_BTHV.dtype), S
     if chunks == "general":
         y, S = choice.general_delta_ops().General.apply(
-            q, k, v, None if g is None else g4, b, c, beta, S_BHKV.to(kind), lengths_B, read == "before"
+            q, k, v, g4, b, c, beta, S_BHKV.to(kind), lengths_B, read == "before"
         )
         return real(y, lengths_B).to(v_BTHV.dtype), S
-    tensors = [q, k, v, g4.to(kind).exp(), b, c, beta]
+    keep = v.new_ones(1, 1, 1, 1, dtype=kind) if g is None else g4.to(kind).exp()
+    tensors = [q, k, v, keep, b, c, beta]
     if chosen == "triton":
         y, S = choice.gpu_ops().Delta.apply(*tensors, S_BHKV.to(kind), lengths_B, read == "before")
         return real(y, lengths_B).to(v_BTHV.dtype), S

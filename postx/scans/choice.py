@@ -69,9 +69,10 @@ def general_delta_ops():
 def delta_in_chunks(plain, g, k_BTHK, v_BTHV):
     """The kernels that take this delta recurrence in chunks on a GPU, or None: then it goes token by token.
 
+    One token alone is no chunk, here and in `in_chunks`: its table is read and written once, which is all there is.
     "plain" ones know b = c = k, y read after, and one decay a head or none; "general" ones all.
     """
-    if v_BTHV.dtype not in HALVES or k_BTHK.shape[-1] > 128:
+    if v_BTHV.dtype not in HALVES or k_BTHK.shape[-1] > 128 or v_BTHV.shape[1] == 1:
         return None
     if plain and (g is None or g.dim() in (1, 3)):
         return "plain"
@@ -80,7 +81,7 @@ def delta_in_chunks(plain, g, k_BTHK, v_BTHV):
 
 def in_chunks(v_BTHV):
     """Whether the GPU takes this table recurrence in chunks: not in float64, which its tensor cores are slow at."""
-    return v_BTHV.dtype != torch.float64
+    return v_BTHV.dtype != torch.float64 and v_BTHV.shape[1] > 1
 
 
 def keys_in_chunks(v_BTHV):
