@@ -7,6 +7,7 @@ for all tokens to come beforehand. What is captured is `LM.forward` itself on on
 
 import torch
 
+from postx.models.blocks import Place
 from postx.models.writer import changed
 from postx.parts import cache
 from postx.shapes import map_state, trusted
@@ -58,7 +59,8 @@ class Graph:
     def _own(self, part, S):
         """A copy of a part's state; a cache that grows with room for all that is to come."""
         S = map_state(lambda x: x.clone(memory_format=torch.contiguous_format), S)
-        if "inplace" not in getattr(part, "TAKES", ()) or getattr(part, "window", None) is not None:
+        owner = self.lm.shared.attention if isinstance(part, Place) else part
+        if "inplace" not in getattr(part, "TAKES", ()) or getattr(owner, "window", None) is not None:
             return S
         at = next(i for i, x in enumerate(S) if not x.is_floating_point())  # slots..., position, what follows
         return *cache.grown(S[:at], int(S[at].max()) + self.room, exactly=True), *S[at:]

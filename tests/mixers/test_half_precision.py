@@ -72,3 +72,10 @@ def test_weights_that_are_summed_stay_in_float32_where_float16_ends(mixer):
     want, _ = mixer.recurrent(*(x.double() for x in z))
     assert y.dtype == torch.float16
     assert (y - want).abs().max() <= 5e-3
+
+
+def test_one_token_alone_is_no_chunk():
+    """On a GPU its table is read and written once, by the kernel that goes token by token."""
+    for T in (1, 2):
+        v = torch.zeros(1, T, 2, 4, dtype=torch.bfloat16)
+        assert scans.choice.in_chunks(v) == scans.choice.delta_in_chunks(None, v, v) == (T > 1)
