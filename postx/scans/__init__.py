@@ -108,12 +108,15 @@ def decay(
         q, k, v, g4, S, _ = table
         y, S = choice.chunked_ops().Chunked.apply(q, k, v, None if g is None else g4[..., 0], S, lengths_B)
         return real(y, lengths_B).to(v_BTHV.dtype), S
+    *tensors, u = table
+    if chosen == "numba":
+        more = None if u_HK is None else u, row_lengths(lengths_B, v_BTHV), read == "before"
+        y, S = numba_ops.Decay.apply(*tensors, *more)
+        return real(y, lengths_B).to(v_BTHV.dtype), S
     table = table._replace(g=table.g.exp())
     if chosen == "triton":
         *tensors, u = table
         y, S = choice.gpu_ops().Decay.apply(*tensors, None if u_HK is None else u, lengths_B, read == "before")
-    elif chosen == "numba":
-        y, S = numba_ops.Decay.apply(*table, row_lengths(lengths_B, v_BTHV), read == "before")
     else:  # the reference knows nothing of shared heads
         full = {name: getattr(table, name) for name in ("q", "k", "g")}
         table = table._replace(**{name: x.repeat_interleave(H // x.shape[2], 2) for name, x in full.items()})

@@ -7,6 +7,7 @@ told so, and this tells it. Inside a compiled function:
     v = load(array, i)     array.ravel()[i : i + 16]; the array must be contiguous
     load2, load4           the same with 32 and 64 lanes: two and four registers under one name
     store(array, i, v)     the reverse, of any width
+    prefetch(array, i)     asks for the line of the cache with array.ravel()[i], into the second cache
     codes(array, i, shift, mask)   (bytes.ravel()[i : i + 16] >> shift) & mask as 16 float32
     number(array, i)       array.ravel()[i], unchecked; in what follows a number stands for copies of it
     add(a, b) mul(a, b)    lane by lane
@@ -210,6 +211,19 @@ def store(typing, array, index, value):
         return context.get_dummy_value()
 
     return types.void(array, types.intp, value), lower
+
+
+@intrinsic
+def prefetch(typing, array, index):
+    def lower(context, builder, signature, values):
+        byte, flag = ir.IntType(8), ir.IntType(32)
+        at = _pointer(context, builder, array, *values, byte)
+        signature = ir.FunctionType(ir.VoidType(), [at.type, flag, flag, flag])
+        call = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+        builder.call(call, [at, flag(0), flag(2), flag(1)])  # to read, into the second cache, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), lower
 
 
 @intrinsic
