@@ -160,6 +160,10 @@ def delta(
             q, k, v, None if g is None else g4[..., 0], beta, S_BHKV.to(kind), lengths_B
         )
         return real(y, lengths_B).to(v_BTHV.dtype), S
+    if chosen == "numba" and plain and g4.shape[3] == 1:
+        tokens = q, k, v, g4.to(kind), beta, S_BHKV.to(kind)
+        y, S = numba_ops.Erase.apply(*tokens, row_lengths(lengths_B, v_BTHV))
+        return real(y, lengths_B).to(v_BTHV.dtype), S
     tensors = [q, k, v, g4.to(kind).exp(), b, c, beta]
     if chosen == "triton":
         y, S = choice.gpu_ops().Delta.apply(*tensors, S_BHKV.to(kind), lengths_B, read == "before")

@@ -12,6 +12,7 @@ from postx.scans import (
     cpu_decay,
     cpu_delta,
     cpu_diagonal,
+    cpu_erase,
     cpu_fir,
     cpu_logspace,
     cpu_selective,
@@ -93,13 +94,17 @@ def _to_heads(x, u):
     return x.repeat_interleave(u.shape[0] // x.shape[2], 2)
 
 
+def _scan(*tensors, **how):
+    """`cpu_decay.scan` of tensors."""
+    return map(torch.from_numpy, cpu_decay.scan(*_arrays(*tensors), numba.get_num_threads(), **how))
+
+
 class Decay(Function):
     """g is the log-decay [B|1,T|1,G,K|1], and the bonus u may be None."""
 
     @staticmethod
     def forward(ctx, q, k, v, g, S, u, lengths, before):
-        arrays = _arrays(q, k, v, g, S, lengths)
-        y, last = map(torch.from_numpy, cpu_decay.scan(*arrays, numba.get_num_threads(), before=before))
+        y, last = _scan(q, k, v, g, S, lengths, before=before)
         ctx.before = before
         ctx.save_for_backward(q, k, v, g, S, u, lengths, y, last)
         return (y if u is None else y + _reads(q, k, u) * v), last
@@ -110,9 +115,8 @@ class Decay(Function):
         q, k, v, g, S, u, lengths, y, last = ctx.saved_tensors
         H, (Gq, Gk, Gg), keys = v.shape[2], (x.shape[2] for x in (q, k, g)), g.shape[3] > 1
 
-        def scan(*x, heads, **how):
-            arrays = _arrays(*x, lengths)
-            return map(torch.from_numpy, cpu_decay.scan(*arrays, numba.get_num_threads(), before=ctx.before, heads=heads, **how))
+        def scan(*x, **how):
+            return _scan(*x, lengths, before=ctx.before, **how)
 
         learns = ctx.needs_input_grad[3]
         # A key's decay learns from dq and dk of its own heads alone.
@@ -171,6 +175,42 @@ class Delta(Function):
             None,
             None,
         )
+
+
+class Erase(Function):
+    """The delta recurrence read after the update, with one log-decay a head, g [B|1,T|1,G,1], and b = c = k."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, g, beta, S, lengths):
+        ctx.shape, beta = beta.shape, beta.expand(*v.shape[:2], -1)
+        arrays, learns = _arrays(q, k, v, beta[..., None], g, S, lengths), any(ctx.needs_input_grad)
+        y, last, u = map(torch.from_numpy, cpu_erase.walk(*arrays, numba.get_num_threads(), keep=learns))
+        ctx.save_for_backward(q, k, v, g, beta, S, lengths, y, last, u)
+        return y, last
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy, dlast):
+        """With du, each is a decay recurrence: of what was written, u, and of what is erased, beta k' times du."""
+        q, k, v, g, beta, S, lengths, y, last, u = ctx.saved_tensors
+        (Gq, Gk), H = (x.shape[2] for x in (q, k)), v.shape[2]
+        arrays = _arrays(q, k, dy, beta[..., None], g, dlast, lengths)
+        du, dS, _ = map(torch.from_numpy, cpu_erase.walk(*arrays, numba.get_num_threads(), reverse=True))
+        dq, _ = _scan(dy, u, k, g, S.mT, lengths, heads=Gq)
+        lost, _ = _scan(du, u, k, g, S.mT, lengths, before=True)  # the table before each token, times du
+        dk, _ = _scan(u, dy, q, g, dlast.mT, lengths, heads=Gk, reverse=True)
+        full_k, beta = (x.repeat_interleave(H // x.shape[2], 2) for x in (k, beta))
+        erased = beta[..., None] * full_k
+        later, _ = _scan(u, du, erased, g, torch.zeros_like(S.mT), lengths, heads=Gk, reverse=True, before=True)
+        dk = dk - later - sum_to(beta[..., None] * lost, k.shape)
+        dbeta, dg = -(full_k * lost).sum(-1), None
+        if ctx.needs_input_grad[3]:
+            at_end = (dlast * last).sum((2, 3))[..., None]
+            dg = torch.from_numpy(cpu_decay.learn(*_arrays(y, dy, u, du, g, at_end, lengths), False))
+            after = beta * dbeta
+            after = after.flip(1).cumsum(1).flip(1) - after
+            dg = sum_to(torch.where(dg == 0, 0, dg + after[..., None]), g.shape)
+        return dq, dk, du, dg, sum_to(dbeta, ctx.shape), dS, None
 
 
 class Logspace(Function):
