@@ -24,7 +24,6 @@ import numpy as np
 
 from postx.scans.cpu_tiles import (
     ROWS,
-    TIME,
     WIDE,
     block,
     copy,
@@ -33,12 +32,14 @@ from postx.scans.cpu_tiles import (
     fetch,
     filled,
     give,
+    outputs,
     place,
     together,
 )
 from postx.scans.lanes import LANES, fma, load, mul, number, store, total, zeros
 from postx.scans.runtime import jit, numba, serial
 
+TIME = 64
 
 @serial
 def _tile(table, s, n, keep, count, cuts, on_rows, rows, lanes, tq, tk, tv, ty):
@@ -116,8 +117,8 @@ def scan(q, k, v, g, S, lengths, threads, *, before=False, reverse=False, across
     """
     (B, T, _, V), H = v.shape, S.shape[1]
     groups = H if heads is None else heads
-    y, S = np.zeros((B, T, groups, V), v.dtype), S.copy()
-    size = together(groups, H // groups, threads)
+    y, S = outputs(v, T, lengths, B, T, groups, V), S.copy()
+    size = together(groups, H // groups, S.shape[2] * V, threads)
     blocks = -(-threads // max(1, B * (H // size)))  # where rows and heads do not make a task for each, values do
     width = V if across and g.shape[3] > 1 else max(1, -(-V // (WIDE * blocks))) * WIDE
     _scan(q, k, v, g, S, lengths, before, reverse, across, size, width, y)
@@ -143,28 +144,31 @@ def _gain(x, dx, row, h, H, t, L, sign, running):
 
 
 @jit
-def _learn(a, da, b, db, g, running, lengths, before, least, dg):
+def _learn(a, da, b, db, g, running, lengths, before, least, size, dg):
     H, n = dg.shape[2:]
-    for task in numba.prange(dg.shape[0] * H):
-        row, h = task // H, task % H
-        sums, rg, hg, L = running[row, h], row if g.shape[0] > 1 else 0, h * g.shape[2] // H, lengths[row]
+    parts = (H + size - 1) // size
+    for task in numba.prange(dg.shape[0] * parts):
+        row, h0 = task // parts, task % parts * size
+        rg, L = row if g.shape[0] > 1 else 0, lengths[row]
         for t in range(L - 1, -1, -1):
-            if not before:
-                _gain(a, da, row, h, H, t, L, 1, sums)
-            _gain(b, db, row, h, H, t, L, -1, sums)
-            tg = t if g.shape[1] > 1 else 0
-            for i in range(n):
-                dg[row, t, h, i] = sums[i] if g[rg, tg, hg, i] > least else 0
-            if before:
-                _gain(a, da, row, h, H, t, L, 1, sums)
+            for h in range(h0, min(H, h0 + size)):
+                sums, rates = running[row, h], g[rg, t if g.shape[1] > 1 else 0, h * g.shape[2] // H]
+                if not before:
+                    _gain(a, da, row, h, H, t, L, 1, sums)
+                _gain(b, db, row, h, H, t, L, -1, sums)
+                for i in range(n):
+                    dg[row, t, h, i] = sums[i] if rates[i] > least else 0
+                if before:
+                    _gain(a, da, row, h, H, t, L, 1, sums)
 
 
-def learn(a, da, b, db, g, last, lengths, before):
+def learn(a, da, b, db, g, last, lengths, before, threads):
     """The gradients [B,T,H,n] of log-decays g, where `last` [B,H,n] is <G, S> behind the last token: of n keys, or 1.
 
     a and da are what is read and its gradient: y and dy, or q and dq; b and db what is written: v and dv, or k and dk.
     Below -104 (-746 in float64) e^g is 0, and so is its gradient.
     """
     dg, running = np.zeros((*a.shape[:2], *last.shape[1:]), last.dtype), last.copy()
-    _learn(a, da, b, db, g, running, lengths, before, -104.0 if dg.itemsize == 4 else -746.0, dg)
+    least, size = -104.0 if dg.itemsize == 4 else -746.0, -(-dg.shape[2] // threads)
+    _learn(a, da, b, db, g, running, lengths, before, least, size, dg)
     return dg

@@ -17,10 +17,23 @@ Reversed, with G the gradient of the table behind a token, the same walk finds t
 
 import numpy as np
 
-from postx.scans.cpu_tiles import ROWS, TIME, WIDE, block, copy, factors, fetch, filled, give, place, together
+from postx.scans.cpu_tiles import (
+    ROWS,
+    WIDE,
+    block,
+    copy,
+    factors,
+    fetch,
+    filled,
+    give,
+    outputs,
+    place,
+    together,
+)
 from postx.scans.lanes import LANES, fma, load2, mul, number, store, zeros
 from postx.scans.runtime import jit, numba, serial
 
+TIME = WIDE  # so that the products of a tile's keys are one register wide
 
 @serial
 def _products(x, at, stride, n, w, j, out, to):
@@ -171,7 +184,8 @@ def walk(q, k, v, beta, g, S, lengths, threads, *, reverse=False, keep=False):
 
     g is the log-decay [B|1,T|1,G,1] and beta [B,T,G,1]; reversed, v is dy and S the gradient of the last state.
     """
-    out, S = np.zeros_like(v), S.copy()
-    written = np.zeros_like(v[: len(v) if keep else 0])
-    _walk(q, k, v, beta, g, S, lengths, reverse, together(S.shape[1], 1, threads), out, written)
+    (B, T, H, V), S = v.shape, S.copy()
+    out, written = (outputs(v, T, lengths, n, T, H, V) for n in (B, B if keep else 0))
+    size = together(H, 1, S.shape[2] * V, threads)
+    _walk(q, k, v, beta, g, S, lengths, reverse, size, out, written)
     return out, S, written

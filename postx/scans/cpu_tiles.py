@@ -4,11 +4,13 @@
 token L - 1 - p where it is reversed, and what is one position late belongs to the token before in the walk.
 """
 
+import numpy as np
+
 from postx.scans.lanes import LANES, add, exp2, fma, load, load2, mul, number, prefetch, store, zeros
 from postx.scans.runtime import serial
 
-TIME, ROWS, WIDE = 32, 4, 2 * LANES
-TOGETHER = 8  # heads that a task takes through time side by side: longer runs of memory, but more tables in the cache
+ROWS, WIDE = 4, 2 * LANES
+TOGETHER = 65536  # numbers in the tables that a task takes through time side by side: they share the second cache
 REACH = 16.0
 LOG2E = 1.4426950408889634
 
@@ -24,7 +26,7 @@ def exp(x, rows, sign, other, opposite):
 
 @serial
 def factors(g, row, h, start, tokens, L, behind, reverse, x, read, write, keep, cuts):
-    """The factors of a tile, read = e^x and write = e^-x, [TIME, n] for the n numbers of head h of g.
+    """The factors of a tile, read = e^x and write = e^-x, [.., n] for the n numbers of head h of g.
 
     At position cuts[c] of the tile the table is multiplied by keep[c]. x [n] comes from the tile before, and goes on
     to the next. Returns how many cuts there are; the first is at 0.
@@ -82,13 +84,12 @@ def copy(x, row, head, start, tokens, L, reverse, first, width, factor, tile):
 @serial
 def give(tile, factor, y, row, head, start, tokens, L, reverse, first, width, fresh):
     """y <- the tile's outputs times the factor, or what is there already plus these."""
-    n, stride, whole = factor.shape[1], tile.shape[1], width // LANES * LANES
+    n, stride, whole, flat = factor.shape[1], tile.shape[1], width // LANES * LANES, y.reshape(-1)
     for t in range(tokens):
         at = place(y, row, head, start, t, L, reverse)
         if at < 0:
             continue
         at += first
-        target = y.ravel()[at : at + width]
         for i in range(0, whole, LANES):
             out = load(tile, t * stride + i)
             if n > 1:
@@ -96,7 +97,7 @@ def give(tile, factor, y, row, head, start, tokens, L, reverse, first, width, fr
             store(y, at + i, out if fresh else add(out, load(y, at + i)))
         for i in range(whole, width):
             out = tile[t, i] * factor[t, i if n > 1 else 0]
-            target[i] = out if fresh else target[i] + out
+            flat[at + i] = out if fresh else flat[at + i] + out
 
 
 @serial
@@ -139,10 +140,15 @@ def filled(shape, value, like):
     return out.reshape(shape)
 
 
-def together(groups, share, threads):
-    """How many heads a task takes, of `groups` times `share`, where those of a group stay together.
+def together(groups, share, size, threads):
+    """How many heads a task takes, with tables of `size`, of `groups` times `share`; those of a group stay together.
 
     There are as many tasks for a row as threads, or a multiple of that, where there are enough groups.
     """
-    parts = min(groups, -(-max(1, groups * share // TOGETHER) // threads) * threads)
+    parts = min(groups, -(-max(1, groups * share * size // TOGETHER) // threads) * threads)
     return -(-groups // parts) * share
+
+
+def outputs(like, T, lengths, *shape):
+    """An array for the outputs: of zeros where tokens are missing, else as it comes."""
+    return (np.empty if (lengths == T).all() else np.zeros)(shape, like.dtype)

@@ -99,6 +99,11 @@ def _scan(*tensors, **how):
     return map(torch.from_numpy, cpu_decay.scan(*_arrays(*tensors), numba.get_num_threads(), **how))
 
 
+def _learn(*tensors, before):
+    """`cpu_decay.learn` of tensors."""
+    return torch.from_numpy(cpu_decay.learn(*_arrays(*tensors), before, numba.get_num_threads()))
+
+
 class Decay(Function):
     """g is the log-decay [B|1,T|1,G,K|1], and the bonus u may be None."""
 
@@ -133,8 +138,7 @@ class Decay(Function):
                 parts, at_end = (q, dq, k, dk), at_end.unflatten(1, (finest, -1)).sum(2)
             else:
                 parts, at_end = (y, dy, v, dv), at_end.sum(-1, keepdim=True)
-            dg = torch.from_numpy(cpu_decay.learn(*_arrays(*parts, g, at_end, lengths), ctx.before))
-            dg = sum_to(dg, g.shape)
+            dg = sum_to(_learn(*parts, g, at_end, lengths, before=ctx.before), g.shape)
         dq, dk = sum_to(dq, q.shape), sum_to(dk, k.shape)
         if u is not None:
             dy = real(dy, lengths)
@@ -206,7 +210,7 @@ class Erase(Function):
         dbeta, dg = -(full_k * lost).sum(-1), None
         if ctx.needs_input_grad[3]:
             at_end = (dlast * last).sum((2, 3))[..., None]
-            dg = torch.from_numpy(cpu_decay.learn(*_arrays(y, dy, u, du, g, at_end, lengths), False))
+            dg = _learn(y, dy, u, du, g, at_end, lengths, before=False)
             after = beta * dbeta
             after = after.flip(1).cumsum(1).flip(1) - after
             dg = sum_to(torch.where(dg == 0, 0, dg + after[..., None]), g.shape)
