@@ -47,9 +47,7 @@ class Lanes(types.Type):
 @register_model(Lanes)
 class _Model(models.PrimitiveModel):
     def __init__(self, manager, kind):
-        super().__init__(
-            manager, kind, ir.VectorType(manager.lookup(kind.dtype).get_value_type(), kind.width)
-        )
+        super().__init__(manager, kind, ir.VectorType(manager.lookup(kind.dtype).get_value_type(), kind.width))
 
 
 def _spread(context, builder, kind, value, wanted):
@@ -234,9 +232,7 @@ def total(typing, value):
     def lower(context, builder, signature, values):
         (x,) = values
         for width in _halves(value.width):  # fold the upper half onto the lower
-            x = builder.fadd(
-                _pick(builder, x, x, range(width)), _pick(builder, x, x, range(width, 2 * width))
-            )
+            x = builder.fadd(_pick(builder, x, x, range(width)), _pick(builder, x, x, range(width, 2 * width)))
         return builder.extract_element(x, ir.Constant(ir.IntType(32), 0))
 
     return value.dtype(value), lower
@@ -253,9 +249,7 @@ def dot(typing, a, b):
         return None
 
     def lower(context, builder, signature, values):
-        parts = [
-            [_pick(builder, x, x, range(i, i + LANES)) for x in values] for i in range(0, a.width, LANES)
-        ]
+        parts = [[_pick(builder, x, x, range(i, i + LANES)) for x in values] for i in range(0, a.width, LANES)]
         products = builder.fmul(*parts[0])
         for x, y in parts[1:]:
             products = _call(builder, "llvm.fmuladd", x, y, products)
@@ -273,9 +267,7 @@ def totals(typing, array, index):
     def lower(context, builder, signature, values):
         start = _pointer(context, builder, array, values[0], values[1], context.get_value_type(kind))
         rows = [
-            builder.load(
-                builder.gep(start, [ir.Constant(ir.IntType(64), j)]), align=array.dtype.bitwidth // 8
-            )
+            builder.load(builder.gep(start, [ir.Constant(ir.IntType(64), j)]), align=array.dtype.bitwidth // 8)
             for j in range(LANES)
         ]
         even, odd = range(0, 2 * LANES, 2), range(1, 2 * LANES, 2)
