@@ -67,6 +67,7 @@ def _task(q, k, v, g, S, row, h0, h1, first, width, L, before, reverse, across, 
     table, x = zeros(heads * Kp * Vp, v).reshape(heads, Kp, Vp), zeros(heads * n, v).reshape(heads, n)
     tq, tk = filled((TIME, Kp + LANES), 0, v), filled((TIME, Kp + LANES), 0, v)
     tv, ty = filled((TIME, Vp), 0, v), filled((TIME, Vp), 0, v)
+    outs = ty.reshape(-1)
     read, write, keep = filled((TIME, size), 1, v), filled((TIME, size), 1, v), filled((TIME, size), 1, v)
     one, cuts = filled((TIME, 1), 1, v), np.empty(TIME + 1, np.int64)
     rows, lanes = filled((1, Kp), 1, v).ravel(), filled((1, Vp), 1, v).ravel()
@@ -85,7 +86,8 @@ def _task(q, k, v, g, S, row, h0, h1, first, width, L, before, reverse, across, 
             copy(q, row, hq, start, tokens, L, reverse, 0, K, read if on_rows else one, tq)
             copy(k, row, hk, start - late, tokens, L, reverse, 0, K, write if on_rows else one, tk)
             copy(v, row, hv, start - late, tokens, L, reverse, first, width, one if on_rows else write, tv)
-            ty[:] = 0
+            for i in range(ty.size):
+                outs[i] = 0
             for part in (q, k, v, y):
                 fetch(part, row, h0, h1, H, start + TIME, s * TIME // heads, (s + 1) * TIME // heads, L, reverse)
             _tile(table, s, n, keep, count, cuts, on_rows, rows, lanes, tq, tk, tv, ty)

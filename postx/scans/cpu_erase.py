@@ -114,6 +114,7 @@ def _task(q, k, v, beta, g, S, row, h0, h1, L, reverse, out, written):
     found = zeros(heads * Vp, v).reshape(heads, Vp)
     keys, tk, tq = filled((TIME + ROWS, stride), 0, v), filled((TIME, stride), 0, v), filled((TIME, stride), 0, v)
     tv, tu, ty = filled((TIME, Vp), 0, v), filled((TIME, Vp), 0, v), filled((TIME, Vp), 0, v)
+    outs = ty.reshape(-1)
     R, rates = filled((TIME + ROWS, Vp), 0, v), zeros(TIME, v)
     turned, pairs, extra = filled((K, TIME), 0, v), filled((TIME, TIME), 0, v), filled((TIME, TIME), 0, v)
     read, write, keep = filled((TIME, 1), 1, v), filled((TIME, 1), 1, v), filled((TIME, 1), 1, v)
@@ -145,7 +146,8 @@ def _task(q, k, v, beta, g, S, row, h0, h1, L, reverse, out, written):
                 _turn(tq, tokens, K, turned)
                 for p in range(0, tokens, ROWS):
                     _products(keys, (p + 1) * stride, stride, K, turned, 0, extra, p * TIME)
-            ty[:] = 0
+            for i in range(ty.size):
+                outs[i] = 0
             for c in range(count):
                 begin, end, kept = cuts[c], cuts[c + 1], keep[c, 0]
                 for j in range(0, Vp, WIDE):

@@ -64,32 +64,42 @@ def place(x, row, head, start, t, L, reverse):
 
 
 @serial
+def span(start, tokens, L):
+    """Which of `tokens` positions from `start` on have a token: the first, and the one behind the last."""
+    return min(max(0, -start), tokens), max(min(tokens, L - start), 0)
+
+
+@serial
 def copy(x, row, head, start, tokens, L, reverse, first, width, factor, tile):
     """tile[t] <- `width` numbers from `first` on of x at position start + t, times the factor; 0 without a token."""
     n, stride, whole = factor.shape[1], tile.shape[1], width // LANES * LANES
+    low, high = span(start, tokens, L)
+    at, step = place(x, row, head, start, low, L, reverse) + first, x.shape[2] * x.shape[3] * (-1 if reverse else 1)
     for t in range(tokens):
-        at, to = place(x, row, head, start, t, L, reverse), t * stride
-        if at < 0:
+        if t < low or t >= high:
             for i in range(width):
                 tile[t, i] = 0
-        else:
-            at, f = at + first, factor[t, 0]
+    for t in range(low, high):
+        to = t * stride
+        if n == 1:
+            f = number(factor, t)
             for i in range(0, whole, LANES):
-                v = load(x, at + i)
-                store(tile, to + i, mul(v, f) if n == 1 else mul(v, load(factor, t * n + i)))
-            for i in range(whole, width):
-                tile[t, i] = number(x, at + i) * factor[t, i if n > 1 else 0]
+                store(tile, to + i, mul(load(x, at + i), f))
+        else:
+            for i in range(0, whole, LANES):
+                store(tile, to + i, mul(load(x, at + i), load(factor, t * n + i)))
+        for i in range(whole, width):
+            tile[t, i] = number(x, at + i) * factor[t, i if n > 1 else 0]
+        at += step
 
 
 @serial
 def give(tile, factor, y, row, head, start, tokens, L, reverse, first, width, fresh):
     """y <- the tile's outputs times the factor, or what is there already plus these."""
     n, stride, whole, flat = factor.shape[1], tile.shape[1], width // LANES * LANES, y.reshape(-1)
-    for t in range(tokens):
-        at = place(y, row, head, start, t, L, reverse)
-        if at < 0:
-            continue
-        at += first
+    low, high = span(start, tokens, L)
+    at, step = place(y, row, head, start, low, L, reverse) + first, y.shape[2] * y.shape[3] * (-1 if reverse else 1)
+    for t in range(low, high):
         for i in range(0, whole, LANES):
             out = load(tile, t * stride + i)
             if n > 1:
@@ -98,17 +108,19 @@ def give(tile, factor, y, row, head, start, tokens, L, reverse, first, width, fr
         for i in range(whole, width):
             out = tile[t, i] * factor[t, i if n > 1 else 0]
             flat[at + i] = out if fresh else flat[at + i] + out
+        at += step
 
 
 @serial
 def fetch(x, row, h0, h1, H, start, first, last, L, reverse):
     """Ask for what heads h0 to h1 will read at positions start + first to start + last: memory is far away."""
-    low, after = h0 * x.shape[2] // H, (h1 - 1) * x.shape[2] // H + 1
-    for t in range(first, last):
-        at = place(x, row, low, start, t, L, reverse)
-        if at >= 0:
-            for i in range(at, at + (after - low) * x.shape[3], LANES):
-                prefetch(x, i)
+    first_head, after = h0 * x.shape[2] // H, (h1 - 1) * x.shape[2] // H + 1
+    low, high = span(start + first, last - first, L)
+    at, step = place(x, row, first_head, start + first, low, L, reverse), x.shape[2] * x.shape[3]
+    for _ in range(low, high):
+        for i in range(at, at + (after - first_head) * x.shape[3], LANES):
+            prefetch(x, i)
+        at += -step if reverse else step
 
 
 @serial
