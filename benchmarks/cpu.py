@@ -24,7 +24,7 @@ from postx.scans import cpu_selective, delta_chunked
 from postx.scans.decay_chunked import decay_chunked
 
 CHUNKS = 32, 64, 128
-LEAST, MOST, BUDGET = 5, 30, 2.0  # rounds of a case, and the seconds after which no more than the least are taken
+LEAST, MOST, BUDGET = 5, 30, 1.0  # rounds of a case, and the seconds after which no more than the least are taken
 
 
 def normal(*shape, seed=0):
