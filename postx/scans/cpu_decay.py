@@ -169,8 +169,8 @@ def learn(a, da, b, db, g, last, lengths, before, threads):
 
     a and da are what is read and its gradient: y and dy, or q and dq; b and db what is written: v and dv, or k and dk.
     Below -104 (-746 in float64) e^g is 0, and so is its gradient. The sum's roundings grow as sqrt(T): they are of the
-    size of <G, S>'s own, and so are large beside the gradient of a decay that leaves little (1e-3 of dg in float32 where
-    one g = -3 serves 2,000 tokens, 1e-5 where each token has its own).
+    size of <G, S>'s own, so large beside the gradient of a decay that leaves little (1e-3 of dg in float32 where one
+    g = -3 serves 2,000 tokens, 1e-5 where each token has its own).
     """
     dg, running = np.zeros((*a.shape[:2], *last.shape[1:]), last.dtype), last.copy()
     least, size = -104.0 if dg.itemsize == 4 else -746.0, -(-dg.shape[2] // threads)
