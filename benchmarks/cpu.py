@@ -1,10 +1,10 @@
 """The scans on a CPU beside chunked torch, attention and a parallel scan: python -m benchmarks.cpu [--json FILE].
 
 Float32, one sequence. A row holds medians in ms of the forward pass alone, and of forward and backward with every
-input's gradient of the outputs' sum; `spread` holds the first and third quartiles of both. The peers of a case take
-turns, so that what else the machine does meets all of them; `chunked torch C` is `decay_chunked` or `delta_chunked`
-with chunks of C, differentiated by autograd. --json adds to the file's rows, or replaces those of the same case, T
-and threads, so that a record can be made in pieces (--only, --T, --threads).
+input's gradient of the outputs' sum; `spread_forward` and `spread_both` are their first and third quartiles. The peers
+of a case take turns, so that what else the machine does meets all of them. `chunked torch C` is `decay_chunked` or
+`delta_chunked` with chunks of C, differentiated by autograd. --json adds to the file's rows, or replaces those of the
+same case, T and threads, so that a record can be made in pieces (--only, --T, --threads).
 """
 
 import argparse
