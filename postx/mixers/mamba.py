@@ -143,30 +143,34 @@ class Layer(nn.Module):
         delta = softplus(Linear(x) + bias)      out = Linear(y silu(z))
 
     `expand` D channels inside, delta through `rank` = D / 16 of them. delta starts log-uniform in [1e-3, 0.1]
-    (by its bias), A at -1..-N, the skip at 1. norms=True puts an RMS norm on
-    delta's channels, write and read (Jamba). S = (S_BDN, last inputs of the convolution).
+    (by its bias), A at -1..-N, the skip at 1. norms=True puts an RMS norm with norm_eps on delta's channels, write
+    and read (Jamba); "plain" one without weights (Falcon Mamba). inner: channels, where they are not expand D. bias:
+    on the way in and back. S = (S_BDN, last inputs of the convolution).
     """
 
     OWN = ("delta",)
 
-    def __init__(self, D, *, N=16, expand=2, rank=None, conv_size=4, norms=False):
+    def __init__(
+        self, D, *, N=16, expand=2, inner=None, rank=None, conv_size=4, norms=False, norm_eps=1e-6, bias=False
+    ):  # fmt: skip
         super().__init__()
-        inner, self.N, self.rank = expand * D, N, rank or math.ceil(D / 16)
+        inner, self.N, self.rank = inner or expand * D, N, rank or math.ceil(D / 16)
         bound = conv_size**-0.5
-        self.inward = nn.Linear(D, 2 * inner, bias=False)
+        self.inward = nn.Linear(D, 2 * inner, bias=bias)
         self.taps_DW = nn.Parameter(torch.empty(inner, conv_size).uniform_(-bound, bound))
         self.taps_bias_D = nn.Parameter(torch.empty(inner).uniform_(-bound, bound))
         self.choose = nn.Linear(inner, self.rank + 2 * N, bias=False)
         self.delta = nn.Linear(self.rank, inner)
         sizes = self.rank, N, N
-        self.norms = nn.ModuleList(nn.RMSNorm(n, eps=1e-6) for n in sizes) if norms else None
+        made = (nn.RMSNorm(n, eps=norm_eps, elementwise_affine=norms != "plain") for n in sizes)
+        self.norms = nn.ModuleList(made) if norms else None
         nn.init.uniform_(self.delta.weight, -(self.rank**-0.5), self.rank**-0.5)
         first = torch.empty(inner).uniform_(math.log(1e-3), math.log(0.1)).exp()
         with torch.no_grad():
             self.delta.bias.copy_(first + torch.log(-torch.expm1(-first)))  # softplus of this is `first`
         self.log_rate_DN = Still(torch.log(-decays(inner, N)))
         self.skip_D = nn.Parameter(torch.ones(inner))
-        self.out = nn.Linear(inner, D, bias=False)
+        self.out = nn.Linear(inner, D, bias=bias)
 
     def forward(self, x_BTD, S=None, *, form="auto", **side):
         check({"D": self.inward.in_features}, x_BTD=x_BTD)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from postx.models.denoiser import Denoiser
 from postx.models.lm import LM
+from postx.models.loading import files, from_gguf, hub
 from postx.quant import Quantized
 
 NETWORKS = {"LM": LM, "Denoiser": Denoiser}
@@ -63,12 +64,29 @@ def record(name, folder=FOLDER):
         raise ValueError(f"name: {path} is damaged: {error}") from error
 
 
-def load(name, folder=FOLDER, dtype=torch.float32, device="cpu"):
-    """The kept model of that name, an `LM` or `Denoiser` in evaluation mode with the stored values in `dtype`.
+def load(what, folder=FOLDER, dtype=torch.float32, device="cpu"):
+    """A trained model in evaluation mode, its values in `dtype`. `what` is the first of these that fits:
+
+    - the name of a kept model in `folder`: an `LM` or `Denoiser`;
+    - a folder in the published layout, config.json and safetensors, of an architecture in loading/names.toml;
+    - a file NAME.gguf (with the package gguf);
+    - "hf:owner/name" or "hf:owner/name@revision": such a folder on the hub (with the package huggingface_hub).
 
     Raises FileNotFoundError naming the missing file and the models that are there, ValueError for a file that is
-    damaged, or was not written by `save`.
+    damaged or not of this kind, and lists by name the weights that do not fit.
     """
+    what = str(what)
+    if what not in kept(folder):
+        if what.startswith("hf:"):
+            return hub.load(what, dtype, device)
+        if what.endswith(".gguf") and Path(what).is_file():
+            return from_gguf.load(what, dtype, device)
+        if Path(what).is_dir():
+            return files.folder(what, dtype, device)
+    return _kept(what, folder, dtype, device)
+
+
+def _kept(name, folder, dtype, device):
     config, weights, layers = _read(name, folder)
     try:
         lm = _build(config).to(dtype)  # before it has its weights: the process's default does not matter
@@ -124,5 +142,8 @@ def _find(name, folder, suffix):
     path = Path(folder) / f"{name}{suffix}"
     if not path.exists():
         there = ", ".join(kept(folder)) or "none"
-        raise FileNotFoundError(f"name: {path.name} is not in {path.parent}; kept models there: {there}")
+        raise FileNotFoundError(
+            f"name: {path.name} is not in {path.parent}; kept models there: {there}; and there is no folder or .gguf "
+            f"file {name!r}"
+        )
     return path

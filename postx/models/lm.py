@@ -35,13 +35,14 @@ class LM(nn.Module):
     layers by letter, {"A": {"H": 4, "window": 128}, "F": {"F": 256}}. mlp is one letter for all mixers or one for
     each; by default F after every mixer but Mamba's, which have their own gate. tied: the head is the embedding.
     norm: "rms" or "layer"; embed_norm: one after the embedding too (RWKV). form: how mixers compute ("auto", or a form
-    that all of them have). What crosses places goes through one dictionary of each call: the embedding and the
-    shared block (Z), the first value of RWKV-7. Built under `torch.device("meta")` it takes no memory.
+    that all of them have). embed_scale multiplies the embedding, logit_scale the logits; softcap=c then bends them to
+    c tanh(logits / c) (Gemma, Granite). What crosses places goes through one dictionary of each call: the embedding
+    and the shared block (Z), the first value of RWKV-7. Built under `torch.device("meta")` it takes no memory.
     """
 
     def __init__(
         self, pattern, D, Y=256, *, mlp=None, options=None, tied=True, norm="rms", embed_norm=False,
-        eps=1e-5, std=0.02, form="auto",
+        eps=1e-5, std=0.02, form="auto", embed_scale=1.0, logit_scale=1.0, softcap=None,
     ):  # fmt: skip
         super().__init__()
         names, options = places(pattern), options or {}
@@ -52,6 +53,7 @@ class LM(nn.Module):
         if norm not in NORMS:
             raise ValueError(f"norm: expected one of {', '.join(map(repr, NORMS))}, got {norm!r}")
         self.pattern, self.form = pattern, form
+        self.embed_scale, self.logit_scale, self.softcap = embed_scale, logit_scale, softcap
         self.embed = nn.Embedding(Y, D)
         self.embed_norm = NORMS[norm](D, eps) if embed_norm else None
         self.blocks, seen = nn.ModuleList(), set()
@@ -114,6 +116,8 @@ class LM(nn.Module):
             S, loads = map_state(lambda x: x[:0], S), [type(load)(*(0 * x for x in load)) for load in loads]
             return (logits[:0], S, loads) if with_load else (logits[:0], S)
         x = self.embed(ids_BT)
+        if self.embed_scale != 1:
+            x = x * self.embed_scale
         if self.embed_norm is not None:
             x = self.embed_norm(x)
         cross = {"embedding": x, "shared": self.shared}
@@ -126,6 +130,10 @@ class LM(nn.Module):
                 loads.append(load)
         weight = self.embed.weight if self.head is None else self.head.weight
         logits = functional.linear(self.norm(x), weight)
+        if self.logit_scale != 1:
+            logits = logits * self.logit_scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
         return (logits, tuple(after), loads) if with_load else (logits, tuple(after))
 
     def loss(self, ids_BT, targets_BT=None, *, balance=0.01, **side):

@@ -1,0 +1,108 @@
+"""Tiny models of every architecture that can be loaded give the logits that transformers gives.
+
+References are committed (tests/tools/published.py makes them); weights are made here by the same rule. Where
+POSTX_TRANSFORMERS is set, transformers itself is asked again, and the committed files must still be what it says.
+"""
+
+import json
+import os
+
+import numpy as np
+import published
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from postx.models import checkpoints
+from postx.models.lm import leaves
+from postx.models.loading import fill
+from postx.models.loading.batch import left_padded
+
+NAMES = sorted(published.CONFIGS)
+BOUND = 2e-4  # of the largest logit
+
+
+def about(name):
+    return json.loads((published.FOLDER / f"{name}.json").read_text(encoding="utf8"))
+
+
+def wanted(name):
+    with np.load(published.FOLDER / f"{name}.npz") as file:
+        return [torch.from_numpy(file[f"row{i}"]) for i in range(len(published.LENGTHS))]
+
+
+def write(name, folder):
+    known = about(name)
+    (folder / "config.json").write_text(json.dumps(known["config"]), encoding="utf8")
+    tensors = {key: torch.from_numpy(published.weight(key, shape)) for key, shape in known["shapes"].items()}
+    save_file(tensors, folder / "model.safetensors")
+    return tensors
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def model(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    write(request.param, folder)
+    return request.param, checkpoints.load(folder)
+
+
+def far(got, want):
+    return float((got - want).abs().max() / want.abs().max())
+
+
+IDS, LENGTHS = torch.from_numpy(published.ids()), torch.tensor(published.LENGTHS)
+
+
+@torch.no_grad()
+def test_a_prompt_read_at_once(model):
+    name, lm = model
+    for row, want in enumerate(wanted(name)):
+        assert far(lm(IDS[row : row + 1, : len(want)])[0][0], want) < BOUND
+
+
+@torch.no_grad()
+def test_step_by_step_through_a_state_that_was_saved(model, tmp_path):
+    name, lm = model
+    (want, _), S, got = wanted(name), None, []
+    for t in range(len(want)):
+        if t == 6:
+            torch.save(S, tmp_path / "state.pt")
+            S = torch.load(tmp_path / "state.pt", weights_only=True)
+        logits, S = lm(IDS[:1, t : t + 1], S)
+        got.append(logits[0, 0])
+    assert far(torch.stack(got), want) < BOUND
+
+
+@torch.no_grad()
+def test_ragged_and_left_padded_batches(model):
+    name, lm = model
+    logits, S = lm(IDS, lengths_B=LENGTHS)
+    again = torch.zeros_like(IDS)
+    mask = torch.arange(IDS.shape[1]) >= IDS.shape[1] - LENGTHS[:, None]
+    for row, n in enumerate(published.LENGTHS):
+        again[row, -n:] = IDS[row, :n]
+    ids, lengths = left_padded(again, mask)
+    assert torch.equal(ids, IDS)
+    assert torch.equal(lengths, LENGTHS)
+    for row, want in enumerate(wanted(name)):
+        assert far(logits[row, : len(want)], want) < BOUND
+    # The state of a ragged batch is that of each row alone: it goes on like it.
+    token = torch.tensor([[5], [9]])
+    both = lm(token, S)[0]
+    for row, n in enumerate(published.LENGTHS):
+        alone = lm(torch.cat([IDS[row : row + 1, :n], token[row : row + 1]], 1))[0][0, -1]
+        assert far(both[row, 0], alone) < BOUND
+    assert all(x.shape[0] == 2 for x in leaves(S))
+
+
+def test_every_architecture_has_a_reference():
+    assert set(fill.known()) == {about(name)["config"]["model_type"] for name in NAMES}
+
+
+@pytest.mark.skipif("POSTX_TRANSFORMERS" not in os.environ, reason="asks transformers itself: set POSTX_TRANSFORMERS")
+@pytest.mark.parametrize("name", NAMES)
+def test_transformers_still_says_so(name):
+    _, shapes, rows, _ = published.reference(name)
+    assert shapes == about(name)["shapes"]
+    for got, want in zip(rows, wanted(name), strict=True):
+        assert far(torch.from_numpy(got), want) < BOUND
