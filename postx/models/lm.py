@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from postx.models import capabilities
 from postx.models.blocks import MIXERS, NORMS, Block, Context, Shared, mlps, module, places
 from postx.models.nn import MoE
 from postx.shapes import check, check_lengths, is_trusted, map_state, state_dtype, trusted
@@ -153,6 +154,11 @@ class LM(nn.Module):
         logits = logits.flatten(0, 1).to(state_dtype(logits.dtype))
         loss = functional.cross_entropy(logits, targets_BT.flatten(), ignore_index=-100)
         return loss + balance * sum(load.balance for load in loads) if loads else loss
+
+    @property
+    def capabilities(self):
+        """What it can do: `postx.models.capabilities`."""
+        return capabilities.of_lm(self)
 
     def state_floats(self, T, B=1):
         """Floating-point numbers in the state after T tokens, a complex one counted as two. Computes nothing."""

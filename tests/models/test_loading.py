@@ -193,8 +193,8 @@ def gguf_stand_in(path, tensors, config, monkeypatch):
             H = config["num_attention_heads"] if inner.endswith("q_proj") else config["num_key_value_heads"]
             x = x.unflatten(0, (H, 2, -1)).transpose(1, 2).flatten(0, 2)
         data = x.numpy()
-        found.append(types.SimpleNamespace(
-            name=f"{layer}{back[inner]}.{last}", data=data, tensor_type="F32", shape=list(data.shape[::-1])))  # fmt: skip
+        name = f"{layer}{back[inner]}.{last}"
+        found.append(types.SimpleNamespace(name=name, data=data, tensor_type="F32", shape=list(data.shape[::-1])))
     keys = {"general.architecture": "llama"} | {
         f"llama.{theirs}": config.get(ours, config["rope_parameters"]["rope_theta"])
         for ours, theirs in from_gguf.CONFIG.items() if ours in config or ours == "rope_theta"}  # fmt: skip
@@ -233,7 +233,7 @@ def test_the_core_imports_no_extra():
         "        if not m.name.endswith('__main__'): importlib.import_module(m.name)\n"
         "    except ModuleNotFoundError as error:\n"
         "        assert error.name == 'triton', error\n"
-        "print(*{'gguf', 'tokenizers', 'huggingface_hub', 'transformers', 'tqdm'} & set(sys.modules))"
+        "print(*{'gguf', 'tokenizers', 'huggingface_hub', 'transformers'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

@@ -70,11 +70,14 @@ CONFIGS = {
     "rwkv": {k: v for k, v in BASE.items() if k not in ("max_position_embeddings", "pad_token_id")} | {
         "rescale_every": 2, "context_length": 64},
     "bitnet": BASE | GROUPED,
+    "bert": BASE | {"num_attention_heads": 4, "max_position_embeddings": 32},
     "deepseek_v3": BASE | {
         "num_attention_heads": 4, "num_key_value_heads": 4, "first_k_dense_replace": 1, "moe_intermediate_size": 12,
         "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "kv_lora_rank": 10,
         "q_lora_rank": 14, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 5, "rope_parameters": YARN},
 }  # fmt: skip
+
+ENCODERS = ("bert",)  # their vectors are compared; they have no state
 
 
 def weight(name, shape):
@@ -108,11 +111,12 @@ def reference(name):
 
     import torch
     from safetensors.torch import load_file, save_file
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     torch.manual_seed(0)
     options = dict(CONFIGS[name])
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(options.pop("model_type", name), **options))
+    kind = AutoModel if name in ENCODERS else AutoModelForCausalLM
+    model = kind.from_config(AutoConfig.for_model(options.pop("model_type", name), **options))
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         config = json.loads((Path(folder) / "config.json").read_text())
@@ -120,18 +124,24 @@ def reference(name):
         shapes = {key: list(x.shape) for key, x in sorted(load_file(path).items())}
         tensors = {key: torch.from_numpy(weight(key, shape)) for key, shape in shapes.items()}
         save_file(tensors, path, metadata={"format": "pt"})
-        model, about = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+        model, about = kind.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
         assert not any(about[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), about
     model.eval()
     both, padded = torch.from_numpy(ids()), torch.zeros(len(LENGTHS), max(LENGTHS), dtype=torch.int64)
     with torch.no_grad():
+        if name in ENCODERS:
+            rows = [model(both[i : i + 1, :n]).last_hidden_state[0].numpy() for i, n in enumerate(LENGTHS)]
+            return tidy(config), shapes, rows, rows
         rows = [model(both[i : i + 1, :n], use_cache=False).logits[0].float().numpy() for i, n in enumerate(LENGTHS)]
         for i, n in enumerate(LENGTHS):
             padded[i, -n:] = both[i, :n]
         mask = (torch.arange(max(LENGTHS)) >= max(LENGTHS) - torch.tensor(LENGTHS)[:, None]).long()
         left = model(padded, attention_mask=mask, use_cache=False).logits.float().numpy()
-    config = {key: x for key, x in config.items() if key not in ("transformers_version", "architectures", "dtype")}
-    return config, shapes, rows, [left[i, -n:] for i, n in enumerate(LENGTHS)]
+    return tidy(config), shapes, rows, [left[i, -n:] for i, n in enumerate(LENGTHS)]
+
+
+def tidy(config):
+    return {key: x for key, x in config.items() if key not in ("transformers_version", "architectures", "dtype")}
 
 
 def main(names):

@@ -1,4 +1,4 @@
-"""What `config.json` says, as keyword arguments of `LM`: one function for each `model_type`.
+"""What `config.json` says, as keyword arguments of `LM` or `Encoder`: one function for each `model_type`.
 
 Defaults are those of transformers' configuration classes, for keys that a published file leaves out. What a file asks
 for and this package does not have is refused by name (`Config.only`).
@@ -281,3 +281,11 @@ def rwkv(c):
     options = {"V": {"F": c("intermediate_size", 4 * D), "gate": True}}
     return base(c, "4" * c("num_hidden_layers"), eps=c("layer_norm_epsilon", 1e-5), mlp="V", options=options,
                 norm="layer", embed_norm=True)  # fmt: skip
+
+
+def bert(c):
+    c.only(position_embedding_type="absolute")
+    return {"network": "Encoder", "D": c("hidden_size"), "L": c("num_hidden_layers"), "Y": c("vocab_size"),
+            "H": c("num_attention_heads"), "F": c("intermediate_size"), "size": c("max_position_embeddings", 512),
+            "kinds": c("type_vocab_size", 2), "activation": Config({"hidden_act": "gelu"} | c).act,
+            "eps": c("layer_norm_eps", 1e-12)}  # fmt: skip

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from postx.models.blocks import MLPS
+from postx.models.encoder import Encoder
 from postx.models.lm import LM
 from postx.models.loading import configs
 from postx.models.loading.transforms import HOW
@@ -51,12 +52,14 @@ def build(config, device="meta"):
     kind = config.get("model_type")
     if kind not in entries():
         raise ValueError(f"config.json: model_type {kind!r} is not known here; there are {', '.join(known())}")
+    options = getattr(configs, kind)(configs.Config(config))
+    network = {"LM": LM, "Encoder": Encoder}[options.pop("network", "LM")]
     with torch.device(device):
-        return LM(**getattr(configs, kind)(configs.Config(config)))
+        return network(**options)
 
 
 def fill(config, tensors, dtype=torch.float32, device="cpu"):
-    """The model with its weights, in evaluation mode. `tensors`: a mapping from their names to tensors.
+    """The model with its weights, in evaluation mode; its `published` is the config. `tensors`: {their name: tensor}.
 
     Raises ValueError that lists, by name, what is missing, what nobody asked for, and what has another shape.
     """
@@ -76,14 +79,16 @@ def fill(config, tensors, dtype=torch.float32, device="cpu"):
             misshapen.append(f"{' + '.join(rule.names)} gives {list(x.shape)}, {key} is {list(old.shape)}")
             continue
         found[key] = x.to(device, dtype if x.is_floating_point() else x.dtype).contiguous()
-    known_ = used | {"lm_head.weight"} if lm.head is None else used
-    unknown = [name for name in sorted(there - known_) if not any(re.search(p, name) for p in entry.get("ignore", []))]
+    if getattr(lm, "head", 0) is None:  # a tied head may be in the file a second time
+        used.add("lm_head.weight")
+    unknown = [name for name in sorted(there - used) if not any(re.search(p, name) for p in entry.get("ignore", []))]
     wrong = [f"{what}: {_listed(names)}" for what, names in
              (("missing", missing), ("unknown", unknown), ("of another shape", misshapen)) if names]  # fmt: skip
     if wrong:
         raise ValueError(f"the weights do not fit the {config['model_type']} of config.json; {'; '.join(wrong)}")
     for key, x in found.items():
-        _put(lm, key, x)
+        put(lm, key, x)
+    lm.published = config
     return lm.eval()
 
 
@@ -92,7 +97,7 @@ def _listed(names):
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
-def _put(lm, key, x):
+def put(lm, key, x):
     """In place of the tensor of that name, which has no memory; a parameter keeps its kind (`Still`)."""
     owner, _, name = key.rpartition(".")
     owner = lm.get_submodule(owner)
