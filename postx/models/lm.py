@@ -116,12 +116,7 @@ class LM(nn.Module):
             logits, S, loads = self(ids_BT.new_zeros(1, ids_BT.shape[1]), form=form, with_load=True)
             S, loads = map_state(lambda x: x[:0], S), [type(load)(*(0 * x for x in load)) for load in loads]
             return (logits[:0], S, loads) if with_load else (logits[:0], S)
-        x = self.embed(ids_BT)
-        if self.embed_scale != 1:
-            x = x * self.embed_scale
-        if self.embed_norm is not None:
-            x = self.embed_norm(x)
-        cross = {"embedding": x, "shared": self.shared}
+        x, cross = self.enter(ids_BT)
         context = Context(lengths_B, reset_BT, form or self.form, inplace, cross)
         after, loads = [], []
         for i, block in enumerate(self.blocks):
@@ -136,6 +131,15 @@ class LM(nn.Module):
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return (logits, tuple(after), loads) if with_load else (logits, tuple(after))
+
+    def enter(self, ids_BT):
+        """What the first place reads, x_BTD, and the dictionary of what crosses places."""
+        x = self.embed(ids_BT)
+        if self.embed_scale != 1:
+            x = x * self.embed_scale
+        if self.embed_norm is not None:
+            x = self.embed_norm(x)
+        return x, {"embedding": x, "shared": self.shared}
 
     def loss(self, ids_BT, targets_BT=None, *, balance=0.01, **side):
         """Mean cross-entropy in nats over targets that are not -100, plus `balance` times the MoE balance losses.

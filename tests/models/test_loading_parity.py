@@ -1,7 +1,7 @@
 """Tiny models of every architecture that can be loaded give the logits that transformers gives.
 
-References are committed (tests/tools/published.py makes them); weights are made here by the same rule. Where
-POSTX_TRANSFORMERS is set, transformers itself is asked again, and the committed files must still be what it says.
+References are committed (tests/tools/published.py makes them); weights are made here by the same rule. `make
+test-real` asks transformers itself again, and the committed files must still be what it says.
 """
 
 import json
@@ -108,7 +108,7 @@ def test_every_architecture_has_a_reference():
     assert set(fill.known()) == {about(name)["config"]["model_type"] for name in NAMES}
 
 
-@pytest.mark.skipif("POSTX_TRANSFORMERS" not in os.environ, reason="asks transformers itself: set POSTX_TRANSFORMERS")
+@pytest.mark.skipif("POSTX_REAL" not in os.environ, reason="asks transformers itself: make test-real")
 @pytest.mark.parametrize("name", NAMES)
 def test_transformers_still_says_so(name):
     _, shapes, rows, _ = published.reference(name)

@@ -69,6 +69,11 @@ def config(path):
     return found.get("text_config") or found
 
 
+def read(path):
+    """A JSON file as a dictionary, empty where there is none."""
+    return _json(path) if path.exists() else {}
+
+
 def _json(path, key=None):
     try:
         found = json.loads(path.read_text(encoding="utf8"))

@@ -5,9 +5,10 @@
     words.encode("text") -> [ids]      words.decode([ids]) -> str
 """
 
+import json
 from pathlib import Path
 
-from postx.models.loading import extra, from_gguf
+from postx.models.loading import extra, files, from_gguf
 
 RUNS = (  # apostrophes, a word with what stands before it, digits, signs, line ends, spaces
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -29,6 +30,9 @@ class Bytes:
     def decode(self, ids):
         return bytes(i for i in ids if i).decode(errors="replace")
 
+    def chat(self, question):
+        raise ValueError("the model was not trained to answer: it has no template of a conversation")
+
 
 class Words:
     """A vocabulary of the package tokenizers; `ends` are the tokens that end a text, `begins` what stands before one.
@@ -36,7 +40,8 @@ class Words:
     marked=True gives also what the vocabulary itself puts around a text (BERT's [CLS] and [SEP]).
     """
 
-    def __init__(self, tokenizer, ends=(), begins=()):
+    def __init__(self, tokenizer, ends=(), begins=(), template=None):
+        self.template = template
         self.tokenizer, self.ends, self.begins = tokenizer, tuple(ends), list(begins)
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -47,6 +52,17 @@ class Words:
 
     def decode(self, ids):
         return self.tokenizer.decode(list(ids))
+
+    def chat(self, question):
+        """The text that asks a question the way the model was trained to be asked, by its own template.
+
+        Raises ValueError for a model without one. (jinja2 comes with torch; the template runs in its sandbox.)
+        """
+        if self.template is None:
+            raise ValueError("the model was not trained to answer: it has no template of a conversation")
+        sandbox = extra("jinja2.sandbox").ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        messages = [{"role": "user", "content": question}]
+        return sandbox.from_string(self.template).render(messages=messages, add_generation_prompt=True)
 
 
 def of(what):
@@ -60,23 +76,28 @@ def of(what):
         return _from_gguf(path)
     if not path.is_dir():
         return Bytes()
+    known = path / "packed.json"
+    about = json.loads(known.read_text(encoding="utf8"))["words"] if known.exists() else None
     if not (path / "tokenizer.json").exists():
-        return Bytes() if (path / "bytes").exists() else _none(path)
-    return Words(extra("tokenizers").Tokenizer.from_file(str(path / "tokenizer.json")), *_marks(path))
-
-
-def _none(path):
-    raise ValueError(f"{path}: no tokenizer.json, so its text cannot be read")
+        if about is None:
+            raise ValueError(f"{path}: no tokenizer.json, so its text cannot be read")
+        return Bytes()
+    tokenizer = extra("tokenizers").Tokenizer.from_file(str(path / "tokenizer.json"))
+    if about is None:
+        return Words(tokenizer, *_marks(path))
+    return Words(tokenizer, about["ends"], about["begins"], about.get("template"))
 
 
 def _marks(path):
-    """(tokens that end a text, tokens before one) as config.json and tokenizer_config.json say them."""
-    from postx.models.loading.files import config
-
-    about = config(path)
+    """(tokens that end a text, tokens before one, template of a conversation) as the folder's files say them."""
+    about = files.config(path)
     ends = about.get("eos_token_id")
     begins = about.get("bos_token_id") if about.get("model_type") in ("recurrent_gemma", "llama", "mistral") else None
-    return [ends] if isinstance(ends, int) else ends or (), [] if begins is None else [begins]
+    template = files.read(path / "tokenizer_config.json").get("chat_template")
+    if (path / "chat_template.jinja").exists():
+        template = (path / "chat_template.jinja").read_text(encoding="utf8")
+    marks = [ends] if isinstance(ends, int) else ends or (), [] if begins is None else [begins]
+    return *marks, template if isinstance(template, str) else None
 
 
 def _from_gguf(path):
@@ -104,4 +125,5 @@ def _from_gguf(path):
     ends = from_gguf.field(reader, "tokenizer.ggml.eos_token_id")
     begins = from_gguf.field(reader, "tokenizer.ggml.bos_token_id")
     first = [begins] if from_gguf.field(reader, "tokenizer.ggml.add_bos_token", False) else []
-    return Words(tokenizer, [] if ends is None else [int(ends)], [int(b) for b in first])
+    template = from_gguf.field(reader, "tokenizer.chat_template")
+    return Words(tokenizer, [] if ends is None else [int(ends)], [int(b) for b in first], template)
