@@ -104,6 +104,45 @@ def test_an_encoder_gives_the_same_vectors(name, tmp_path):
         assert far(net(IDS[row : row + 1, : len(want)])[0], want) < BOUND
 
 
+CHANGES = [
+    ("llama3", {"rope_parameters": {"factor": 2.0}}), ("llama", {"rms_norm_eps": 1e-2}),
+    ("mistral", {"sliding_window": 4}), ("qwen3", {"rope_parameters": {"factor": 2.0}}),
+    ("qwen3", {"rms_norm_eps": 0.1}), ("bitnet", {"rms_norm_eps": 0.1}), ("bitnet", {"hidden_act": "silu"}), ("mamba", {"layer_norm_epsilon": 0.1}),
+    ("falcon_mamba", {"mixer_rms_eps": 0.1}), ("mamba2", {"time_step_limit": [0.0, 0.7]}),
+    ("mamba2", {"time_step_limit": [0.02, 9.0]}), ("bamba", {"rope_parameters": {"partial_rotary_factor": 1.0}}),
+    ("falcon_h1", {"key_multiplier": 1.0}), ("falcon_h1", {"ssm_multipliers": [0.7, 1.1, 0.9, 1.2, 1.0]}),
+    ("falcon_h1", {"ssm_in_multiplier": 1.0}), ("falcon_h1", {"ssm_out_multiplier": 1.0}),
+    ("falcon_h1", {"mlp_multipliers": [1.0, 1.3]}), ("falcon_h1", {"mlp_multipliers": [0.8, 1.0]}),
+    ("falcon_h1", {"attention_in_multiplier": 1.0}), ("falcon_h1", {"attention_out_multiplier": 1.0}),
+    ("falcon_h1", {"embedding_multiplier": 1.0}), ("falcon_h1", {"lm_head_multiplier": 1.0}),
+    ("falcon_h1_norm", {"mamba_norm_before_gate": True}), ("jamba", {"rms_norm_eps": 0.1}),
+    ("jamba", {"num_experts_per_tok": 1}), ("lfm2", {"norm_eps": 0.1}), ("nemotron_h", {"time_step_min": 0.001}),
+    ("nemotron_h", {"routed_scaling_factor": 1.0}), ("nemotron_h", {"topk_group": 4}),
+    ("nemotron_h", {"norm_topk_prob": False}), ("recurrent_gemma", {"logits_soft_cap": 30.0}),
+    ("recurrent_gemma", {"attention_window_size": 5}), ("granitemoehybrid", {"residual_multiplier": 1.0}),
+    ("granitemoehybrid", {"attention_multiplier": 0.3}), ("granitemoehybrid", {"embedding_multiplier": 1.0}),
+    ("granitemoehybrid", {"logits_scaling": 1.0}), ("granitemoehybrid", {"position_embedding_type": "nope"}),
+    ("qwen3_next", {"norm_topk_prob": False}), ("qwen3_next", {"rope_parameters": {"partial_rotary_factor": 0.5}}),
+    ("rwkv", {"layer_norm_epsilon": 0.1}), ("deepseek_v3", {"rope_interleave": False}),
+    ("deepseek_v3", {"routed_scaling_factor": 1.0}), ("deepseek_v3", {"topk_group": 4}),
+    ("deepseek_v3", {"rope_parameters": {"factor": 2.0}}),
+    ("deepseek_v3", {"rope_parameters": {"mscale_all_dim": 0.0, "mscale": 0.0, "attention_factor": 1.0}}),
+]  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "change"), CHANGES)
+def test_what_a_config_says_is_heard(name, change, tmp_path):
+    """One number of the config changed, the same weights: the logits leave the bound, so the bound would see it."""
+    write(name, tmp_path)
+    config = about(name)["config"]
+    for key, value in change.items():
+        config[key] = config[key] | value if isinstance(value, dict) else value
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf8")
+    want = wanted(name)[0]
+    assert far(checkpoints.load(tmp_path)(IDS[:1, : len(want)])[0][0], want) > 5 * BOUND
+
+
 def test_every_architecture_has_a_reference():
     assert set(fill.known()) == {about(name)["config"]["model_type"] for name in NAMES}
 
