@@ -107,7 +107,8 @@ def test_an_encoder_gives_the_same_vectors(name, tmp_path):
 CHANGES = [
     ("llama3", {"rope_parameters": {"factor": 2.0}}), ("llama", {"rms_norm_eps": 1e-2}),
     ("mistral", {"sliding_window": 4}), ("qwen3", {"rope_parameters": {"factor": 2.0}}),
-    ("qwen3", {"rms_norm_eps": 0.1}), ("bitnet", {"rms_norm_eps": 0.1}), ("bitnet", {"hidden_act": "silu"}), ("mamba", {"layer_norm_epsilon": 0.1}),
+    ("qwen3", {"rms_norm_eps": 0.1}), ("bitnet", {"rms_norm_eps": 0.1}), ("bitnet", {"hidden_act": "silu"}),
+    ("mamba", {"layer_norm_epsilon": 0.1}),
     ("falcon_mamba", {"mixer_rms_eps": 0.1}), ("mamba2", {"time_step_limit": [0.0, 0.7]}),
     ("mamba2", {"time_step_limit": [0.02, 9.0]}), ("bamba", {"rope_parameters": {"partial_rotary_factor": 1.0}}),
     ("falcon_h1", {"key_multiplier": 1.0}), ("falcon_h1", {"ssm_multipliers": [0.7, 1.1, 0.9, 1.2, 1.0]}),
