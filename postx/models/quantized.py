@@ -83,16 +83,18 @@ class _Walk:
 
     def inputs(self, i, names):
         """Of the named layers of block i. A network that is no `LM` is computed whole."""
-        run = None if self.x is None else lambda: self._block(i)
-        return inputs(self.lm, self.ids_BT, names, run)
+        if self.x is None:
+            return inputs(self.lm, self.ids_BT, names)
+        here = self.context._replace(cross=dict(self.context.cross))  # what crosses places is not yet handed on
+        return inputs(self.lm, self.ids_BT, names, lambda: self._block(i, here))
 
-    def _block(self, i):
-        return self.lm.blocks[i](self.x, None, self.context)[0]
+    def _block(self, i, context):
+        return self.lm.blocks[i](self.x, None, context)[0]
 
     def pass_(self, i):
         """Go through block i as it is now."""
         if self.x is not None:
-            self.x = self._block(i)
+            self.x = self._block(i, self.context)
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from postx.models import checkpoints
 from postx.models.lm import count
-from postx.models.loading import batch, configs, fill, from_gguf, rotary
+from postx.models.loading import batch, fill, from_gguf, rotary
+from postx.models.loading.config import Config
 
 SIZES = json.loads((Path(__file__).parent / "published_sizes.json").read_text(encoding="utf8"))
 
@@ -124,9 +125,9 @@ def test_half_precision_and_device_are_as_asked(folder):
 
 
 def test_a_linear_stretch_is_positions_divided():
-    c = configs.Config(rope_scaling={"type": "linear", "factor": 4.0}, rope_theta=1e4, max_position_embeddings=64)
+    c = Config(rope_scaling={"type": "linear", "factor": 4.0}, rope_theta=1e4, max_position_embeddings=64)
     turn, sharper = rotary.rope(c, 8)
-    plain, _ = rotary.rope(configs.Config(rope_theta=1e4), 8)
+    plain, _ = rotary.rope(Config(rope_theta=1e4), 8)
     x = torch.randn(1, 5, 2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     position = torch.arange(5)[None]
     assert sharper == 1

@@ -70,6 +70,8 @@ CONFIGS = {
     "rwkv": {k: v for k, v in BASE.items() if k not in ("max_position_embeddings", "pad_token_id")} | {
         "rescale_every": 2, "context_length": 64},
     "bitnet": BASE | GROUPED,
+    "zamba": BASE | {"num_attention_heads": 4, "num_key_value_heads": 4, "num_hidden_layers": 6, "mamba_d_state": 4,
+                     "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid", "mamba", "mamba"]},
     "bert": BASE | {"num_attention_heads": 4, "max_position_embeddings": 32},
     "deepseek_v3": BASE | {
         "num_attention_heads": 4, "num_key_value_heads": 4, "first_k_dense_replace": 1, "moe_intermediate_size": 12,

@@ -1,7 +1,7 @@
 """Published checkpoints in the modules of this package: folders of safetensors, GGUF files, the hub.
 
     names.toml      which tensor goes where: one entry for each model_type
-    configs.py      what config.json says, as arguments of `LM`
+    config.py       config.json as it is read; configs.py: what it says, as arguments of `LM`, for each model_type
     transforms.py   what is done to a tensor on its way
     fill.py         puts it together, and lists what does not fit
     files.py, from_gguf.py, hub.py     where the bytes come from

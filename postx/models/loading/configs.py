@@ -6,60 +6,8 @@ for and this package does not have is refused by name (`Config.only`).
 
 import math
 
+from postx.models.loading.config import Config, base, dense, heads
 from postx.models.loading.rotary import magnitude, rope
-
-ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu2": "relu2"}
-
-
-class Config(dict):
-    """config.json as a dictionary that says what is missing: c("key") or c("key", default)."""
-
-    def __call__(self, key, default=...):
-        value = self.get(key)
-        if value is None:
-            if default is ...:
-                raise ValueError(f"config.json: no {key!r}, which {self.get('model_type')} needs")
-            return default
-        return value
-
-    def only(self, **known):
-        """Raise ValueError where the file asks for something else than what is known here."""
-        for key, value in known.items():
-            if self(key, value) != value:
-                raise ValueError(f"config.json: {key}={self[key]!r} is not supported, only {value!r}")
-
-    @property
-    def act(self):
-        name = self("hidden_act", self("hidden_activation", self("mlp_hidden_act", "silu")))
-        if name not in ACTIVATIONS:
-            raise ValueError(f"config.json: activation {name!r} is not known; there are {', '.join(ACTIVATIONS)}")
-        return ACTIVATIONS[name]
-
-    @property
-    def kinds(self):
-        """What each layer is, or None: the file's list under any of its three names."""
-        return self.get("layers_block_type") or self.get("layer_types")
-
-
-def base(c, pattern, *, eps, tied=False, mlp=None, **more):
-    """What all share. `options` without a place in the pattern are left out."""
-    options = {key: o for key, o in more.pop("options").items() if key in pattern or key in (mlp or "F")}
-    return {"pattern": pattern, "D": c("hidden_size"), "Y": c("vocab_size"), "mlp": mlp, "eps": eps,
-            "tied": c("tie_word_embeddings", tied), "options": options, **more}  # fmt: skip
-
-
-def heads(c, share=1.0, **more):
-    """Options of softmax attention; share: of the channels that turn where the file does not say."""
-    H = c("num_attention_heads")
-    K = c("head_dim", c("hidden_size") // H)
-    turn, sharper = rope(c, K, share)
-    scale = {"scale": K**-0.5 * sharper} if sharper != 1 else {}
-    return {"H": H, "G": c("num_key_value_heads", H), "K": K, "rope": turn,
-            "bias": c("attention_bias", False), "out_bias": c("attention_bias", False), **scale, **more}  # fmt: skip
-
-
-def dense(c, **more):
-    return {"F": c("intermediate_size"), "activation": c.act, "bias": c("mlp_bias", False), **more}
 
 
 def llama(c):
@@ -160,6 +108,23 @@ def jamba(c):
     }  # fmt: skip
     return base(c, "".join("A" if i % period == offset else "M" for i in L), eps=eps, options=options,
                 mlp="".join("E" if experts > 1 and i % every == first else "F" for i in L))  # fmt: skip
+
+
+def zamba(c):
+    c.only(hidden_act="gelu", hidden_mamba_act="silu")
+    L, D, H = c("num_hidden_layers"), c("hidden_size"), c("num_attention_heads")
+    period, offset = c("attn_layer_period", 6), c("attn_layer_offset", 4)
+    shares = c.kinds or ["mamba", "mamba", "hybrid"] + ["hybrid" if i % period == offset else "" for i in range(L - 3)]
+    K, rank = c("attention_head_dim", 2 * D // H), c("mamba_dt_rank", "auto")
+    options = {
+        "Z": {"H": H, "G": c("num_key_value_heads", H), "K": K, "F": c("intermediate_size"), "next_only": True,
+              "scale": (K / 2) ** -0.5},
+        "M": {"N": c("mamba_d_state", 16), "inner": c("mamba_expand", 2) * D, "conv_size": c("mamba_d_conv", 4),
+              "rank": math.ceil(D / 16) if rank == "auto" else rank, "bias": c("mamba_proj_bias", False),
+              "heads": c("n_mamba_heads", 2)},
+    }  # fmt: skip
+    pattern = "".join("ZM" if kind == "hybrid" else "M" for kind in shares)
+    return base(c, pattern, eps=c("rms_norm_eps", 1e-5), tied=True, options=options, mlp="-")
 
 
 def lfm2(c):

@@ -13,6 +13,7 @@ from postx.models.blocks import MLPS
 from postx.models.encoder import Encoder
 from postx.models.lm import LM
 from postx.models.loading import configs
+from postx.models.loading.config import Config
 from postx.models.loading.transforms import HOW
 
 
@@ -52,7 +53,7 @@ def build(config, device="meta"):
     kind = config.get("model_type")
     if kind not in entries():
         raise ValueError(f"config.json: model_type {kind!r} is not known here; there are {', '.join(known())}")
-    options = getattr(configs, kind)(configs.Config(config))
+    options = getattr(configs, kind)(Config(config))
     network = {"LM": LM, "Encoder": Encoder}[options.pop("network", "LM")]
     with torch.device(device):
         return network(**options)
@@ -63,7 +64,7 @@ def fill(config, tensors, dtype=torch.float32, device="cpu"):
 
     Raises ValueError that lists, by name, what is missing, what nobody asked for, and what has another shape.
     """
-    lm, c, entry = build(config), configs.Config(config), entries()[config["model_type"]]
+    lm, c, entry = build(config), Config(config), entries()[config["model_type"]]
     there, used = set(tensors.keys()), set()
     missing, misshapen, found = [], [], {}
     for key, old in lm.state_dict().items():
@@ -107,10 +108,14 @@ def put(lm, key, x):
 
 def _rule(lm, entry, key):
     """(the rule for one tensor of ours, its name within its part)."""
+    if key.startswith("shared."):  # stored where it stands first
+        inner, first = key.removeprefix("shared."), _layer(lm, _shares(lm).index(True))
+        return _find(entry["shared_block"], inner, entry["shared"].format(i=first), lm), inner
     if not key.startswith("blocks."):
         return _find(entry["model"], key, "", lm), key
     _, i, where, *rest = key.split(".")
-    block, layer = lm.blocks[int(i)], entry["layer"].format(i=i)
+    block, behind = lm.blocks[int(i)], int(i) and _shares(lm)[int(i) - 1]
+    layer = entry["behind_Z" if behind else "layer"].format(i=_layer(lm, int(i)))
     if where == "mix":
         letter, inner = block.kept[int(rest[0])][0], ".".join(rest[1:])
         return _find(entry.get(letter, {}), inner, layer, block.mix[int(rest[0])]), inner
@@ -119,6 +124,16 @@ def _rule(lm, entry, key):
         return _find(entry.get(letter, {}), ".".join(rest), layer, block.mlp), ".".join(rest)
     inner = ".".join([where, *rest])
     return _find(entry["block"], inner, layer, block), inner
+
+
+def _shares(lm):
+    """Of each place, whether the shared block stands there."""
+    return [bool(block.kept) and block.kept[0][0] == "Z" for block in lm.blocks]
+
+
+def _layer(lm, place):
+    """The published number of the layer of a place: the shared block has none of its own."""
+    return place - sum(_shares(lm)[:place])
 
 
 def _find(table, key, layer, part):

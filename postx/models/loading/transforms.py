@@ -113,6 +113,15 @@ def ba(c, key, x):
     return parts[:, ["beta", "rate"].index(key.partition(".")[0])].flatten(0, 1)
 
 
+def heads_in_rows(c, key, x):
+    return x.flatten(0, 1)
+
+
+def every_other(c, key, x):
+    """Channel and gate in turns, as all channels and then all gates."""
+    return x.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1)
+
+
 def _latent(c, x):
     H = c("num_attention_heads")
     return x.unflatten(0, (H, -1)).split([c("qk_nope_head_dim", 128), c("v_head_dim", 128)], 1)
