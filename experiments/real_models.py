@@ -144,16 +144,16 @@ def _round(A, how, s):
     return hook
 
 
-class Packed(nn.Module):
+class Packed(nn.Linear):
     """A linear layer that multiplies one token by the codes as they are stored, and more tokens by the weight."""
 
     def __init__(self, layer, q):
-        super().__init__()
-        self.layer, self.q = layer, q
+        super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
+        self.weight, self.q = layer.weight, q
 
     def forward(self, x):
         if x.numel() != x.shape[-1]:
-            return self.layer(x)
+            return super().forward(x)
         return self.q.matvec(x.flatten()).view(*x.shape[:-1], -1)
 
 
