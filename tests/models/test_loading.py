@@ -15,6 +15,7 @@ from postx.models import checkpoints
 from postx.models.lm import count
 from postx.models.loading import batch, fill, from_gguf, rotary
 from postx.models.loading.config import Config
+from postx.models.quantized import round_inputs
 
 SIZES = json.loads((Path(__file__).parent / "published_sizes.json").read_text(encoding="utf8"))
 
@@ -238,3 +239,29 @@ def test_the_core_imports_no_extra():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_bitnet_in_two_bits_and_with_rounded_inputs(tmp_path):
+    """Four rows of trits in a byte and a scale, as published, are the same model as their numbers."""
+    about = json.loads((published.FOLDER / "bitnet.json").read_text(encoding="utf8"))
+    tensors = {key: torch.from_numpy(published.weight(key, shape)) for key, shape in about["shapes"].items()}
+    packed, plain = dict(tensors), dict(tensors)
+    for key in [key for key in tensors if key.endswith("_proj.weight")]:
+        trits, scale = tensors[key].mul(2).round().clamp(-1, 1), torch.tensor([0.37])
+        rows = (trits + 1).to(torch.uint8).chunk(4)
+        packed[key] = sum(part << (2 * n) for n, part in enumerate(rows)).to(torch.uint8)
+        packed[f"{key}_scale"], plain[key] = scale, trits * scale
+    how = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"}
+    made = {}
+    for name, held, more in (("packed", packed, {"quantization_config": how}), ("plain", plain, {})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(about["config"] | more), encoding="utf8")
+        save_file({key: x.contiguous() for key, x in held.items()}, tmp_path / name / "model.safetensors")
+        made[name] = checkpoints.load(tmp_path / name)
+    ids = torch.arange(9)[None]
+    want = round_inputs(made["plain"], 8)(ids)[0]
+    torch.testing.assert_close(made["packed"](ids)[0], want, rtol=1e-5, atol=1e-5)
+    other = {"quantization_config": {"quant_method": "fp8"}}
+    (tmp_path / "packed" / "config.json").write_text(json.dumps(about["config"] | other), encoding="utf8")
+    with pytest.raises(ValueError, match="weights packed by 'fp8' cannot be read"):
+        checkpoints.load(tmp_path / "packed")

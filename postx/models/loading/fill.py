@@ -15,6 +15,7 @@ from postx.models.lm import LM
 from postx.models.loading import configs
 from postx.models.loading.config import Config
 from postx.models.loading.transforms import HOW
+from postx.models.quantized import round_inputs
 
 
 class Rule(NamedTuple):
@@ -65,6 +66,9 @@ def fill(config, tensors, dtype=torch.float32, device="cpu"):
     Raises ValueError that lists, by name, what is missing, what nobody asked for, and what has another shape.
     """
     lm, c, entry = build(config), Config(config), entries()[config["model_type"]]
+    how = (c.get("quantization_config") or {}).get("quant_method")
+    if how not in (None, "bitnet"):
+        raise ValueError(f"config.json: weights packed by {how!r} cannot be read; take the checkpoint in bfloat16")
     there, used = set(tensors.keys()), set()
     missing, misshapen, found = [], [], {}
     for key, old in lm.state_dict().items():
@@ -89,6 +93,8 @@ def fill(config, tensors, dtype=torch.float32, device="cpu"):
         raise ValueError(f"the weights do not fit the {config['model_type']} of config.json; {'; '.join(wrong)}")
     for key, x in found.items():
         put(lm, key, x)
+    if how == "bitnet":
+        round_inputs(lm, 8)  # such a model was trained to read its inputs so, and is another without
     lm.published = config
     return lm.eval()
 
