@@ -1,123 +1,39 @@
-"""The scans on a GPU beside what people install: python -m benchmarks.gpu [--json FILE] [--only CASE] [--long].
+"""The scans on a GPU beside what people install: python -m benchmarks.gpu [--json FILE] [--only CASE ...] [--checks].
 
-Every case is first held to the float64 reference of `scans` on fewer tokens of the same widths, outputs and
+Every case is first held to the float64 reference of this package on fewer tokens of the same widths, outputs and
 gradients; only then is it timed. Times are medians in ms by GPU events, with the L2 cache emptied between calls; the
 loss is a fixed random tensor's dot product with y. `peak_bytes` is what a forward and backward pass needs beyond the
 inputs and their gradients' seed. `error` is the largest of |x - reference| / |reference| over y and the gradients.
+`floor_ms` is what its inputs and outputs alone take at the copy rate of an H200 (4.28 TB/s), once forward; both ways
+they pass three times: in, y's seed and the gradients. The cases are in `gpu_cases`, lengths in `gpu_lengths`.
 
-Peers are optional and are looked for on the path: fla (flash-linear-attention with fla-core), and torch's fused
-attention. The H200's rows were recorded with torch 2.11, where this package pins 2.13: what that machine had.
+Peers are optional and are looked for on the path: fla (flash-linear-attention with fla-core), mamba_ssm (its Triton
+part is enough), and torch's fused attention. The H200's rows were recorded with torch 2.11, where this package pins
+2.13: what that machine had.
 """
 
 import argparse
 import contextlib
 import datetime
-import functools
-import importlib.util
+import importlib.metadata
 import json
 from pathlib import Path
 
 import torch
-from torch.nn.functional import logsigmoid, normalize
 
-from postx import scans
+from benchmarks.gpu_cases import CASES, normal
 
 CHECK_T = 512  # tokens of the float64 reference, which goes one by one
+COPY_RATE = 4.28e12  # bytes a second, an H200's
 
 
-def normal(*shape, dtype=torch.bfloat16, seed=0):
-    generator = torch.Generator("cuda").manual_seed(seed)
-    return torch.randn(*shape, generator=generator, device="cuda").to(dtype)
-
-
-def table(B, T, H, K, V, dtype, G=None):
-    G = G or H
-    q, k = (normal(B, T, G, K, dtype=dtype, seed=seed) for seed in range(2))
-    return {"q": q * K**-0.5, "k": k, "v": normal(B, T, H, V, dtype=dtype, seed=2)}
-
-
-def linear(B=8, T=4096, H=16, K=128, V=128, dtype=torch.bfloat16):
-    return table(B, T, H, K, V, dtype)
-
-
-def one_decay(B=8, T=4096, H=16, K=128, V=128, dtype=torch.bfloat16):
-    return {**table(B, T, H, K, V, dtype), "g": logsigmoid(normal(B, T, H, dtype=torch.float32, seed=3) + 3)}
-
-
-def ssd(B=8, T=4096, H=64, K=128, V=64, dtype=torch.bfloat16):
-    return {**table(B, T, H, K, V, dtype, G=1), "g": logsigmoid(normal(B, T, H, dtype=torch.float32, seed=3) + 3)}
-
-
-def per_key(B=8, T=4096, H=16, K=128, V=128, dtype=torch.bfloat16):
-    return {**table(B, T, H, K, V, dtype), "g": logsigmoid(normal(B, T, H, K, dtype=dtype, seed=3) + 3)}
-
-
-def deltanet(B=8, T=4096, H=16, K=128, V=128, dtype=torch.bfloat16):
-    x = table(B, T, H, K, V, dtype)
-    x["k"] = normalize(x["k"].float(), dim=-1).to(dtype)
-    return {**x, "beta": normal(B, T, H, dtype=dtype, seed=4).sigmoid()}
-
-
-def gated_delta(B=8, T=4096, H=16, K=128, V=128, dtype=torch.bfloat16):
-    return {**deltanet(B, T, H, K, V, dtype), "g": logsigmoid(normal(B, T, H, dtype=torch.float32, seed=3) + 3)}
-
-
-def rg_lru(B=8, T=4096, D=2048, dtype=torch.bfloat16):
-    return {"g": logsigmoid(normal(B, T, D, dtype=dtype) + 3), "b": normal(B, T, D, dtype=dtype, seed=1)}
-
-
-def our_decay(q, k, v, g=None, impl="auto"):
-    return scans.decay(q, k, v, g, impl=impl)[0]
-
-
-def our_delta(q, k, v, beta, g=None, impl="auto"):
-    """As the mixers do: v comes times beta; with a decay, k reads the table before it fades."""
-    rate = beta.to(torch.promote_types(beta.dtype, torch.float32))
-    v, rate = v * beta[..., None], rate if g is None else rate * g.exp()
-    return scans.delta(q, k, v, rate, g, impl=impl)[0]
-
-
-def our_affine(g, b, impl="auto"):
-    return scans.affine(g, b, impl=impl)[0]
-
-
-def fla(module, function, **more):
-    def run(q, k, v, *rest, **named):
-        ops = importlib.import_module(f"fla.ops.{module}")
-        H = v.shape[2]
-        q, k = (x if x.shape[2] == H else x.repeat_interleave(H // x.shape[2], 2) for x in (q, k))
-        return getattr(ops, function)(q, k, v, *rest, scale=1.0, **named, **more)[0]
-
-    return run
-
-
-def fla_hgrn(g, b):
-    return importlib.import_module("fla.ops.hgrn").chunk_hgrn(b, g)[0]
-
-
-CASES = {
-    "SSD, B=8 T=4096 H=64 P=64 N=128": (ssd, our_decay, {"fla simple_gla": fla("simple_gla", "chunk_simple_gla")}),
-    "linear, B=8 T=4096 H=16 K=V=128": (linear, our_decay, {
-        "fla linear_attn": fla("linear_attn", "chunk_linear_attn", normalize=False)}),
-    "linear in float32, same": (functools.partial(linear, dtype=torch.float32), our_decay, {}),
-    "one decay a head, same": (one_decay, our_decay, {"fla simple_gla": fla("simple_gla", "chunk_simple_gla")}),
-    "GLA, same": (per_key, our_decay, {"fla gla": fla("gla", "chunk_gla")}),
-    "DeltaNet, same": (deltanet, our_delta, {"fla delta_rule": fla("delta_rule", "chunk_delta_rule")}),
-    "Gated DeltaNet, same": (gated_delta, our_delta, {
-        "fla gated_delta_rule": fla("gated_delta_rule", "chunk_gated_delta_rule")}),
-    "RG-LRU's scan, B=8 T=4096 D=2048": (rg_lru, our_affine, {"fla chunk_hgrn": fla_hgrn}),
-}  # fmt: skip
-LONG = {
-    "SSD, B=1 T=131072 H=64 P=64 N=128": (
-        lambda **more: ssd(**{"B": 1, "T": 131072, **more}), our_decay,
-        {"fla simple_gla": fla("simple_gla", "chunk_simple_gla")},
-    ),
-}  # fmt: skip
-
-
-def gradients(run, inputs, seed):
-    y = run(**inputs)
-    return torch.autograd.grad(y, list(inputs.values()), seed.to(y.dtype))
+def header():
+    """{device, versions, date}: what every record of a GPU begins with."""
+    versions = {"torch": torch.__version__}
+    for name in ("triton", "flash-linear-attention", "mamba_ssm", "transformers"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {"device": torch.cuda.get_device_name(), "versions": versions, "date": str(datetime.date.today())}
 
 
 def leaves(inputs, dtype=None):
@@ -126,11 +42,16 @@ def leaves(inputs, dtype=None):
     }
 
 
+def gradients(run, inputs, seed):
+    y = run(**inputs)
+    return torch.autograd.grad(y, list(inputs.values()), seed.to(y.dtype))
+
+
 def errors(run, ours, inputs):
-    """(relative error of y, that of the worst gradient and its name) of `run` against the float64 reference."""
+    """(relative error of y, {name: that of its gradient}) of `run` against the float64 reference."""
     wide = leaves(inputs, torch.float64)
     want = ours(**wide, impl="reference")
-    seed = normal(*want.shape, dtype=torch.bfloat16, seed=7)
+    seed = normal(*want.shape, seed=7)
     wanted = torch.autograd.grad(want, list(wide.values()), seed.double())
     narrow = leaves(inputs)
     y = run(**narrow)
@@ -139,22 +60,33 @@ def errors(run, ours, inputs):
     def error(got, want):
         return float(((got.double() - want).norm() / want.norm()).detach())
 
-    each = {name: error(a, b) for name, a, b in zip(narrow, found, wanted, strict=True)}
-    return error(y, want), each
+    return error(y, want), {name: error(a, b) for name, a, b in zip(narrow, found, wanted, strict=True)}
 
 
 def milliseconds(function):
+    """The median of what fits 80 ms; of a call that takes longer than 200 ms, one."""
     from triton.testing import do_bench
 
-    return do_bench(function, warmup=15, rep=80, return_mode="median")
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    function()
+    end.record()
+    torch.cuda.synchronize()
+    once = start.elapsed_time(end)
+    return once if once > 200 else do_bench(function, warmup=15, rep=80, return_mode="median")
+
+
+def floor(inputs, y):
+    """ms for the inputs and y once at the copy rate."""
+    return sum(x.numel() * x.element_size() for x in (*inputs.values(), y)) / COPY_RATE * 1e3
 
 
 def measure(run, inputs):
-    """(forward ms, both ms, peak bytes)."""
+    """{forward_ms, both_ms, peak_bytes, floor_ms} of `run`."""
     inputs = leaves(inputs)
     with torch.no_grad():
         y = run(**inputs)
-        seed = normal(*y.shape, dtype=y.dtype, seed=7)
+        seed, least = normal(*y.shape, dtype=y.dtype, seed=7), floor(inputs, y)
         del y
         forward = milliseconds(lambda: run(**inputs))
     torch.cuda.synchronize()
@@ -163,13 +95,14 @@ def measure(run, inputs):
     gradients(run, inputs, seed)
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated() - before
-    return forward, milliseconds(lambda: gradients(run, inputs, seed)), peak
+    both = milliseconds(lambda: gradients(run, inputs, seed))
+    return {"forward_ms": forward, "both_ms": both, "peak_bytes": peak, "floor_ms": least}
 
 
-def rows(case, make, ours, peers, checks_only):
+def rows(case, make, runs, checks_only):
     """One row for each who is there, or what kept it from running."""
     small, whole = make(B=1, T=CHECK_T), None if checks_only else make()
-    for who, run in {"postx": ours, **peers}.items():
+    for who, run in runs.items():
         row = {"case": case, "who": who}
         if not checks_only:  # a peer that tunes itself at its first call does so at the size that is timed
             with contextlib.suppress(Exception):
@@ -178,22 +111,20 @@ def rows(case, make, ours, peers, checks_only):
                 torch.autograd.grad(y.float().square().sum(), list(inputs.values()))
             inputs = y = None
         try:
-            row["error_forward"], each = errors(run, ours, small)
+            row["error_forward"], each = errors(run, runs["postx"], small)
             row["error"], row["errors"] = max(row["error_forward"], *each.values()), each
         except Exception as reason:  # a peer that refuses its backward may still go forward
             row["refused"] = f"{type(reason).__name__}: {reason}"[:300]
-        if checks_only:
-            yield row
-            continue
-        try:
-            with torch.no_grad():
-                run(**small)
-            if "refused" in row:
-                row["forward_ms"] = milliseconds(lambda run=run: run(**whole))
-            else:
-                row["forward_ms"], row["both_ms"], row["peak_bytes"] = measure(run, whole)
-        except Exception as reason:
-            row["refused"] = f"{type(reason).__name__}: {reason}"[:300]
+        if not checks_only:
+            try:
+                with torch.no_grad():
+                    run(**small)
+                if "refused" in row:
+                    row["forward_ms"] = milliseconds(lambda run=run: run(**whole))
+                else:
+                    row |= measure(run, whole)
+            except Exception as reason:
+                row["refused"] = f"{type(reason).__name__}: {reason}"[:300]
         torch.cuda.empty_cache()
         yield row
 
@@ -209,21 +140,13 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", help="parts of the cases' names")
     parser.add_argument("--checks", action="store_true", help="only what comes before the timing")
-    parser.add_argument("--long", action="store_true", help="also the long sequences")
     parser.add_argument("--json", type=Path, help="write the results there")
     options = parser.parse_args()
-    import triton
-
-    versions = {"torch": torch.__version__, "triton": triton.__version__}
-    if importlib.util.find_spec("fla"):
-        versions["fla"] = importlib.import_module("fla").__version__
-    result = {
-        "device": torch.cuda.get_device_name(), "versions": versions, "date": str(datetime.date.today()), "rows": []
-    }  # fmt: skip
-    for case, what in {**CASES, **(LONG if options.long else {})}.items():
+    result = {**header(), "rows": []}
+    for case, (make, runs) in CASES.items():
         if options.only and not any(part in case for part in options.only):
             continue
-        for row in rows(case, *what, options.checks):
+        for row in rows(case, make, runs, options.checks):
             result["rows"].append(row)
             show(row)
             if options.json:

@@ -242,6 +242,11 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What a sum of weights over a text may come back in: as it is, but for float16, which ends at 65,504."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 def empty(k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Tables with nothing written: zeros S_BHKV for one token's k [B, heads, K], shared or not, and v_BHV."""
     return v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1], dtype=state_dtype(v.dtype))

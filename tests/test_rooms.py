@@ -12,7 +12,7 @@ MODULES = {p.relative_to(PACKAGE.parent).with_suffix("").as_posix().replace("/",
            for p in PACKAGE.rglob("*.py")}  # fmt: skip
 # Lines of the rooms that a reader is told to read: what they had when this was written, and 15% more. A new mixer or
 # quantizer adds a file, so of those rooms the mean of a file is held.
-LINES = {"shapes": 280, "cost": 335, "parts": 650, "scans": 5200, "explore": 825}
+LINES = {"shapes": 280, "cost": 335, "parts": 665, "scans": 5200, "explore": 825}
 MEAN = {"mixers": 195, "quant": 165}
 LONGEST = 300
 

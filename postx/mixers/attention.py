@@ -15,14 +15,19 @@ Source: Vaswani et al. 2017, sec. 3.2.1; grouped queries, Ainslie et al. 2023; w
 Press et al. 2021.
 """
 
+import functools
+import importlib
+
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from postx import cost as costs
 from postx.mixers import by_form, packed
 from postx.parts import cache, conv, tiles
 from postx.parts.rope import Rope
+from postx.scans import has_triton
 from postx.shapes import check, check_shared, named, pick, real, state_dtype
 
 __all__ = ["Layer", "Rope", "bidirectional", "chunked", "cost", "example", "init", "parallel", "recurrent", "step"]
@@ -52,12 +57,21 @@ def step(S, q_BHK, k_BGK, v_BGV, *, window=None, scale=None, rope=None, slopes_H
     if rope is not None:
         q_BHK, k_BGK = rope.rotate(q_BHK, S[2]), rope.rotate(k_BGK, S[2])
     S = k_BMGK, v_BMGV, pos_B = cache.append(S, (k_BGK, v_BGV), window, inplace=inplace)
+    if inplace and q_BHK.is_cuda and q_BHK.dtype != torch.float64 and slopes_H is None and has_triton():
+        q = q_BHK.to(v_BGV.dtype)
+        y_BHV = gpu_read().read(q, k_BMGK, v_BMGV, pos_B, q.shape[-1] ** -0.5 if scale is None else scale)
+        return y_BHV.to(v_BGV.dtype), S
     M = cache.used(S)
     position_BM = cache.held(pos_B, k_BMGK.shape[1], window)[:, :M]
     far_BTM = (pos_B[:, None] - 1 - position_BM)[:, None]
     fall = None if slopes_H is None else (slopes_H, far_BTM)
     y_BTHV = read(q_BHK[:, None], k_BMGK[:, :M], v_BMGV[:, :M], (position_BM >= 0)[:, None], scale, fall)
     return y_BTHV[:, 0], S
+
+
+@functools.cache
+def gpu_read():
+    return importlib.import_module("postx.parts.gpu_read")  # imports triton, so not before it is asked for
 
 
 def read(q_BTHK, k_BMGK, v_BMGV, visible_BTM, scale=None, fall=None):
@@ -115,8 +129,8 @@ def chunked(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, chunk=64, impl="a
     """The same numbers from tiles of `chunk` sources, with a running softmax: no T x T table ever exists.
 
     Quadratic in compute, linear in memory (T x chunk scores at a time), in training too: see `tiles.attend`.
-    impl "sdpa" is torch's fused kernel; it is there on a GPU, for rows without a cache, lengths or ALiBi, and "auto"
-    takes it. Returns (y_BTHV, S); raises as `step` does.
+    impl "sdpa" is torch's fused kernel (cuDNN's where it serves); it is there on a GPU, for rows without a cache,
+    lengths or ALiBi, and "auto" takes it. Returns (y_BTHV, S); raises as `step` does.
     """
     plain = S is None and lengths_B is None and w.get("slopes_H") is None
     impl = pick(impl, ("torch", "sdpa") if plain and q_BTHK.is_cuda else ("torch",))
@@ -129,13 +143,31 @@ def chunked(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, chunk=64, impl="a
 
 
 def _fused(seen, window, scale):
-    """torch's own kernel, which tiles queries too."""
-    mask = None if window is None else cache.visible(seen.position_BT, seen.position_BM, window)[:, None]
-    y_BHTV = functional.scaled_dot_product_attention(
-        *(x.transpose(1, 2) for x in (seen.q_BTHK, seen.k_BMGK, seen.v_BMGV)),
-        attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True,
-    )  # fmt: skip
-    return y_BHTV.transpose(1, 2)
+    """torch's own kernel, which tiles queries too. Under a window, W queries at a time see 2 W sources."""
+    q, k, v = (x.transpose(1, 2) for x in (seen.q_BTHK, seen.k_BMGK, seen.v_BMGV))
+    T = q.shape[2]
+    if window is None or window >= T:
+        return _sdpa(q, k, v, scale, is_causal=True).transpose(1, 2)
+    y = _sdpa(*(x[:, :, :window] for x in (q, k, v)), scale, is_causal=True).transpose(1, 2)
+    whole = -(-T // window) * window
+    q, k, v = (functional.pad(x, (0, 0, 0, whole - T)) for x in (q, k, v))
+    q = q[:, :, window:].unflatten(2, (-1, window))
+    k, v = (x.unfold(2, 2 * window, window).transpose(-1, -2) for x in (k, v))
+    far = torch.arange(window, device=q.device)[:, None] + window - torch.arange(2 * window, device=q.device)
+    blocks = _sdpa(*(x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)), scale, attn_mask=(far >= 0) & (far < window))
+    rest = blocks.unflatten(0, (len(y), -1)).transpose(2, 3).flatten(1, 2)
+    return torch.cat([y, rest[:, : T - window]], 1)
+
+
+# The fastest on an H200 first; torch skips those that refuse the dtype, the widths or the mask.
+BACKENDS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+def _sdpa(q_BHTK, k_BGMK, v_BGMV, scale, **mask):
+    with sdpa_kernel(BACKENDS, set_priority=True):
+        return functional.scaled_dot_product_attention(
+            q_BHTK, k_BGMK, v_BGMV, scale=scale, enable_gqa=q_BHTK.shape[1] != k_BGMK.shape[1], **mask
+        )
 
 
 @named
@@ -147,10 +179,7 @@ def bidirectional(q_BTHK, k_BTGK, v_BTGV, *, scale=None, rope=None):
     if rope is not None:
         position_1T = torch.arange(q_BTHK.shape[1], device=q_BTHK.device)[None]
         q_BTHK, k_BTGK = rope.rotate(q_BTHK, position_1T), rope.rotate(k_BTGK, position_1T)
-    y_BHTV = functional.scaled_dot_product_attention(
-        *(x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGV)), scale=scale, enable_gqa=True
-    )
-    return y_BHTV.transpose(1, 2)
+    return _sdpa(*(x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGV)), scale).transpose(1, 2)
 
 
 def alibi_slopes(H, device=None):
@@ -185,10 +214,9 @@ class Layer(nn.Module):
     alibi=True takes its place. conv_size=4 mixes each channel of q, k and v with its last 4 tokens first, and adds
     their last inputs to the state. qk_norm=True: an RMS norm over each head's q and k before they are rotated, with
     qk_eps in it (1e-6 as in Qwen3; LFM2 has 1e-5).
-    scale: of the scores, K^-1/2 by default (Granite has its own). gate=True: sigmoid(gate(x)) on the heads' outputs
-    (Qwen3-Next). sub_norm: the eps of an RMS norm over all heads' outputs before the way back (BitNet b1.58).
-    D_in: the width of x where it is not D. bias: on q, k and v (Qwen2); out_bias: on the way back (RecurrentGemma).
-    causal=False: every token sees every other, by `bidirectional`; there is no state then, and S comes back empty.
+    scale: of the scores, K^-1/2 by default. gate=True: sigmoid(gate(x)) on the heads' outputs (Qwen3-Next). sub_norm:
+    the eps of an RMS norm over them all (BitNet b1.58). D_in: the width of x where it is not D. bias: on q, k and v;
+    out_bias: on the way back. causal=False: every token sees every other, by `bidirectional`, and S comes back empty.
     Raises ValueError where G does not divide H, or H does not divide D and K is not given.
     """
 
@@ -252,8 +280,7 @@ class Layer(nn.Module):
     def _back(self, y_BTHV, x_BTD):
         """From the heads' outputs to D. A cache keeps its dtype, also under autocast: the answer is in the token's."""
         y = y_BTHV.flatten(2).to(x_BTD.dtype)
-        if self.gate is not None:
-            y = y * self.gate(x_BTD).sigmoid()
+        y = y if self.gate is None else y * self.gate(x_BTD).sigmoid()
         return self.out(y if self.sub_norm is None else self.sub_norm(y))
 
 

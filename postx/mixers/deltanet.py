@@ -63,9 +63,9 @@ def chunked(q_BTHK, k_BTHK, v_BTHV, beta_BTH, *, S=None, lengths_B=None, chunk=6
 
 
 def _terms(q_BTHK, k_BTHK, v_BTHV, beta_BTH):
-    """The arguments of `scans.delta` up to beta, in the state's dtype: q scaled, and v as far as it is written."""
-    q, k, v, beta = (x.to(state_dtype(x.dtype)) for x in (q_BTHK, k_BTHK, v_BTHV, beta_BTH))
-    return q * q.shape[-1] ** -0.5, k, v * beta[..., None], beta
+    """The arguments of `scans.delta` up to beta, in their own dtype: q scaled, and v as far as it is written."""
+    written = (v_BTHV * beta_BTH[..., None]).to(v_BTHV.dtype)
+    return q_BTHK * q_BTHK.shape[-1] ** -0.5, k_BTHK, written, beta_BTH
 
 
 @named
@@ -88,8 +88,9 @@ def cost(T, *, B=1, H=2, K=6, V=5, item=4):
 
 
 def unit(x):
-    """x of length 1, as published: x / sqrt(|x|^2 + 1e-6), so that a key near 0 stays near 0."""
-    return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
+    """x of length 1, as published: x / sqrt(|x|^2 + 1e-6), so that a key near 0 stays near 0. In x's dtype."""
+    wide = x.to(state_dtype(x.dtype))
+    return (wide * (wide.square().sum(-1, keepdim=True) + 1e-6).rsqrt()).to(x.dtype)
 
 
 class Layer(nn.Module):

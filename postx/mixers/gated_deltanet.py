@@ -69,9 +69,13 @@ def chunked(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTH, *, S=None, lengths_B=None, 
 
 
 def _terms(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTH):
-    """The arguments of `scans.delta` up to g. There k reads the state before it fades, so its beta is beta exp(g)."""
-    q, k, v, beta, g = (x.to(state_dtype(x.dtype)) for x in (q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTH))
-    return q * q.shape[-1] ** -0.5, k, v * beta[..., None], beta * g.exp(), g
+    """The arguments of `scans.delta` up to g. There k reads the state before it fades, so its beta is beta exp(g).
+
+    q, k and v keep their dtype; beta and g are at least float32.
+    """
+    beta, g = (x.to(state_dtype(x.dtype)) for x in (beta_BTH, g_BTH))
+    written = (v_BTHV * beta[..., None]).to(v_BTHV.dtype)
+    return q_BTGK * q_BTGK.shape[-1] ** -0.5, k_BTGK, written, beta * g.exp(), g
 
 
 @named
@@ -126,7 +130,8 @@ class Layer(nn.Module):
         q, k, v = (nn.functional.silu(x).unflatten(-1, (n, -1)) for x, n in zip(parts, heads, strict=True))
         q, k = unit(q), unit(k)
         beta = self.top * self.beta(x_BTD).sigmoid()
-        g = -self.log_A_H.exp() * nn.functional.softplus(self.rate(x_BTD) + self.bias_H)
+        wide = state_dtype(x_BTD.dtype)  # a log-decay adds up over the text
+        g = -self.log_A_H.to(wide).exp() * nn.functional.softplus(self.rate(x_BTD).to(wide) + self.bias_H)
         y, S = by_form(__name__, form, x_BTD)(q, k, v, beta, g, S=S[0] if S else None, **side)
         gate = nn.functional.silu(self.gate(x_BTD)).unflatten(-1, (self.H, -1))
         return self.out((self.norm(y) * gate).flatten(2)), (S, *S_conv)

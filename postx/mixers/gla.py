@@ -65,12 +65,12 @@ def chunked(q_BTHK, k_BTHK, v_BTHV, g_BTHK, *, S=None, lengths_B=None, chunk=64)
 
 
 def log_decay(x):
-    """g = logsigmoid(x) / 16, the log of sigmoid(x)^(1/16)."""
-    return logsigmoid(x) / TEMPERATURE
+    """g = logsigmoid(x) / 16, the log of sigmoid(x)^(1/16), in at least float32."""
+    return logsigmoid(x.to(state_dtype(x.dtype))) / TEMPERATURE
 
 
 def _scaled(q):
-    return q.to(state_dtype(q.dtype)) * q.shape[-1] ** -0.5
+    return q * q.shape[-1] ** -0.5
 
 
 @named

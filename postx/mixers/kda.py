@@ -69,10 +69,14 @@ def chunked(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTHK, *, S=None, lengths_B=None,
 
 
 def _terms(q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTHK):
-    """The arguments of `scans.delta` up to g, and its c: the key that reads the state before it fades, exp(g) k."""
-    q, k, v, beta, g = (x.to(state_dtype(x.dtype)) for x in (q_BTGK, k_BTGK, v_BTHV, beta_BTH, g_BTHK))
-    read = k.repeat_interleave(v.shape[2] // k.shape[2], 2) * g.exp()
-    return (q * q.shape[-1] ** -0.5, k, v * beta[..., None], beta, g), read
+    """The arguments of `scans.delta` up to g, and its c: the key that reads the state before it fades, exp(g) k.
+
+    beta goes into the key that writes and takes out. So v is as it came, and keys keep their dtype.
+    """
+    beta, g = (x.to(state_dtype(x.dtype)) for x in (beta_BTH, g_BTHK))
+    k = k_BTGK.repeat_interleave(v_BTHV.shape[2] // k_BTGK.shape[2], 2)
+    written, read = ((k * x).to(k.dtype) for x in (beta[..., None], g.exp()))
+    return (q_BTGK * q_BTGK.shape[-1] ** -0.5, written, v_BTHV, None, g), read
 
 
 @named
@@ -131,7 +135,9 @@ class Layer(nn.Module):
         heads = self.G, self.G, self.H
         q, k, v = (silu(x).unflatten(-1, (n, -1)) for x, n in zip(parts, heads, strict=True))
         q, k = unit(q), unit(k)
-        g = -self.log_A_H.exp()[:, None] * softplus(self.decay(x_BTD).unflatten(-1, (self.H, -1)) + self.bias_HK)
+        wide = state_dtype(x_BTD.dtype)  # a log-decay adds up over the text
+        rate = softplus(self.decay(x_BTD).to(wide).unflatten(-1, (self.H, -1)) + self.bias_HK)
+        g = -self.log_A_H.to(wide).exp()[:, None] * rate
         beta = self.top * self.beta(x_BTD).sigmoid()
         y, S = by_form(__name__, form, x_BTD)(q, k, v, beta, g, S=S[0] if S else None, **side)
         gate = self.gate(x_BTD).sigmoid().unflatten(-1, (self.H, -1))

@@ -21,7 +21,7 @@ from postx.mixers import by_form, packed
 from postx.parts import conv
 from postx.scans import operators
 from postx.scans.decay_chunked import decay_chunked
-from postx.shapes import check_shared, empty, named, state_dtype
+from postx.shapes import check_shared, empty, named, state_dtype, sum_dtype
 
 FAMILY, LETTER = "linear", "N"
 STATE = "S_BGKV+1"
@@ -29,7 +29,10 @@ AUTO = {"triton": "recurrent"}  # one kernel
 
 
 def phi(x):
-    """elu(x) + 1, as x + 1 above zero and exp(x) below: `elu(x) + 1` itself is 0 in float32 from x = -18 on."""
+    """elu(x) + 1, as x + 1 above zero and exp(x) below: `elu(x) + 1` itself is 0 in float32 from x = -18 on.
+
+    In at least float32.
+    """
     x = x.to(state_dtype(x.dtype))
     return torch.relu(x) + torch.exp(x.clamp(max=0))  # one of the two stands still; `where` is slower
 
@@ -43,7 +46,7 @@ def init(q_BHK, k_BGK, v_BGV):
 @named
 def step(S, q_BHK, k_BGK, v_BGV, *, inplace=False):
     """One token: write phi(k) [v, 1]' into the table, read it with phi(q). Returns (y_BHV, S)."""
-    written = phi(k_BGK)[..., None] * _with_ones(v_BGV)[..., None, :]
+    written = phi(k_BGK)[..., None] * _with_ones(v_BGV.to(S.dtype))[..., None, :]
     S = S.add_(written) if inplace else S + written
     q_BGHK = phi(q_BHK).unflatten(1, (k_BGK.shape[1], -1))
     return _normalise(torch.einsum("bghk,bgkv->bghv", q_BGHK, S).flatten(1, 2), v_BGV), S
@@ -54,8 +57,9 @@ def recurrent(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, impl="auto"):
     """All tokens, left to right. Returns (y_BTHV, S)."""
     G = k_BTGK.shape[2]
     # Readers that share a table read it in turns: one scan for each reader of a group, all on the same writes.
-    readers = phi(q_BTHK).unflatten(2, (G, -1)).unbind(3)
-    k, v1 = phi(k_BTGK), _with_ones(v_BTGV)
+    kind = sum_dtype(v_BTGV.dtype)
+    readers = phi(q_BTHK).to(kind).unflatten(2, (G, -1)).unbind(3)
+    k, v1 = phi(k_BTGK).to(kind), _with_ones(v_BTGV.to(kind))
     results = [scans.decay(q, k, v1, None, S, lengths_B=lengths_B, impl=impl) for q in readers]
     y = torch.stack([y for y, _ in results], 3).flatten(2, 3)
     return _normalise(y, v_BTGV), results[0][1]
@@ -74,14 +78,13 @@ def chunked(q_BTHK, k_BTGK, v_BTGV, *, S=None, lengths_B=None, chunk=64):
 
 
 def _in_chunks(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, chunk):
-    z = phi(q_BTHK), phi(k_BTGK), _with_ones(v_BTGV)
+    z = phi(q_BTHK), phi(k_BTGK), _with_ones(v_BTGV.to(state_dtype(v_BTGV.dtype)))
     y, S = decay_chunked(*z, None, S, lengths_B=lengths_B, chunk=chunk)
     return _normalise(y, v_BTGV), S
 
 
 def _with_ones(v):
     """v with a column of ones, which sums up the weights."""
-    v = v.to(state_dtype(v.dtype))
     return torch.cat([v, torch.ones_like(v[..., :1])], -1)
 
 

@@ -56,9 +56,9 @@ def recurrent(
     u_BTD, delta_BTD, write_BTN, read_BTN, *, A_DN, skip_D, S=None, lengths_B=None, impl="auto"
 ):
     """All tokens, left to right, through the diagonal scan. Returns (y_BTD, S)."""
-    u = u_BTD.to(state_dtype(u_BTD.dtype))
-    y, S = scans.diagonal(u, delta_BTD, A_DN, write_BTN, read_BTN, S, lengths_B=lengths_B, impl=impl)
-    return real(y + skip_D * u, lengths_B).to(u_BTD.dtype), S
+    y, S = scans.diagonal(u_BTD, delta_BTD, A_DN, write_BTN, read_BTN, S, lengths_B=lengths_B, impl=impl)
+    seen = skip_D * u_BTD.to(state_dtype(u_BTD.dtype))
+    return real(y + seen, lengths_B).to(u_BTD.dtype), S
 
 
 @packed

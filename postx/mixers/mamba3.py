@@ -134,7 +134,8 @@ def _fits(k, theta):
 def _terms(q_BTRHK, k_BTRHK, v_BTHV, g_BTH, now_BTH, before_BTH, theta_BTHN, up_RHV, S, lengths_B):
     """The arguments of `scans.decay`, R places of time for each token, and what makes y and S of its results.
 
-    The reads of a token stand at the first of its places, before its writes, as q [B, T R, H, R, K].
+    The reads of a token stand at the first of its places, before its writes, as q [B, T R, H, R, K]. What is read,
+    and written under what, has v's dtype; all is computed in at least float32.
     """
     z = q_BTRHK, k_BTRHK, v_BTHV, g_BTH, now_BTH, before_BTH, theta_BTHN
     B, T, R = k_BTRHK.shape[:3]
@@ -151,8 +152,7 @@ def _terms(q_BTRHK, k_BTRHK, v_BTHV, g_BTH, now_BTH, before_BTH, theta_BTHN, up_
     values = _raised(v, up_RHV, R)
     own = torch.einsum("btrhk,btshk,btshv->btrhv", q, k * now[:, :, None, :, None], values)
 
-    first = torch.zeros(R, dtype=v.dtype, device=v.device)
-    first[0] = 1
+    first = (torch.arange(R, device=v.device) == 0).to(v.dtype)  # to write a number into it would wait for a GPU
     reads = (q_turned * g.exp()[:, :, None, :, None]).transpose(2, 3)  # [B,T,H,R,K]
     reads = (reads[:, :, None] * first[:, None, None, None]).flatten(1, 2)
     fades = (g[:, :, None] * first[:, None]).flatten(1, 2)
@@ -166,7 +166,8 @@ def _terms(q_BTRHK, k_BTRHK, v_BTHV, g_BTH, now_BTH, before_BTH, theta_BTHN, up_
         seen = (torch.cat([a[:, None], b.to(a.dtype)], 1) for a, b in ((k_last, k), (v_last, v)))
         return y.to(v_BTHV.dtype), (S, *(x[torch.arange(B, device=v.device), end_B] for x in seen))
 
-    return (reads, k_turned.flatten(1, 2), written, fades, S), finish
+    reads, k_turned, written = (x.to(v_BTHV.dtype) for x in (reads, k_turned.flatten(1, 2), written))
+    return (reads, k_turned, written, fades, S), finish
 
 
 class Turned(NamedTuple):
@@ -259,6 +260,7 @@ class Layer(nn.Module):
             norm(x.unflatten(-1, (self.R, self.G, -1))).repeat_interleave(self.H // self.G, 3) + bias
             for x, norm, bias in ((q, self.q_norm, self.q_bias_RHK), (k, self.k_norm, self.k_bias_RHK))
         )
+        dt, a = (x.to(state_dtype(x.dtype)) for x in (dt, a))  # a log-decay adds up over the text
         dt, now = softplus(dt + self.dt_bias_H), blend.sigmoid()
         g = -(a.clamp(min=0) + (1 - a.clamp(max=0)).reciprocal()).clamp(min=1e-4) * dt
         theta = math.pi * angle.tanh()[:, :, None] * dt[..., None]

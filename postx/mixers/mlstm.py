@@ -29,7 +29,7 @@ from postx.cost import Cost, decay_recurrence
 from postx.mixers import Still, by_form, packed
 from postx.parts import conv
 from postx.scans.decay_chunked import decay_chunked
-from postx.shapes import check, empty, named, real, state_dtype
+from postx.shapes import check, empty, named, real, state_dtype, sum_dtype
 
 FAMILY, LETTER = "linear", "X"
 STATE = "C_BHKV", "n_BHK", "m_BH"
@@ -105,13 +105,17 @@ def running_maximum(i_BTH, g_BTH, m_BH):
 
 
 def _terms(q_BTHK, k_BTHK, v_BTHV, i_BTH, g_BTH, S, lengths_B):
-    """The arguments of `scans.decay` (q, k, [v, 1], g, S), and the maximum at every token."""
-    q, k, v, i, g = (x.to(state_dtype(x.dtype)) for x in (q_BTHK, k_BTHK, v_BTHV, i_BTH, g_BTH))
+    """The arguments of `scans.decay` (q, k, [v, 1], g, S), and the maximum at every token.
+
+    q, k and v are in v's dtype, but for float16; the gates are at least float32.
+    """
+    kind, (i, g) = sum_dtype(v_BTHV.dtype), (x.to(state_dtype(x.dtype)) for x in (i_BTH, g_BTH))
+    q, k, v = (x.to(kind) for x in (q_BTHK, k_BTHK, v_BTHV))
     C, n, m = init(*(x[:, 0] for x in (q, k, v, i, g))) if S is None else S
     # past a row's end nothing fades, and i = 0 cannot raise the maximum, which is at least 0
     m_BTH = running_maximum(real(i, lengths_B), real(g, lengths_B), m)
     before = torch.cat([m[:, None], m_BTH[:, :-1]], 1)
-    k = k * ((i - m_BTH).exp() * k.shape[-1] ** -0.5)[..., None]
+    k = (k * ((i - m_BTH).exp() * k.shape[-1] ** -0.5)[..., None]).to(kind)
     v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
     return (q, k, v, g + before - m_BTH, torch.cat([C, n[..., None]], -1)), m_BTH
 
@@ -192,6 +196,6 @@ class Layer(nn.Module):
         q, k, v = self.q(c), self.k(c), self.v(u)
         i, f = nn.functional.linear(torch.cat([q, k, v], -1), self.gates_HF, self.gates_bias_H).chunk(2, -1)
         q, k, v = (x.unflatten(-1, (self.H, -1)) for x in (q, k, v))
-        y, S = by_form(__name__, form, x_BTD)(q, k, v, i, logsigmoid(f), S=S, **side)
+        y, S = by_form(__name__, form, x_BTD)(q, k, v, i, logsigmoid(f.to(state_dtype(f.dtype))), S=S, **side)
         y = layer_norm(y, y.shape[-1:], eps=1e-5).flatten(2) * self.norm_D
         return self.out((y + self.skip_D * c) * silu(z)), (*S, *S_conv)

@@ -97,7 +97,7 @@ def _fade(g_H, age):
 
 
 def _scaled(q):
-    return q.to(state_dtype(q.dtype)) * q.shape[-1] ** -0.5
+    return q * q.shape[-1] ** -0.5
 
 
 @named

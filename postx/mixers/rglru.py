@@ -65,8 +65,8 @@ def recurrent(
 ):
     """All tokens, left to right, through the affine scan. Returns (y_BTD, S)."""
     g, b, h, started = _prepare(x_BTD, r_BTD, i_BTD, delta_D, first, max_slope, S, lengths_B)
-    y, h = scans.affine(g, b, h, lengths_B=lengths_B, impl=impl)
-    return y.to(x_BTD.dtype), (h, started)
+    y, h = scans.affine(g, b.to(x_BTD.dtype), h, lengths_B=lengths_B, impl=impl)
+    return y, (h, started)
 
 
 @packed

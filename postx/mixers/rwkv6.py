@@ -22,7 +22,7 @@ from postx.mixers import Still, by_form, packed
 from postx.parts.shift import token_shift
 from postx.scans import operators
 from postx.scans.decay_chunked import decay_chunked
-from postx.shapes import check, empty, named
+from postx.shapes import check, empty, named, state_dtype
 
 FAMILY, LETTER = "linear", "6"
 STATE = "S_BHKV"
@@ -129,7 +129,7 @@ class Layer(nn.Module):
         projections = self.q, self.k, self.v, self.decay, self.gate
         q, k, v, d, gate = (project(x) for project, x in zip(projections, seen, strict=True))
         q, k, v, d = (x.unflatten(-1, (self.H, -1)) for x in (q, k, v, d))
-        g = -torch.exp(self.decay_HK + d)
+        g = -torch.exp(self.decay_HK + d.to(state_dtype(d.dtype)))
         y, table = by_form(__name__, form, x_BTD)(q, k, v, g, u_HK=self.u_HK, S=S[0] if S else None, **side)
         y = self.norm(y.flatten(0, 1).flatten(1)).view(*gate.shape)
         return self.out(y * silu(gate)), (table, last_BD)

@@ -40,8 +40,8 @@ FASTEST = -math.exp(-0.5)  # the log-decay's lower end: a key keeps at least exp
 
 
 def log_decay(x):
-    """g = -exp(-1/2) sigmoid(x): every decay exp(g) lies between 0.545239 and 1, whatever x is."""
-    return FASTEST * torch.sigmoid(x)
+    """g = -exp(-1/2) sigmoid(x), at least float32: every decay exp(g) is between 0.545239 and 1, whatever x is."""
+    return FASTEST * torch.sigmoid(x.to(state_dtype(x.dtype)))
 
 
 @named
@@ -82,8 +82,7 @@ def chunked(
 
 def _keys(removal_BTHK, a_BTHK):
     """The b and c of `scans.delta`: removal reads, removal * a takes out."""
-    removal, a = (x.to(state_dtype(x.dtype)) for x in (removal_BTHK, a_BTHK))
-    return {"b_BTHK": removal * a, "c_BTHK": removal}
+    return {"b_BTHK": (removal_BTHK * a_BTHK).to(removal_BTHK.dtype), "c_BTHK": removal_BTHK}
 
 
 @named
@@ -156,9 +155,10 @@ class Layer(nn.Module):
         elif cross is not None:
             cross["first_value"] = v
         a = a.sigmoid()
-        removal, k = k * self.removal_D, k * (1 + (a - 1) * self.scale_D)
+        kind = k.dtype  # what weights in float32 make of it under autocast goes back
+        removal, k = k * self.removal_D, (k * (1 + (a - 1) * self.scale_D)).to(kind)
         r, k, v, removal, a, d = (x.unflatten(-1, (self.H, -1)) for x in (r, k, v, removal, a, d))
-        removal = nn.functional.normalize(removal, dim=-1)
+        removal = nn.functional.normalize(removal.to(state_dtype(kind)), dim=-1).to(kind)
         y, table = by_form(__name__, form, x_BTD)(r, k, v, removal, a, log_decay(d), S=S[0] if S else None, **side)
         y = self.norm(y.flatten(0, 1).flatten(1)).view_as(v) + (r * k * self.u_HK).sum(-1, keepdim=True) * v
         return self.out(y.flatten(2) * gate), (table, last_BD)

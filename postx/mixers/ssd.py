@@ -181,8 +181,9 @@ class Layer(nn.Module):
         x, k, q = silu(mixed).split(self.widths, -1)
         x = x.unflatten(-1, (self.H, -1))
         k, q = (part.unflatten(-1, (self.G, -1)) for part in (k, q))
-        dt = softplus(dt + self.dt_bias_H).clamp(*self.dt_limit)
-        y, S = by_form(__name__, form, x_BTD)(q, k, x * dt[..., None], -torch.exp(self.log_rate_H) * dt, S=S, **side)
+        dt = softplus(dt.to(state_dtype(dt.dtype)) + self.dt_bias_H).clamp(*self.dt_limit)
+        v, g = (x * dt[..., None]).to(x.dtype), -torch.exp(self.log_rate_H.to(dt.dtype)) * dt
+        y, S = by_form(__name__, form, x_BTD)(q, k, v, g, S=S, **side)
         y = (y + self.skip_H[:, None] * x).flatten(2)
         y = self.norm(y) * silu(gate) if self.gate_last else self.norm(y * silu(gate))
         return self.out(y), (S, S_conv)

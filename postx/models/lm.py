@@ -14,10 +14,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from postx.models import capabilities
+from postx.models import capabilities, graph, writer
 from postx.models.blocks import MIXERS, NORMS, Block, Context, Shared, mlps, module, places
 from postx.models.nn import MoE
-from postx.shapes import check, check_lengths, is_trusted, map_state, state_dtype, trusted
+from postx.models.states import floating, leaves, size
+from postx.shapes import check, check_lengths, is_trusted, map_state, positive, state_dtype, trusted
 
 __all__ = ["LM", "MIXERS", "Count", "count", "generate", "leaves", "places", "sample", "size"]
 
@@ -125,21 +126,20 @@ class LM(nn.Module):
             if load is not None:
                 loads.append(load)
         weight = self.embed.weight if self.head is None else self.head.weight
-        logits = functional.linear(self.norm(x), weight)
-        if self.logit_scale != 1:
-            logits = logits * self.logit_scale
-        if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
+        logits = self.bent(functional.linear(self.norm(x), weight))
         return (logits, tuple(after), loads) if with_load else (logits, tuple(after))
 
     def enter(self, ids_BT):
         """What the first place reads, x_BTD, and the dictionary of what crosses places."""
         x = self.embed(ids_BT)
-        if self.embed_scale != 1:
-            x = x * self.embed_scale
-        if self.embed_norm is not None:
-            x = self.embed_norm(x)
+        x = x if self.embed_scale == 1 else x * self.embed_scale
+        x = x if self.embed_norm is None else self.embed_norm(x)
         return x, {"embedding": x, "shared": self.shared}
+
+    def bent(self, logits):
+        """The head's product as the model gives it: scaled, and held below softcap."""
+        logits = logits if self.logit_scale == 1 else logits * self.logit_scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def loss(self, ids_BT, targets_BT=None, *, balance=0.01, **side):
         """Mean cross-entropy in nats over targets that are not -100, plus `balance` times the MoE balance losses.
@@ -159,18 +159,21 @@ class LM(nn.Module):
         loss = functional.cross_entropy(logits, targets_BT.flatten(), ignore_index=-100)
         return loss + balance * sum(load.balance for load in loads) if loads else loss
 
-    @property
-    def capabilities(self):
-        """What it can do: `postx.models.capabilities`."""
-        return capabilities.of_lm(self)
+    capabilities = property(capabilities.of_lm)
 
     def state_floats(self, T, B=1):
         """Floating-point numbers in the state after T tokens, a complex one counted as two. Computes nothing."""
-        return sum(x.numel() * (2 if x.is_complex() else 1) for x in leaves(self._meta_state(T, B)) if floating(x))
+        return self._after(T, B, lambda S: sum(x.numel() * (1 + x.is_complex()) for x in leaves(S) if floating(x)))
 
     def state_bytes(self, T, B=1):
         """Bytes of the state after T tokens, counters included, at the dtype of the weights. Computes nothing."""
-        return size(self._meta_state(T, B))
+        return self._after(T, B, size)
+
+    def _after(self, T, B, measure):
+        """What a state measures after T tokens: each token adds as much as the second one, if anything."""
+        positive(T=T)
+        first, second = (measure(self._meta_state(tokens, B)) for tokens in (1, 2))
+        return first + (int(T) - 1) * (second - first)
 
     def _meta_state(self, T, B):
         named = [*self.named_parameters(), *self.named_buffers()]
@@ -178,21 +181,6 @@ class LM(nn.Module):
         ids = torch.zeros(B, T, dtype=torch.int64, device="meta")
         with torch.no_grad():
             return torch.func.functional_call(self, weights, (ids,))[1]
-
-
-def floating(x):
-    """Whether x holds real or complex numbers rather than counters."""
-    return x.is_floating_point() or x.is_complex()
-
-
-def leaves(S):
-    """The tensors of a state, in order."""
-    return [x for part in S for x in leaves(part)] if isinstance(S, tuple) else [S]
-
-
-def size(S):
-    """Bytes of a state."""
-    return sum(x.numel() * x.element_size() for x in leaves(S))
 
 
 def count(lm):
@@ -211,6 +199,8 @@ def generate(
     memory is the state's: constant for recurrent layers, a ring for windowed ones. lengths_B: tokens of each prompt
     that are real, at least 1; the new ones follow the last of these. eos: a token that ends its row: eos fills the
     rest of it, and rows do not wait for each other. S has read all but each row's last new token.
+    One row in float32 on a CPU is written by a `postx.models.writer.Writer`, what a GPU computes by a
+    `postx.models.graph.Graph`; where their `refused` says why not, by calls of the model.
     Raises ValueError for an n below 0, a prompt without a token, an eos that is no token, and as `sample` does.
     """
     check(prompt_BT=prompt_BT)
@@ -231,6 +221,7 @@ def generate(
     row_B = torch.arange(B, device=logits.device)
     logits_BY = logits[:, -1] if lengths_B is None else logits[row_B, lengths_B.to(row_B) - 1]
     ids_BT, done_B = prompt_BT.new_full((B, n), 0 if eos is None else eos), None
+    fast = _writer(lm, S, B, n - 1, eos)
     for i in range(n):
         ids_B = sample(logits_BY, temperature, top_k, generator, top_p=top_p)
         if done_B is not None:
@@ -244,9 +235,21 @@ def generate(
                 break
         ended = {} if done_B is None else {"lengths_B": (~done_B).long()}  # the state of an ended row stands still
         with trusted():  # the model's own state: what fits the prompt fits a token
-            logits, S = lm(ids_B[:, None], S, inplace=True, **ended)
-        logits_BY = logits[:, -1]
-    return ids_BT, S
+            if fast is not None:  # no row of its batch has ended
+                logits_BY = fast(ids_B)
+            else:
+                logits, S = lm(ids_B[:, None], S, inplace=True, **ended)
+                logits_BY = logits[:, -1]
+    return ids_BT, S if fast is None else fast.state()
+
+
+def _writer(lm, S, B, n, eos):
+    """What writes n tokens faster than calls of the model do: writer(ids_B) -> logits_BY, or None."""
+    if type(lm) is not LM or not len(lm.blocks):
+        return None
+    if writer.refused(lm, B, n) is None:
+        return writer.Writer(lm, S)
+    return graph.Graph(lm, S, n) if B and graph.refused(lm, n, eos, B) is None else None
 
 
 GREEDY = 1e-12  # a temperature below it leaves nothing to the others, and would overflow the division

@@ -6,9 +6,23 @@ are a ring: position p lies in slot p mod W. Slots that were never written are e
 dtype of what it stores, also in half precision: it copies inputs and accumulates nothing.
 """
 
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 
 FIRST_CAPACITY = 16
+_roomy = ContextVar("roomy", default=False)
+
+
+@contextmanager
+def roomy():
+    """Within, a cache has room for the next token, and its device is never asked how full it is: for a CUDA graph."""
+    token = _roomy.set(True)
+    try:
+        yield
+    finally:
+        _roomy.reset(token)
 
 
 def check_window(window) -> None:
@@ -40,7 +54,8 @@ def used(S) -> int:
     A cache without slots holds nothing, and the device is not asked: training never waits for it.
     """
     *slots, pos_B = S
-    return min(slots[0].shape[1], int(pos_B.max())) if slots[0].shape[1] else 0
+    M = slots[0].shape[1]
+    return min(M, int(pos_B.max())) if M and not _roomy.get() else M
 
 
 def unfilled(S):
@@ -57,21 +72,30 @@ def append(S, token, window: int | None, *, inplace: bool = False):
     """
     *slots, pos_B = S
     M = slots[0].shape[1]
-    if window is None:
+    if window is None and not _roomy.get():
         need = int(pos_B.max()) + 1
         if need > M:
-            grown = max(need, 2 * M, FIRST_CAPACITY) if inplace else need
-            slots = [_pad(x, grown) for x in slots]
+            slots = grown(slots, need) if inplace else [_pad(x, need) for x in slots]
     index = (torch.arange(len(pos_B), device=pos_B.device), pos_B if window is None else pos_B % window)
     write = torch.Tensor.index_put_ if inplace else torch.Tensor.index_put
     slots = [write(x, index, new.to(x.dtype)) for x, new in zip(slots, token, strict=True)]
     return (*slots, pos_B + 1)
 
 
+def grown(slots, need: int, exactly: bool = False):
+    """Slots with room for `need` tokens, and for twice as many as before unless `exactly`."""
+    return [_pad(x, max(need, x.shape[1] if exactly else max(2 * x.shape[1], FIRST_CAPACITY))) for x in slots]
+
+
 def extend(S, tokens, lengths_B: torch.Tensor | None, window: int | None):
-    """Store T tokens per row (of row b only the first lengths_B[b]), in new tensors."""
+    """Store T tokens per row (of row b only the first lengths_B[b]); S is left as it was.
+
+    Whole rows in an empty cache are the tokens themselves: a prompt's keys are not copied to be kept.
+    """
     *slots, pos_B = S
     T = tokens[0].shape[1]
+    if window is None and lengths_B is None and not slots[0].shape[1]:
+        return (*(new.to(x.dtype) for x, new in zip(slots, tokens, strict=True)), pos_B + T)
     after_B = pos_B + (T if lengths_B is None else lengths_B.to(pos_B))
     M = window or (T if lengths_B is None else int(after_B.max()))
     if slots[0].shape[1] and window is None:
@@ -87,14 +111,16 @@ def extend(S, tokens, lengths_B: torch.Tensor | None, window: int | None):
 
 
 def join(S, tokens, window: int | None):
-    """What T new tokens can look at: the cached tokens followed by the new ones, copied once.
+    """What T new tokens can look at: the cached tokens followed by the new ones, copied where there are both.
 
     Returns (joined, position_BM, cached): tensors [B, cached + T, ...], the absolute position of each source
     (-1 where there is none), and the number of slots that come from the cache.
     """
     *slots, pos_B = S
     cached = used(S)
-    joined = [torch.cat([x[:, :cached], new.to(x.dtype)], 1) for x, new in zip(slots, tokens, strict=True)]
+    joined = [new.to(x.dtype) for x, new in zip(slots, tokens, strict=True)]
+    if cached:
+        joined = [torch.cat([x[:, :cached], new], 1) for x, new in zip(slots, joined, strict=True)]
     position_BM = held(pos_B, slots[0].shape[1], window)[:, :cached]
     return joined, torch.cat([position_BM, positions(pos_B, tokens[0].shape[1])], 1), cached
 

@@ -17,8 +17,7 @@ class Rope:
     `pairing="half"` makes pairs (i, i + dims/2), as GPT-NeoX and Llama's published weights do;
     `"interleaved"` makes pairs (2i, 2i+1), as the paper and DeepSeek do. The two differ by a fixed
     permutation of the channels, so weights trained with one give wrong answers under the other.
-    `dims=None` rotates all channels. `frequencies`, one a pair, stand in place of base^(-2i / dims): models that were
-    stretched to longer texts after training have their slow pairs slowed further (Llama 3.1, YaRN).
+    `dims=None` rotates all channels. `frequencies`, one a pair, take the place of base^(-2i / dims) (Llama 3.1, YaRN).
 
     Raises ValueError for an unknown pairing, a base not above 0, or a width that is odd or larger than K.
     Source: Su et al. 2021 (RoFormer), sec. 3.2.2.
@@ -38,8 +37,7 @@ class Rope:
     def turns(self, dims: int, device=None) -> torch.Tensor:
         """The angle a token of each pair, [dims / 2], float64."""
         if self.frequencies is None:
-            pair = torch.arange(dims // 2, device=device, dtype=torch.float64)
-            return self.base ** (-2 * pair / dims)
+            return self.base ** (-2 * torch.arange(dims // 2, device=device, dtype=torch.float64) / dims)
         if len(self.frequencies) != dims // 2:
             raise ValueError(f"frequencies: expected {dims // 2}, one a pair, got {len(self.frequencies)}")
         return torch.tensor(self.frequencies, device=device, dtype=torch.float64)

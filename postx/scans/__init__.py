@@ -4,8 +4,8 @@
 (CUDA, with its own backward: `affine`, `diagonal` with real numbers and N <= 128, `decay` and `delta` with K <= 256).
 "auto" takes numba on a CPU; on a GPU triton where it is installed and the case is one of these, else the reference.
 Asking for what is not there raises ValueError. Half precision is computed in float32: outputs come back in the
-input's dtype, states stay float32. Only triton's chunks, which serve `decay` and `delta` with one log-decay a head or
-none, take their matrix products in the half precision of v, and add them up in float32.
+input's dtype, states stay float32. Only triton's chunks (`choice` says when) take their matrix products in the half
+precision of v, and add them up in float32.
 """
 
 import torch
@@ -21,7 +21,7 @@ from postx.scans.choice import (
     has_triton,
 )
 from postx.scans.runtime import set_threads
-from postx.shapes import check, check_lengths, check_shared, empty, real, state_dtype
+from postx.shapes import check, check_lengths, check_shared, empty, is_trusted, real, state_dtype
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -70,7 +70,7 @@ def diagonal(u_BTD, delta, A_DN, B, C, S_BDN=None, *, lengths_B=None, impl="auto
     chosen = choose(impl, u_BTD, not kind.is_complex and not B.is_complex() and A_DN.shape[1] <= MOST_STATES)
     if chosen == "triton":  # the kernel reads half precision as it is
         A, S = A_DN.to(kind), S_BDN.to(kind)
-        y, S = choice.gpu_ops().Diagonal.apply(u_BTD, delta_BTD, A, B_BTDN, C_BTDN, S, lengths_B)
+        y, S = choice.diagonal_ops().Diagonal.apply(u_BTD, delta_BTD, A, B_BTDN, C_BTDN, S, lengths_B)
         return real(y, lengths_B).to(u_BTD.dtype), S
     args = (u_BTD.to(floats), delta_BTD.to(floats), *(x.to(kind) for x in (A_DN, B_BTDN, C_BTDN, S_BDN)))
     lengths = row_lengths(lengths_B, u_BTD)
@@ -104,11 +104,17 @@ def decay(
     table = decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B, wide)
     H = v_BTHV.shape[2]
     check_shared("q_BTHK", q_BTHK.shape[2], H)
-    if chosen == "triton" and read == "after" and table.g.shape[3] == 1 and choice.in_chunks(v_BTHV):
-        q, k, v, g4, S, _ = table
-        y, S = choice.chunked_ops().Chunked.apply(q, k, v, None if g is None else g4[..., 0], S, lengths_B)
+    one = read == "after" and (g is None or table.g.shape[3] == 1)  # a decay a head, or none
+    if chosen == "triton" and (choice.in_chunks if one else choice.keys_in_chunks)(v_BTHV):
+        if one:
+            q, k, v, g4, S, _ = table
+            y, S = choice.chunked_ops().Chunked.apply(q, k, v, None if g is None else g4[..., 0], S, lengths_B)
+        else:
+            *tensors, u = table.whole()
+            y, S = choice.keys_ops().decay(*tensors, None if u_HK is None else u, lengths_B, read == "before")
         return real(y, lengths_B).to(v_BTHV.dtype), S
-    table = table._replace(g=table.g.exp())
+    table = table.whole()
+    table = table._replace(g=table.g.to(table.S.dtype).exp())
     if chosen == "triton":
         *tensors, u = table
         y, S = choice.gpu_ops().Decay.apply(*tensors, None if u_HK is None else u, lengths_B, read == "before")
@@ -138,7 +144,6 @@ def delta(
         v_BTHV, lengths_B, read, q_BTHK=q_BTHK, k_BTHK=k_BTHK, b_BTHK=b_BTHK, c_BTHK=c_BTHK
     )
     H = sizes["H"]
-    check({letter: sizes[letter] for letter in "BT"}, beta_BTH=beta_BTH)
     kind = state_dtype(v_BTHV.dtype)
     chosen = choose(impl, v_BTHV, sizes["K"] <= MOST_KEYS)
     given = q_BTHK, k_BTHK, v_BTHV, b_BTHK, c_BTHK, beta_BTH
@@ -147,17 +152,26 @@ def delta(
     q, k, v, b, c, beta = given
     c = k if c is None else c
     beta = v.new_ones(1, 1, 1) if beta is None else beta
-    check_shared("beta_BTH", beta.shape[2], H)
     S_BHKV = empty(k_BTHK[:, 0], v_BTHV[:, 0]) if S_BHKV is None else S_BHKV
-    check(sizes, S_BHKV=S_BHKV)
-    g4 = log_decay(g, sizes, v_BTHV)
+    if not is_trusted():
+        check({letter: sizes[letter] for letter in "BT"}, beta_BTH=beta_BTH)
+        check_shared("beta_BTH", beta.shape[2], H)
+        check(sizes, S_BHKV=S_BHKV)
+    g4 = log_decay(g, sizes)
     plain = read == "after" and b_BTHK is c_BTHK is None
-    if chosen == "triton" and plain and choice.delta_in_chunks(g, k_BTHK, v_BTHV):
+    chunks = choice.delta_in_chunks(plain, g, k_BTHK, v_BTHV) if chosen == "triton" else None
+    if chunks == "plain":
         y, S = choice.delta_ops().ChunkedDelta.apply(
             q, k, v, None if g is None else g4[..., 0], beta, S_BHKV.to(kind), lengths_B
         )
         return real(y, lengths_B).to(v_BTHV.dtype), S
-    tensors = [q, k, v, g4.to(kind).exp(), b, c, beta]
+    if chunks == "general":
+        y, S = choice.general_delta_ops().General.apply(
+            q, k, v, g4, b, c, beta, S_BHKV.to(kind), lengths_B, read == "before"
+        )
+        return real(y, lengths_B).to(v_BTHV.dtype), S
+    keep = v.new_ones(1, 1, 1, 1, dtype=kind) if g is None else g4.to(kind).exp()
+    tensors = [q, k, v, keep, b, c, beta]
     if chosen == "triton":
         y, S = choice.gpu_ops().Delta.apply(*tensors, S_BHKV.to(kind), lengths_B, read == "before")
         return real(y, lengths_B).to(v_BTHV.dtype), S

@@ -35,7 +35,7 @@ def decay_chunked(
     a chunk below 1.
     """
     whole(chunk=chunk)
-    q, k, v, g, S, u = decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B)
+    q, k, v, g, S, u = decay_arguments(q_BTHK, k_BTHK, v_BTHV, g, S_BHKV, read, u_HK, lengths_B).whole()
     T, heads = v.shape[1], sorted((q.shape[2], v.shape[2]))
     check_shared("q_BTHK", *heads)
     # A token past its row's end writes nothing and forgets nothing.

@@ -40,9 +40,34 @@ DELTA = {
     (2, 64, 64): {"chunk": 64, "solve": 4, "forward": (64, 4, 1), "backward": (64, 4, 1), "gradients": (64, 4, 1)},
     (4, 64, 64): {"chunk": 32, "solve": 4, "forward": (32, 4, 1), "backward": (32, 4, 1), "gradients": (32, 4, 1)},
 }
+# The same for the general delta recurrence, for half precision alone: tokens of a chunk; (block of V, warps, stages) of
+# "walk", "outputs" and "values", warps of "pairs", "inside" and "squares", (block of K, warps) of "keys".
+GENERAL = {
+    (2, 128, 128): {
+        "chunk": 64, "pairs": 4, "inside": 8, "walk": (128, 8, 2), "outputs": (128, 4, 1), "values": (64, 8, 1),
+        "squares": 4, "keys": (64, 4),
+    },
+    (2, 64, 64): {
+        "chunk": 64, "pairs": 4, "inside": 4, "walk": (64, 4, 3), "outputs": (64, 4, 1), "values": (64, 4, 1),
+        "squares": 4, "keys": (64, 4),
+    },
+}  # fmt: skip
+# (bytes of an operand, K, V): tokens of a chunk; blocks of K and V, warps and stages of a pass, and of its levels.
+KEYS = {
+    (2, 128, 128): {
+        "chunk": 64, "walk": (64, 128, 4, 3), "outputs": (128, 128, 4, 1, 1), "gradients": (64, 64, 4, 1, 1),
+    },
+    (2, 64, 64): {
+        "chunk": 64, "walk": (64, 64, 4, 3), "outputs": (64, 64, 4, 1, 1), "gradients": (64, 64, 4, 1, 1),
+    },
+}  # fmt: skip
 SHARE = 8  # heads with q and k in common whose gradients one program adds up
-PROGRAMS = 1  # time is cut into segments for fewer programs; never yet: on an H200 a cut walk took five times as long
+PROGRAMS = 264  # time is cut into segments where there are fewer programs: two for each multiprocessor of an H200
 AT_ONCE = 2**28  # bytes of tables that may stand in memory, or v's if that is more; heads beyond come later
+AFFINE = 256, 128, 16, 4  # channels of a block, tokens of a segment, tokens loaded at once, warps
+# most channels of a block, numbers of a thread, tokens read at once, such groups in a chunk, and: fewer warps than the
+# first number are made as many as the second by cutting time (which costs a pass, so it must pay)
+DIAGONAL = 16, 8, 4, 8, (1024, 4096)
 
 
 @functools.cache
@@ -52,9 +77,21 @@ def decay(item, K, V):
 
 
 @functools.cache
+def keys(item, K, V):
+    """The row of the decay scan with one decay a key, which only half precision takes in chunks."""
+    return nearest(KEYS, item, K, V)
+
+
+@functools.cache
 def delta(item, K, V):
     """The delta scan's row."""
     return nearest(DELTA, item, K, V)
+
+
+@functools.cache
+def general(item, K, V):
+    """The general delta scan's row."""
+    return nearest(GENERAL, item, K, V)
 
 
 def nearest(table, item, K, V):
@@ -87,4 +124,19 @@ def segments(programs, chunks):
     """Into how many segments a walk of so many programs and chunks is cut; a segment has at least 8 chunks."""
     return max(1, min(PROGRAMS // max(1, programs), chunks // 8))
 
-AFFINE = 256, 128, 16, 4  # channels of a block, tokens of a segment, tokens loaded at once, warps
+
+def power(size, least):
+    """The smallest power of two that holds `size`, at least `least`."""
+    return max(least, 1 << (size - 1).bit_length())
+
+
+def diagonal(rows, T, D, N):
+    """(channels of a block, warps, tokens read at once, groups of them in a chunk, segments) for states of D by N."""
+    most, numbers, group, groups, (enough, wanted) = DIAGONAL
+    block = min(most, power(D, 8))
+    wide = block * power(N, 4) // 32  # numbers of a warp's thread
+    warps = min(8, max(1, wide // numbers))
+    while group > 1 and wide // warps * group > 8 * numbers:
+        group //= 2
+    there = max(1, rows * -(-D // block) * warps)
+    return block, warps, group, groups, max(1, min(wanted // there, T // 256)) if there < enough else 1

@@ -100,7 +100,8 @@ class Work:
             return first, 1, span
         ends, entering = (first.new_empty(B, heads, segments, K, V) for _ in range(2))
         kept = first.new_empty(B, heads, segments)
-        self.walk(x, w, first, ends, kept, ends, h0, chunk, chunks, segments, span, reverse, keep=False)
+        # No tables are kept; w stands in their place, because their dtype is that of the products.
+        self.walk(x, w, first, ends, kept, w, h0, chunk, chunks, segments, span, reverse, keep=False)
         pointers = first, ends, kept, entering, first if last is None else last
         launch(gpu_chunked.carry, (B * heads, -(-K * V // 1024)), w, *pointers, K * V, segments,
                REVERSE=reverse, LAST=last is not None, BLOCK=1024)  # fmt: skip

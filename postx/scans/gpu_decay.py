@@ -7,6 +7,7 @@ The forward pass keeps the state before every `CHUNK` tokens. The backward pass,
 rebuilds the states before each token of a chunk into a scratch of its own, then walks back. What is summed over all
 values (the gradients of q, k, a, u) comes out once for each block of values, to be added up outside: no atomics, so
 that two runs agree to the last bit. Tensors are contiguous but for `a`, which has strides (0 where it broadcasts).
+Where chunks are faster (`choice`), `gpu_chunked` and `gpu_keys` take over: not in float64, nor for a few tokens.
 """
 
 import triton

@@ -10,7 +10,7 @@ import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from postx.scans import gpu_decay, gpu_delta, gpu_diagonal
+from postx.scans import gpu_decay, gpu_delta
 from postx.scans.arguments import sum_to
 
 CHUNK = (
@@ -18,73 +18,6 @@ CHUNK = (
 )
 STAGES = 2  # tokens in flight: the next one's loads are issued while this one is computed
 PROGRAMS = 512  # below this many a GPU's schedulers idle, and blocks are made smaller
-
-
-class Diagonal(Function):
-    """u_BTD, delta [B,T,D] or [1,1,D], A_DN, B and C [B,T,1,N] or [1,1,D,N], S_BDN; lengths_B or None.
-
-    A and S have the state's dtype; the others are read as they are and computed in that dtype.
-    """
-
-    @staticmethod
-    def forward(ctx, u, delta, A, B, C, S, lengths):
-        u, delta, A, B, C, S = _whole(u, delta, A, B, C, S)
-        rows, T, D = u.shape
-        chunks, keep = -(-T // CHUNK), any(ctx.needs_input_grad)
-        y, last = _new(u, lengths, rows, T, D), torch.empty_like(S)
-        kept = S.new_empty(rows, chunks if keep else 0, *S.shape[1:])
-        grid, sizes, meta = Diagonal.layout(u, delta, A, B, C, lengths)
-        pointers = u, delta, A, B, C, S, _lengths(lengths, u), y, last, kept
-        _launch(gpu_diagonal.forward, grid, u, *pointers, *sizes, KEEP=keep, **meta)
-        ctx.save_for_backward(u, delta, A, B, C, kept, lengths)
-        return y, last
-
-    @staticmethod
-    def layout(u, delta, A, B, C, lengths):
-        """(grid, sizes and strides, constants of the kernels)."""
-        (rows, T, D), N = u.shape, A.shape[1]
-        block, blocks = _blocks(rows, D, 32, 8)
-        BLOCK_N = _power(N, 4)
-        sizes = T, D, N, *delta.expand(rows, T, D).stride()[:2], -(-T // CHUNK)
-        wide = [tuple(x.shape[:3]) != (rows, T, 1) for x in (B, C)]
-        meta = {"WIDE_B": wide[0], "WIDE_C": wide[1], "RAGGED": lengths is not None, "BLOCK_N": BLOCK_N}
-        return (rows, blocks), sizes, meta | {"BLOCK": block, "num_warps": _warps(block * BLOCK_N)}
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy, dlast):
-        u, delta, A, B, C, kept, lengths = ctx.saved_tensors
-        dy, dlast = _whole(dy, dlast)
-        grid, sizes, meta = Diagonal.layout(u, delta, A, B, C, lengths)
-        (rows, T, D), N, new = u.shape, A.shape[1], dlast.new_empty
-        scratch = new(*grid, CHUNK, meta["BLOCK_N"], meta["BLOCK"])
-        du, ddelta = _new(u, lengths, rows, T, D), _new(delta, lengths, rows, T, D)
-        dA, dS = new(rows, D, N), torch.empty_like(dlast)
-        dB, dC = (
-            new(rows, D, N) if meta[wide] else _new(dlast, lengths, grid[1], rows, T, N)
-            for wide in ("WIDE_B", "WIDE_C")
-        )
-        pointers = (
-            u,
-            delta,
-            A,
-            B,
-            C,
-            kept,
-            _lengths(lengths, u),
-            dy,
-            dlast,
-            scratch,
-            du,
-            ddelta,
-            dA,
-            dB,
-            dC,
-            dS,
-        )
-        _launch(gpu_diagonal.backward, grid, u, *pointers, *sizes, **meta)
-        dB, dC = (_parts(grad).view(x.shape).to(x.dtype) for grad, x in ((dB, B), (dC, C)))
-        return du, sum_to(ddelta, delta.shape), dA.sum(0), dB, dC, dS, None
 
 
 class Decay(Function):

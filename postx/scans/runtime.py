@@ -90,6 +90,7 @@ def _njit(**options):
 COMPILED = not numba.config.DISABLE_JIT
 
 jit = _njit(parallel=True)
+plain = _njit()  # one thread: what takes too little time to be shared out
 # Called from a prange, compiled faster: also because Python cannot call it, which saves a wrapper for each.
 serial = _njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 inline = _njit(inline="always")

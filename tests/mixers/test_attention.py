@@ -297,3 +297,16 @@ def test_layer_generates_what_it_computes_at_once():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(*attention.example(6)[0])
+
+
+@pytest.mark.parametrize(("T", "W"), [(37, 8), (64, 16), (10, 16), (16, 16), (17, 16), (33, 1)])
+def test_torchs_kernel_under_a_window_in_blocks_is_attention_under_a_window(T, W):
+    """`impl="sdpa"` is a GPU's; the cutting into blocks is the same on any device."""
+    z, w = attention.example(T, window=W)
+    z = [x.requires_grad_(True) for x in z]
+    seen, _ = attention._look(*z, None, None, window=W)
+    fused, (plain, _) = attention._fused(seen, W, None), attention.parallel(*z, **w)
+    close(fused, plain)
+    seed = torch.randn_like(plain)
+    for got, want in zip(*(torch.autograd.grad(y, z, seed) for y in (fused, plain)), strict=True):
+        close(got, want)

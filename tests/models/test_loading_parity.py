@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from postx.models import checkpoints
-from postx.models.lm import leaves
+from postx.models.lm import generate, leaves
 from postx.models.loading import fill
 from postx.models.loading.batch import left_padded
 
@@ -71,6 +71,17 @@ def test_step_by_step_through_a_state_that_was_saved(model, tmp_path):
         logits, S = lm(IDS[:1, t : t + 1], S)
         got.append(logits[0, 0])
     assert far(torch.stack(got), want) < BOUND
+
+
+@torch.no_grad()
+def test_generation_writes_the_likeliest_of_the_same_logits(model):
+    """`generate` may write by another program than `forward` (postx.models.writer): it must not matter."""
+    name, lm = model
+    prompt = IDS[:1, :6]
+    written, _ = generate(lm, prompt, 8, temperature=0)
+    logits = lm(torch.cat([prompt, written], 1))[0][0, 5:-1]
+    chosen = logits.gather(-1, written[0, :, None])[:, 0]
+    assert float((logits.amax(-1) - chosen).max()) < BOUND * float(logits.abs().max())
 
 
 @torch.no_grad()

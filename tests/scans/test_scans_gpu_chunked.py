@@ -58,6 +58,28 @@ def frozen():
     return run, inputs
 
 
+def keyed(axes, readers=2, writers=2, faders=None, read="after", bonus=False, steep=False, strided=False, learn=True):
+    """`decay` with one decay a key, or with the old table read."""
+
+    def run(impl, lengths, q, k, v, g, S, u):
+        if not learn:
+            g = fading(axes, B=v.shape[0], T=v.shape[1], H=v.shape[2], K=k.shape[3]).to(v)
+        if strided:  # heads before tokens, and a key's log-decays two numbers apart
+            q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+            g = torch.stack([g, g], -1)[..., 0]
+        return scans.decay(q, k, v, g, S, read=read, u_HK=u, lengths_B=lengths, impl=impl)
+
+    def inputs(B, T, H, K, V):
+        g = fading(axes, B=B, T=T, H=faders or H, K=K)
+        if steep:
+            g[:, ::7], g[:, 3::11, :, ::2], g[:, 5::9, :, 1::3] = -math.inf, -1e9, 0
+        u = randn(H, K, seed=5) if bonus else None
+        g = g if learn else None
+        return *keys(B, T, K, readers, writers), randn(B, T, H, V, seed=2), g, randn(B, H, K, V, seed=3), u
+
+    return run, inputs
+
+
 def delta(axes, readers=2, writers=2, same=False):
     def run(impl, lengths, q, k, v, g, beta, S):
         return scans.delta(q, k, v, beta, g, S, lengths_B=lengths, impl=impl)
@@ -89,6 +111,18 @@ CASES = {
     "decay, none, shared heads": decay(None, 2, 1),
     "decay, frozen": frozen(),
     "decay, steep": decay("BTH", steep=True),
+    "keys, a head": keyed("HK"),
+    "keys, a token": keyed("BTHK"),
+    "keys, a token, shared heads": keyed("BTHK", 1, 2, faders=1),
+    "keys, strided": keyed("BTHK", strided=True),
+    "keys, frozen": keyed("BTHK", learn=False),
+    "keys, steep": keyed("BTHK", steep=True),
+    "keys, steep, read before": keyed("BTHK", read="before", bonus=True, steep=True),
+    "keys, read before": keyed("BTHK", 2, 1, read="before"),
+    "keys, bonus": keyed("BTHK", read="before", bonus=True),
+    "keys, bonus, a head": keyed("HK", read="before", bonus=True, faders=1),
+    "none, read before": keyed(None, read="before"),
+    "one decay, bonus": keyed("BTH", read="before", bonus=True),
     "delta, none": delta(None),
     "delta, a head": delta("H", 1, 2),
     "delta, a token": delta("BTH", 2, 1),
@@ -99,9 +133,10 @@ CASES = {
 # ---------------------------------------------------------------- in the interpreter
 
 BLOCK = (16, 16, 4, 1)
+KEYS_ROW = {"walk": BLOCK, "outputs": (*BLOCK, 1), "gradients": (*BLOCK, 1), "chunk": 16}
 DECAY_ROW = dict.fromkeys(("fused", "walk", "dv", "dk", "dq", "dg"), BLOCK) | {"chunk": 16}
 DELTA_ROW = dict.fromkeys(("forward", "backward", "gradients"), BLOCK[1:]) | {"chunk": 16, "solve": 4}
-HALVES = "decay, a token", "delta, a token"
+HALVES = "decay, a token", "keys, a token", "keys, bonus", "delta, a token"
 WAYS = "decay, none", "decay, a token, shared heads"
 SIZE = (1, 21, 2, 17, 18)  # B, T, H, K, V: two chunks and two blocks of each width, the second ones cut short
 
@@ -121,8 +156,9 @@ def interpreted():
     scans.choose = lambda impl, x, kernel=False: (
         impl if impl == "triton" and kernel else choose(impl, x, kernel)
     )
-    scans._in_chunks = scans._delta_in_chunks = lambda *_: True
-    gpu_blocks.decay, gpu_blocks.delta = lambda *_: row, lambda *_: DELTA_ROW
+    scans.choice.in_chunks = scans.choice.keys_in_chunks = lambda *_: True
+    scans.choice.delta_in_chunks = lambda *_: "plain"
+    gpu_blocks.decay, gpu_blocks.delta, gpu_blocks.keys = lambda *_: row, lambda *_: DELTA_ROW, lambda *_: KEYS_ROW
     gpu_blocks.AFFINE, row, found = (16, 8, 4, 1), DECAY_ROW, {}
     for i, (name, (run, make)) in enumerate(CASES.items()):
         B, lengths = 1 + i % 2, torch.tensor([21, 9]) if i % 2 else None
@@ -138,8 +174,9 @@ def interpreted():
         gpu_blocks.segments, row = segments, DECAY_ROW
     for name in HALVES:  # not bfloat16: the interpreter multiplies its bits
         run, make = CASES[name]
-        half = [x.half() for x in make(*SIZE)]
-        got, want = results(run, half, "triton", None), results(run, [x.double() for x in half], "reference", None)
+        half = [None if x is None else x.half() for x in make(*SIZE)]
+        wide = [None if x is None else x.double() for x in half]
+        got, want = results(run, half, "triton", None), results(run, wide, "reference", None)
         found[f"{name}, float16"] = worst(got, want)
     print(json.dumps(found))
 
@@ -179,6 +216,14 @@ def test_nearest_row_is_by_the_logarithms_of_the_widths():
     assert gpu_blocks.nearest(table, 8, 128, 128) == "float32"
 
 
+@pytest.mark.parametrize(
+    ("dtype", "tokens", "want"),
+    [(torch.bfloat16, 64, True), (torch.float16, 64, True), (torch.bfloat16, 63, False), (torch.float32, 64, False)],
+)
+def test_keys_that_decay_on_their_own_go_in_chunks_where_that_is_faster(dtype, tokens, want):
+    assert scans.choice.keys_in_chunks(torch.zeros(1, tokens, 1, 1, dtype=dtype)) is want
+
+
 def test_blocks_hold_the_width_and_no_half_block_is_narrower_than_64():
     assert [gpu_blocks.whole(size, 4) for size in (1, 16, 17, 129)] == [16, 16, 32, 256]
     assert [gpu_blocks.whole(size, 2) for size in (1, 64, 65)] == [64, 64, 128]
@@ -193,11 +238,9 @@ def test_heads_that_are_added_up_share_q_and_k(heads, groups, want):
     assert gpu_blocks.share(heads, *groups) == want
 
 
-def test_time_is_cut_only_where_programs_are_few(monkeypatch):
-    assert gpu_blocks.segments(1, 80) == 1  # as measured: a cut walk is slower
-    monkeypatch.setattr(gpu_blocks, "PROGRAMS", 500)
+def test_time_is_cut_only_where_programs_are_few():
     assert gpu_blocks.segments(512, 64) == 1
-    assert gpu_blocks.segments(64, 2048) == 500 // 64
+    assert gpu_blocks.segments(64, 2048) == 264 // 64
     assert gpu_blocks.segments(1, 80) == 10  # no segment below 8 chunks
     assert gpu_blocks.segments(1, 3) == 1
 

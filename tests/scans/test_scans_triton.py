@@ -17,8 +17,9 @@ import torch
 from test_scans import randn
 
 from postx import scans
+from postx.scans import gpu_blocks
 
-MISSING = "triton is not installed (torch's CPU build leaves it out; its CUDA build for Linux brings it)"
+MISSING = "triton is not installed (there are builds of it for Linux only)"
 needs_triton = pytest.mark.skipif(not scans.has_triton(), reason=MISSING)
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
@@ -137,11 +138,13 @@ def interpreted():
         impl if impl == "triton" and kernel else choose(impl, x, kernel)
     )
     gpu_ops.CHUNK, found = 2, {}
+    gpu_blocks.diagonal = lambda *_: (8, 1, 2, 1, 2)  # two segments of one chunk, the second cut short
     for i, (name, (run, make)) in enumerate(CASES.items()):
         inputs, lengths = make(1 + i % 2, *SMALL), torch.tensor([3, 1]) if i % 2 else None
         found[name] = worst(*(results(run, inputs, impl, lengths) for impl in ("triton", "reference")))
     # The interpreter multiplies the bits of bfloat16.
-    scans.choice.in_chunks = scans.choice.delta_in_chunks = lambda *_: False
+    for name in ("in_chunks", "keys_in_chunks", "delta_in_chunks"):
+        setattr(scans.choice, name, lambda *_: False)
     for name in ("decay, a token", "delta, a token", "diagonal, selective"):
         run, make = CASES[name]
         half = [x if x is None else x.bfloat16() for x in make(1, 3, 1, 5, 6)]
@@ -236,6 +239,18 @@ def test_compiled_kernel_equals_the_float64_reference(name, size, ragged, dtype)
     want = results(run, [None if x is None else x.double() for x in inputs], "reference", lengths)
     got = results(run, [cuda(x) for x in inputs], "triton", cuda(lengths))
     assert worst(got, want) <= BOUNDS[dtype]
+
+
+@on_gpu
+@needs_triton
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("diagonal")])
+def test_a_long_row_of_few_channels_is_cut_into_segments(name):
+    run, make = CASES[name]
+    size, lengths = (2, 1100, 1, 16, 25), torch.tensor([1100, 700])
+    assert gpu_blocks.diagonal(2, 1100, 24, 16)[-1] > 1
+    want = results(run, make(*size), "reference", lengths)
+    got = results(run, [cuda(x) for x in make(*size)], "triton", cuda(lengths))
+    assert worst(got, want) <= BOUNDS[torch.float64]
 
 
 @on_gpu

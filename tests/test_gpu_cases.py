@@ -1,0 +1,42 @@
+"""What the GPU benchmarks time is what they say: every case of this package, on a CPU and a few tokens."""
+
+import pytest
+import torch
+
+from benchmarks import gpu, gpu_cases, gpu_lengths
+
+
+@pytest.fixture(autouse=True)
+def on_a_cpu(monkeypatch):
+    monkeypatch.setattr(gpu_cases, "DEVICE", "cpu")
+
+
+OURS = [(case, who) for case, (_, runs) in gpu_cases.CASES.items() for who in runs if who.startswith("postx")]
+
+
+@pytest.mark.parametrize(("case", "who"), OURS)
+def test_a_case_equals_the_float64_reference(case, who):
+    make, runs = gpu_cases.CASES[case]
+    error, each = gpu.errors(runs[who], runs["postx"], make(B=1, T=9))
+    assert max(error, *each.values()) < 2e-2
+    assert each.keys() == make(B=1, T=1).keys()
+
+
+@pytest.mark.parametrize("part", gpu_lengths.PARTS)
+def test_a_part_runs_and_learns(part, monkeypatch):
+    monkeypatch.setattr(gpu_lengths, "D", 64)
+    monkeypatch.setattr(gpu_lengths, "TOKENS", 16)
+    for _, who, make, run in gpu_lengths.PARTS[part]():
+        inputs = gpu.leaves(make(T=8))
+        y = run(**inputs)
+        grads = torch.autograd.grad(y.float().square().sum(), list(inputs.values()))
+        assert all(g.isfinite().all() for g in grads), who
+
+
+def test_two_blocks_have_the_weights_of_one():
+    """Within 6%: what "at equal parameters" says."""
+    sizes = []
+    for make in gpu_lengths.BLOCKS.values():
+        with torch.device("meta"):
+            sizes.append(sum(p.numel() for p in make().parameters()))
+    assert max(sizes) / min(sizes) < 1.06, sizes
