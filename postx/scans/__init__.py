@@ -113,13 +113,15 @@ def decay(
             *tensors, u = table.whole()
             y, S = choice.keys_ops().decay(*tensors, None if u_HK is None else u, lengths_B, read == "before")
         return real(y, lengths_B).to(v_BTHV.dtype), S
+    if chosen == "numba":
+        *tensors, _ = table.whole()
+        y, S = numba_ops.Decay.apply(*tensors, table.u, row_lengths(lengths_B, v_BTHV), read == "before")
+        return real(y, lengths_B).to(v_BTHV.dtype), S
     table = table.whole()
     table = table._replace(g=table.g.to(table.S.dtype).exp())
     if chosen == "triton":
         *tensors, u = table
         y, S = choice.gpu_ops().Decay.apply(*tensors, None if u_HK is None else u, lengths_B, read == "before")
-    elif chosen == "numba":
-        y, S = numba_ops.Decay.apply(*table, row_lengths(lengths_B, v_BTHV), read == "before")
     else:  # the reference knows nothing of shared heads
         full = {name: getattr(table, name) for name in ("q", "k", "g")}
         table = table._replace(**{name: x.repeat_interleave(H // x.shape[2], 2) for name, x in full.items()})
@@ -164,6 +166,10 @@ def delta(
         y, S = choice.delta_ops().ChunkedDelta.apply(
             q, k, v, None if g is None else g4[..., 0], beta, S_BHKV.to(kind), lengths_B
         )
+        return real(y, lengths_B).to(v_BTHV.dtype), S
+    if chosen == "numba" and plain and (g is None or g4.shape[3] == 1):
+        rate = v.new_zeros(1, 1, 1, 1) if g is None else g4.to(kind)
+        y, S = numba_ops.Erase.apply(q, k, v, rate, beta, S_BHKV.to(kind), row_lengths(lengths_B, v_BTHV))
         return real(y, lengths_B).to(v_BTHV.dtype), S
     if chunks == "general":
         y, S = choice.general_delta_ops().General.apply(

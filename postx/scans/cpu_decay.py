@@ -1,237 +1,178 @@
-"""The decay recurrence on the CPU: S <- diag(a) S + k v', one thread a head.
+"""The decay recurrence on the CPU, S <- diag(a) S + k v', y = S' q: two multiply-adds an entry of S and token.
 
-Time is cut into tiles of `TIME` tokens. A tile's q, k, a and v are copied side by side, where they stay in the first
-cache; then each block of ROWS keys by WIDE values of the state passes through the tile's tokens without leaving
-the registers. K is filled up to a multiple of ROWS and V to one of WIDE, with zeros, in these copies only.
+A decay within the loop would be a third operation. So S is kept divided by its own decay: with x_t = g_1 + ... + g_t,
+S~_t = e^-x_t S_t only adds up, where k is written as e^-x k and q reads as e^x q. x starts anew with each tile of TIME
+tokens, and within it before it leaves -REACH..REACH: there the table is multiplied by e^x, which may be 0 (g = -inf).
+So no factor exceeds e^REACH, and no digit is lost: S~ has those of S.
 
-An axis of size 1 in `a` broadcasts (a decay constant over time, or shared by the keys); reader head h uses head
-h // (H / G) of q, k and a. Backward rebuilds the state before each tile, then works tile by tile from the last.
+Tokens pass by in either direction; reversed, the same loop makes gradients. With G the gradient of S after a token,
+
+    dv = G' k, where G <- a (G + q dy')      the recurrence itself from the end: k reads what q and dy write
+    dq = S dy                                the recurrence of S', whose keys are v and whose queries are dy
+    dk = G v                                 that of G'
+
+In the last two a decay for each key is one for each number of a row (`across`). The decays learn from what they
+multiply: <G, S> before a token less that behind it is known from the products of its inputs with their gradients, so
+dg is a running sum of these, from the last token on (`learn`), and no state is kept for the backward pass.
+
+The rows of a tile are copied side by side with their factors, where they stay in the first cache; then each block of
+ROWS keys by WIDE values passes through the tile's tokens without leaving the registers. K is filled up to a multiple
+of ROWS and V to one of WIDE, with zeros, in these copies only. Head h uses head h // (H / G) of what has G heads.
 """
 
 import numpy as np
 
-from postx.scans.lanes import LANES, add, dot, fma, load, load2, mul, number, room, store, totals, zeros
+from postx.scans.cpu_tiles import (
+    ROWS,
+    WIDE,
+    block,
+    copy,
+    exp,
+    factors,
+    fetch,
+    filled,
+    give,
+    outputs,
+    place,
+    together,
+)
+from postx.scans.lanes import LANES, fma, load, mul, number, store, total, zeros
 from postx.scans.runtime import jit, numba, serial
 
-TIME, ROWS, WIDE = 32, 4, 2 * LANES
-
-
-@serial
-def _tile(width, like):
-    return zeros(TIME * width, like).reshape(TIME, width)
-
+TIME = 64
 
 @serial
-def _copy_tile(q, k, v, a, b, h, start, tokens, tq, tk, tv, ta):
-    """q, k, v and a of one head and one tile, each [TIME, padded width]; a is spread over the keys."""
-    H, K, V = v.shape[2], q.shape[3], v.shape[3]
-    hq, hk, ha = h * q.shape[2] // H, h * k.shape[2] // H, h * a.shape[2] // H
-    ba, every_token, every_key = min(b, a.shape[0] - 1), a.shape[1] > 1, a.shape[3] > 1
-    for t in range(tokens):
-        at = start + t
-        for i in range(K):
-            tq[t, i] = q[b, at, hq, i]
-        for i in range(K):
-            tk[t, i] = k[b, at, hk, i]
-        for j in range(V):
-            tv[t, j] = v[b, at, h, j]
-        at = at if every_token else 0
-        for i in range(K):
-            ta[t, i] = a[ba, at, ha, i if every_key else 0]
-
-
-@serial
-def _forward_block(S, s, tq, tk, ta, tv, ty, i, j, tokens, before):
-    """ROWS keys from i, WIDE values from j, through one tile: the state in S at s, the output added to ty."""
-    stride, Vp = tq.shape[1], tv.shape[1]
-    S0, S1, S2, S3 = load2(S, s), load2(S, s + Vp), load2(S, s + 2 * Vp), load2(S, s + 3 * Vp)
-    for t in range(tokens):
-        r, c = t * stride + i, t * Vp + j
-        v, y = load2(tv, c), load2(ty, c)
-        q0, q1, q2, q3 = number(tq, r), number(tq, r + 1), number(tq, r + 2), number(tq, r + 3)
-        if before:
-            y = fma(S0, q0, fma(S1, q1, fma(S2, q2, fma(S3, q3, y))))
-        S0 = fma(S0, number(ta, r), mul(v, number(tk, r)))
-        S1 = fma(S1, number(ta, r + 1), mul(v, number(tk, r + 1)))
-        S2 = fma(S2, number(ta, r + 2), mul(v, number(tk, r + 2)))
-        S3 = fma(S3, number(ta, r + 3), mul(v, number(tk, r + 3)))
-        if not before:
-            y = fma(S0, q0, fma(S1, q1, fma(S2, q2, fma(S3, q3, y))))
-        store(ty, c, y)
-    store(S, s, S0)
-    store(S, s + Vp, S1)
-    store(S, s + 2 * Vp, S2)
-    store(S, s + 3 * Vp, S3)
-
-
-@serial
-def _forward_tile(S, tq, tk, ta, tv, ty, tokens, before):
-    for i in range(0, S.shape[2], ROWS):
-        for j in range(0, S.shape[3], WIDE):
-            _forward_block(S, i * S.shape[3] + j, tq, tk, ta, tv, ty, i, j, tokens, before)
-
-
-@serial
-def _copy(source, b, h, target, c, d):
-    """The part of one [K, V] state that two arrays share, number by number: slices take seconds to compile."""
-    for i in range(min(source.shape[2], target.shape[2])):
-        for j in range(min(source.shape[3], target.shape[3])):
-            target[c, d, i, j] = source[b, h, i, j]
-
-
-@serial
-def _own_weight(tq, tk, u, h, t):
-    """sum_i q u k: with the bonus, the weight of a token's own value."""
-    weight = tq.dtype.type(0)
-    for i in range(u.shape[1]):
-        weight += tq[t, i] * u[h, i] * tk[t, i]
-    return weight
-
-
-@serial
-def _forward_row(q, k, v, a, S0, u, length, before, b, h, y, last):
-    K, V = q.shape[3], v.shape[3]
-    Kp, Vp = (K + ROWS - 1) // ROWS * ROWS, (V + WIDE - 1) // WIDE * WIDE
-    S, tv, ty = zeros(Kp * Vp, v).reshape(1, 1, Kp, Vp), _tile(Vp, v), _tile(Vp, v)
-    tq, tk, ta = _tile(Kp + LANES, v), _tile(Kp + LANES, v), _tile(Kp + LANES, v)
-    _copy(S0, b, h, S, 0, 0)
-    for start in range(0, length, TIME):
-        tokens = min(TIME, length - start)
-        _copy_tile(q, k, v, a, b, h, start, tokens, tq, tk, tv, ta)
-        ty.fill(0)
-        _forward_tile(S, tq, tk, ta, tv, ty, tokens, before)
-        for t in range(tokens):
-            own = _own_weight(tq, tk, u, h, t) if before else v.dtype.type(0)
-            for j in range(V):
-                y[b, start + t, h, j] = ty[t, j] + own * tv[t, j]
-    _copy(S, 0, 0, last, b, h)
-
-
-@jit
-def _forward(q, k, v, a, S0, u, lengths, before, y, last):
-    H = v.shape[2]
-    for row in numba.prange(v.shape[0] * H):  # the work stands in a function of its own: prange's compiler is slow
-        _forward_row(q, k, v, a, S0, u, lengths[row // H], before, row // H, row % H, y, last)
-
-
-def forward(q, k, v, a, S0, u, lengths, before):
-    """Returns y [B,T,H,V] and the last state [B,H,K,V]; `u` [H,K] is read only where `before` is True."""
-    # Allocated out here: numba would compile a parallel loop for each, and numpy asks for large pages of memory.
-    y, last = np.zeros_like(v), np.empty_like(S0)
-    _forward(q, k, v, a, S0, u, lengths, before, y, last)
-    return y, last
-
-
-@serial
-def _backward_block(S, s0, dS, s, tq, tk, ta, tv, tg, tdv, past, sums, i, j, tokens, before):
-    """One key i, WIDE values from j: forward through the tile to rebuild the state, then back.
-
-    The gradients of q_i, k_i and a_i are added to `sums`, TIME tokens each, by lane; those of the values to tdv.
-    """
-    stride, Vp = tq.shape[1], tv.shape[1]
-    new = load2(S, s0)
-    for t in range(tokens):
-        store(past, t * WIDE, new)
-        r = t * stride + i
-        new = fma(new, number(ta, r), mul(load2(tv, t * Vp + j), number(tk, r)))
-    D = load2(dS, s)  # the gradient of the state after the token
-    for t in range(tokens - 1, -1, -1):
-        c, r, m = t * Vp + j, t * stride + i, t * LANES
-        v, grad, old, q = load2(tv, c), load2(tg, c), load2(past, t * WIDE), number(tq, r)
-        store(sums, m, add(load(sums, m), dot(old if before else new, grad)))
-        if not before:
-            D = fma(grad, q, D)
-        store(sums, m + TIME * LANES, add(load(sums, m + TIME * LANES), dot(D, v)))
-        store(sums, m + 2 * TIME * LANES, add(load(sums, m + 2 * TIME * LANES), dot(D, old)))
-        store(tdv, c, fma(D, number(tk, r), load2(tdv, c)))
-        D = mul(D, number(ta, r))
-        if before:
-            D = fma(grad, q, D)
-        new = old
-    store(dS, s, D)
-
-
-@serial
-def _write_grads(tile, part, out, b, start, tokens, h):
-    """out[b, start + t, h] <- the tile's column t, or its sum where out has a single entry."""
-    for t in range(tokens):
-        row = out[b, start + t, h]
-        if row.shape[0] == tile.shape[1]:
-            for i in range(row.shape[0]):
-                row[i] = tile[part, i, t]
+def _tile(table, s, n, keep, count, cuts, on_rows, rows, lanes, tq, tk, tv, ty):
+    """The table of head s, [heads,Kp,Vp], through a tile, cut by cut."""
+    Kp, Vp = table.shape[1:]
+    for c in range(count):
+        if on_rows:
+            for i in range(Kp if n == 1 else n):
+                rows[i] = keep[c, 0 if n == 1 else i]
         else:
-            for i in range(tile.shape[1]):
-                row[0] += tile[part, i, t]
+            for j in range(n):
+                lanes[j] = keep[c, j]
+        for j in range(0, Vp, WIDE):
+            for i in range(0, Kp, ROWS):
+                block(table, (s * Kp + i) * Vp + j, rows, lanes, tq, tk, tv, ty, i, j, cuts[c], cuts[c + 1])
 
 
 @serial
-def _backward_row(q, k, v, a, S0, u, L, before, dy, dlast, b, h, dq, dk, dv, da, dS0, du):
-    K, V = q.shape[3], v.shape[3]
-    Kp, Vp = (K + ROWS - 1) // ROWS * ROWS, (V + WIDE - 1) // WIDE * WIDE
-    S, dS = zeros(Kp * Vp, v).reshape(1, 1, Kp, Vp), zeros(Kp * Vp, v).reshape(1, 1, Kp, Vp)
-    tq, tk, ta = _tile(Kp + LANES, v), _tile(Kp + LANES, v), _tile(Kp + LANES, v)
-    tv, tg, tdv = _tile(Vp, v), _tile(Vp, v), _tile(Vp, v)
-    past, sums = room(TIME * WIDE, v), room(3 * TIME * LANES, v)
-    grads = np.empty((3, K, TIME), v.dtype)  # of q, k and a; token by token only when they leave
-    tiles = (L + TIME - 1) // TIME
-    kept = room(tiles * Kp * Vp, v).reshape(1, tiles, Kp, Vp)
-    _copy(S0, b, h, S, 0, 0)
-    _copy(dlast, b, h, dS, 0, 0)
-    for start in range(0, L, TIME):
-        _copy(S, 0, 0, kept, 0, start // TIME)
-        if start + TIME < L:
-            _copy_tile(q, k, v, a, b, h, start, TIME, tq, tk, tv, ta)
-            _forward_tile(S, tq, tk, ta, tv, tdv, TIME, before)
-    for start in range((L - 1) // TIME * TIME, -1, -TIME):
-        tokens = min(TIME, L - start)
-        _copy_tile(q, k, v, a, b, h, start, tokens, tq, tk, tv, ta)
-        for t in range(tokens):
-            for j in range(V):
-                tg[t, j] = dy[b, start + t, h, j]
-        tdv.fill(0)
+def _task(q, k, v, g, S, row, h0, h1, first, width, L, before, reverse, across, y):
+    """Heads h0 to h1, which are added up where they share a head of y, and `width` values from `first` on."""
+    H, K, n = S.shape[1], S.shape[2], g.shape[3]
+    heads, share, on_rows = h1 - h0, H // y.shape[2], n == 1 or not across
+    Kp, Vp = (K + ROWS - 1) // ROWS * ROWS, (width + WIDE - 1) // WIDE * WIDE
+    size = 1 if n == 1 else (n + LANES - 1) // LANES * LANES
+    table, x = zeros(heads * Kp * Vp, v).reshape(heads, Kp, Vp), zeros(heads * n, v).reshape(heads, n)
+    tq, tk = filled((TIME, Kp + LANES), 0, v), filled((TIME, Kp + LANES), 0, v)
+    tv, ty = filled((TIME, Vp), 0, v), filled((TIME, Vp), 0, v)
+    outs = ty.reshape(-1)
+    read, write, keep = filled((TIME, size), 1, v), filled((TIME, size), 1, v), filled((TIME, size), 1, v)
+    one, cuts = filled((TIME, 1), 1, v), np.empty(TIME + 1, np.int64)
+    rows, lanes = filled((1, Kp), 1, v).ravel(), filled((1, Vp), 1, v).ravel()
+    for s in range(heads):
         for i in range(K):
-            for m in range(sums.shape[0]):
-                sums[m] = 0
-            for j in range(0, Vp, WIDE):
-                s = i * Vp + j
-                at_kept = start // TIME * Kp * Vp + s
-                _backward_block(
-                    kept, at_kept, dS, s, tq, tk, ta, tv, tg, tdv, past, sums, i, j, tokens, before
-                )  # fmt: skip
-            for part in range(3):
-                for t in range(0, TIME, LANES):
-                    found = totals(sums, (part * TIME + t) * LANES)
-                    store(grads, (part * K + i) * TIME + t, found)
-        _write_grads(grads, 0, dq, b, start, tokens, h)
-        _write_grads(grads, 1, dk, b, start, tokens, h)
-        _write_grads(grads, 2, da, b, start, tokens, h)
-        for t in range(tokens):
-            own, vg = v.dtype.type(0), v.dtype.type(0)
-            if before:  # the token's own value, read through the bonus
-                own = _own_weight(tq, tk, u, h, t)
-                for j in range(V):
-                    vg += tv[t, j] * tg[t, j]
-                for i in range(K):
-                    dq[b, start + t, h, i] += u[h, i] * tk[t, i] * vg
-                    dk[b, start + t, h, i] += u[h, i] * tq[t, i] * vg
-                    du[b, h, i] += tq[t, i] * tk[t, i] * vg
-            for j in range(V):
-                dv[b, start + t, h, j] = tdv[t, j] + own * tg[t, j]
-    _copy(dS, 0, 0, dS0, b, h)
+            for j in range(width):
+                table[s, i, j] = S[row, h0 + s, i, first + j]
+    # Who writes, and whose decay comes first, at the position at which a token reads: that token, or the one before.
+    late, behind = int(before), int(before or reverse)
+    for start in range(0, L + behind, TIME):
+        tokens = min(TIME, L + behind - start)
+        for s in range(heads):
+            h = h0 + s
+            hg, hq, hk, hv = h * g.shape[2] // H, h * q.shape[2] // H, h * k.shape[2] // H, h * v.shape[2] // H
+            count = factors(g, row, hg, start, tokens, L, behind, reverse, x[s], read, write, keep, cuts)
+            copy(q, row, hq, start, tokens, L, reverse, 0, K, read if on_rows else one, tq)
+            copy(k, row, hk, start - late, tokens, L, reverse, 0, K, write if on_rows else one, tk)
+            copy(v, row, hv, start - late, tokens, L, reverse, first, width, one if on_rows else write, tv)
+            for i in range(ty.size):
+                outs[i] = 0
+            for part in (q, k, v, y):
+                fetch(part, row, h0, h1, H, start + TIME, s * TIME // heads, (s + 1) * TIME // heads, L, reverse)
+            _tile(table, s, n, keep, count, cuts, on_rows, rows, lanes, tq, tk, tv, ty)
+            factor, fresh = one if on_rows else read, h % share == 0
+            give(ty, factor, y, row, h // share, start, tokens, L, reverse, first, width, fresh)
+    for s in range(heads):
+        for i in range(n):
+            keep[0, i] = x[s, i]
+        exp(keep, 1, 1, keep, 1)
+        for i in range(K):
+            for j in range(width):
+                S[row, h0 + s, i, first + j] = table[s, i, j] * keep[0, 0 if n == 1 else i if on_rows else j]
 
 
 @jit
-def _backward(q, k, v, a, S0, u, lengths, before, dy, dlast, dq, dk, dv, da, dS0, du):
-    H = v.shape[2]
-    for row in numba.prange(v.shape[0] * H):
-        b, h = row // H, row % H
-        _backward_row(q, k, v, a, S0, u, lengths[b], before, dy, dlast, b, h, dq, dk, dv, da, dS0, du)
+def _scan(q, k, v, g, S, lengths, before, reverse, across, size, width, y):
+    H, V = S.shape[1], v.shape[3]
+    parts, blocks = (H + size - 1) // size, (V + width - 1) // width
+    for task in numba.prange(v.shape[0] * parts * blocks):  # in a function of its own: prange's compiler is slow
+        row, h0, first = task // blocks // parts, task // blocks % parts * size, task % blocks * width
+        last = min(H, h0 + size), min(width, V - first)
+        _task(q, k, v, g, S, row, h0, last[0], first, last[1], lengths[row], before, reverse, across, y)
 
 
-def backward(q, k, v, a, S0, u, lengths, before, dy, dlast):
-    """Gradients of q, k, a for every head (to be summed over heads that share one), of v, of S0 and of u per row."""
-    (B, T, H, _), K = v.shape, q.shape[3]
-    dq, dk, da = (np.zeros((B, T, H, size), v.dtype) for size in (K, K, a.shape[3]))
-    dv, du, dS0 = np.zeros_like(v), np.zeros((B, H, K), v.dtype), np.empty_like(dlast)
-    _backward(q, k, v, a, S0, u, lengths, before, dy, dlast, dq, dk, dv, da, dS0, du)
-    return dq, dk, dv, da, dS0, du
+def scan(q, k, v, g, S, lengths, threads, *, before=False, reverse=False, across=False, heads=None):
+    """Returns y [B,T,heads,V], which adds up what heads of S [B,H,K,V] share, and the last state.
+
+    g is the log-decay [B|1,T|1,G,1], or [..,K], or [..,V] where `across`. With `before` a token reads before it writes.
+    """
+    (B, T, _, V), H = v.shape, S.shape[1]
+    groups = H if heads is None else heads
+    y, S = outputs(v, T, lengths, B, T, groups, V), S.copy()
+    size = together(groups, H // groups, S.shape[2] * V, threads)
+    blocks = -(-threads // max(1, B * (H // size)))  # where rows and heads do not make a task for each, values do
+    width = V if across and g.shape[3] > 1 else max(1, -(-V // (WIDE * blocks))) * WIDE
+    _scan(q, k, v, g, S, lengths, before, reverse, across, size, width, y)
+    return y, S
+
+
+@serial
+def _gain(x, dx, row, h, H, t, L, sign, running):
+    """running [n] += sign times the products of x and dx at token t, or their sum where n is 1."""
+    i, j = place(x, row, h * x.shape[2] // H, 0, t, L, False), place(dx, row, h * dx.shape[2] // H, 0, t, L, False)
+    width = x.shape[3]
+    whole = width // LANES * LANES
+    if running.shape[0] > 1:
+        for c in range(0, whole, LANES):
+            store(running, c, fma(mul(load(x, i + c), sign), load(dx, j + c), load(running, c)))
+    elif whole:
+        part = mul(load(x, i), load(dx, j))
+        for c in range(LANES, whole, LANES):
+            part = fma(load(x, i + c), load(dx, j + c), part)
+        running[0] += sign * total(part)
+    for c in range(whole, width):
+        running[c if running.shape[0] > 1 else 0] += sign * number(x, i + c) * number(dx, j + c)
+
+
+@jit
+def _learn(a, da, b, db, g, running, lengths, before, least, size, dg):
+    H, n = dg.shape[2:]
+    parts = (H + size - 1) // size
+    for task in numba.prange(dg.shape[0] * parts):
+        row, h0 = task // parts, task % parts * size
+        rg, L = row if g.shape[0] > 1 else 0, lengths[row]
+        for t in range(L - 1, -1, -1):
+            for h in range(h0, min(H, h0 + size)):
+                sums, rates = running[row, h], g[rg, t if g.shape[1] > 1 else 0, h * g.shape[2] // H]
+                if not before:
+                    _gain(a, da, row, h, H, t, L, 1, sums)
+                _gain(b, db, row, h, H, t, L, -1, sums)
+                for i in range(n):
+                    dg[row, t, h, i] = sums[i] if rates[i] > least else 0
+                if before:
+                    _gain(a, da, row, h, H, t, L, 1, sums)
+
+
+def learn(a, da, b, db, g, last, lengths, before, threads):
+    """The gradients [B,T,H,n] of log-decays g, where `last` [B,H,n] is <G, S> behind the last token: of n keys, or 1.
+
+    a and da are what is read and its gradient: y and dy, or q and dq; b and db what is written: v and dv, or k and dk.
+    Below -104 (-746 in float64) e^g is 0, and so is its gradient. The sum's roundings grow as sqrt(T): they are of the
+    size of <G, S>'s own, so large beside the gradient of a decay that leaves little (1e-3 of dg in float32 where one
+    g = -3 serves 2,000 tokens, 1e-5 where each token has its own).
+    """
+    dg, running = np.zeros((*a.shape[:2], *last.shape[1:]), last.dtype), last.copy()
+    least, size = -104.0 if dg.itemsize == 4 else -746.0, -(-dg.shape[2] // threads)
+    _learn(a, da, b, db, g, running, lengths, before, least, size, dg)
+    return dg

@@ -1,5 +1,7 @@
 """The delta recurrence on the CPU: S <- diag(a) S - b (beta c' S) + k v', one thread a head, one pass over S a token.
 
+It serves what `cpu_erase` does not: a decay for each key, b or c of its own, or reading before the update.
+
 Columns of S know nothing of each other, so WIDE values of a head are walked through time by themselves; what is left
 of them is filled up with zeros. Such a table has K rows of WIDE numbers, which stay in the first cache, and two more:
 what the next token will read of it (c' S, gathered while this token writes, so that S goes through the processor

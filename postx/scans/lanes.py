@@ -7,6 +7,7 @@ told so, and this tells it. Inside a compiled function:
     v = load(array, i)     array.ravel()[i : i + 16]; the array must be contiguous
     load2, load4           the same with 32 and 64 lanes: two and four registers under one name
     store(array, i, v)     the reverse, of any width
+    prefetch(array, i)     asks for the line of the cache with array.ravel()[i], into the second cache
     codes(array, i, shift, mask)   (bytes.ravel()[i : i + 16] >> shift) & mask as 16 float32
     number(array, i)       array.ravel()[i], unchecked; in what follows a number stands for copies of it
     add(a, b) mul(a, b)    lane by lane
@@ -46,9 +47,7 @@ class Lanes(types.Type):
 @register_model(Lanes)
 class _Model(models.PrimitiveModel):
     def __init__(self, manager, kind):
-        super().__init__(
-            manager, kind, ir.VectorType(manager.lookup(kind.dtype).get_value_type(), kind.width)
-        )
+        super().__init__(manager, kind, ir.VectorType(manager.lookup(kind.dtype).get_value_type(), kind.width))
 
 
 def _spread(context, builder, kind, value, wanted):
@@ -213,6 +212,19 @@ def store(typing, array, index, value):
 
 
 @intrinsic
+def prefetch(typing, array, index):
+    def lower(context, builder, signature, values):
+        byte, flag = ir.IntType(8), ir.IntType(32)
+        at = _pointer(context, builder, array, *values, byte)
+        signature = ir.FunctionType(ir.VoidType(), [at.type, flag, flag, flag])
+        call = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+        builder.call(call, [at, flag(0), flag(2), flag(1)])  # to read, into the second cache, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), lower
+
+
+@intrinsic
 def total(typing, value):
     if not isinstance(value, Lanes):
         return None
@@ -220,9 +232,7 @@ def total(typing, value):
     def lower(context, builder, signature, values):
         (x,) = values
         for width in _halves(value.width):  # fold the upper half onto the lower
-            x = builder.fadd(
-                _pick(builder, x, x, range(width)), _pick(builder, x, x, range(width, 2 * width))
-            )
+            x = builder.fadd(_pick(builder, x, x, range(width)), _pick(builder, x, x, range(width, 2 * width)))
         return builder.extract_element(x, ir.Constant(ir.IntType(32), 0))
 
     return value.dtype(value), lower
@@ -239,9 +249,7 @@ def dot(typing, a, b):
         return None
 
     def lower(context, builder, signature, values):
-        parts = [
-            [_pick(builder, x, x, range(i, i + LANES)) for x in values] for i in range(0, a.width, LANES)
-        ]
+        parts = [[_pick(builder, x, x, range(i, i + LANES)) for x in values] for i in range(0, a.width, LANES)]
         products = builder.fmul(*parts[0])
         for x, y in parts[1:]:
             products = _call(builder, "llvm.fmuladd", x, y, products)
@@ -259,9 +267,7 @@ def totals(typing, array, index):
     def lower(context, builder, signature, values):
         start = _pointer(context, builder, array, values[0], values[1], context.get_value_type(kind))
         rows = [
-            builder.load(
-                builder.gep(start, [ir.Constant(ir.IntType(64), j)]), align=array.dtype.bitwidth // 8
-            )
+            builder.load(builder.gep(start, [ir.Constant(ir.IntType(64), j)]), align=array.dtype.bitwidth // 8)
             for j in range(LANES)
         ]
         even, odd = range(0, 2 * LANES, 2), range(1, 2 * LANES, 2)

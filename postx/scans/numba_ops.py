@@ -12,12 +12,14 @@ from postx.scans import (
     cpu_decay,
     cpu_delta,
     cpu_diagonal,
+    cpu_erase,
     cpu_fir,
     cpu_logspace,
     cpu_selective,
 )
 from postx.scans.arguments import sum_to
 from postx.scans.lanes import LANES
+from postx.shapes import real
 
 
 def _arrays(*tensors):
@@ -83,31 +85,68 @@ class Selective(Function):
         return du[..., :D], ddelta[..., :D], dA.sum(0)[:, :D].mT, dB.sum(0), dC.sum(0), dS[..., :D].mT, None
 
 
+def _reads(q, k, u):
+    """Of every head, what a token's query finds of its own value by the bonus: q' diag(u) k, [B,T,H,1]."""
+    return (_to_heads(q, u) * u * _to_heads(k, u)).sum(-1, keepdim=True)
+
+
+def _to_heads(x, u):
+    return x.repeat_interleave(u.shape[0] // x.shape[2], 2)
+
+
+def _scan(*tensors, **how):
+    """`cpu_decay.scan` of tensors."""
+    return map(torch.from_numpy, cpu_decay.scan(*_arrays(*tensors), numba.get_num_threads(), **how))
+
+
+def _learn(*tensors, before):
+    """`cpu_decay.learn` of tensors."""
+    return torch.from_numpy(cpu_decay.learn(*_arrays(*tensors), before, numba.get_num_threads()))
+
+
 class Decay(Function):
+    """g is the log-decay [B|1,T|1,G,K|1], and the bonus u may be None."""
+
     @staticmethod
-    def forward(ctx, q, k, v, a, S, u, lengths, before):
-        ctx.save_for_backward(q, k, v, a, S, u, lengths)
+    def forward(ctx, q, k, v, g, S, u, lengths, before):
+        y, last = _scan(q, k, v, g, S, lengths, before=before)
         ctx.before = before
-        y, last = cpu_decay.forward(*_arrays(q, k, v, a, S, u, lengths), before)
-        return torch.from_numpy(y), torch.from_numpy(last)
+        ctx.save_for_backward(q, k, v, g, S, u, lengths, y, last)
+        return (y if u is None else y + _reads(q, k, u) * v), last
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dlast):
-        q, k, v, a, S, u, lengths = ctx.saved_tensors
-        arrays = _arrays(q, k, v, a, S, u, lengths)
-        grads = cpu_decay.backward(*arrays, ctx.before, *_arrays(dy, dlast))
-        dq, dk, dv, da, dS, du = map(torch.from_numpy, grads)
-        return (
-            sum_to(dq, q.shape),
-            sum_to(dk, k.shape),
-            dv,
-            sum_to(da, a.shape),
-            dS,
-            du.sum(0),
-            None,
-            None,
-        )
+        q, k, v, g, S, u, lengths, y, last = ctx.saved_tensors
+        H, (Gq, Gk, Gg), keys = v.shape[2], (x.shape[2] for x in (q, k, g)), g.shape[3] > 1
+
+        def scan(*x, **how):
+            return _scan(*x, lengths, before=ctx.before, **how)
+
+        learns = ctx.needs_input_grad[3]
+        # A key's decay learns from dq and dk of its own heads alone.
+        finest = max(Gq, Gk, Gg)
+        finest = finest if all(finest % G == 0 for G in (Gq, Gk, Gg)) else H
+        own = finest if learns and keys else None
+        dv, dS = scan(k, q, dy, g, dlast, heads=H, reverse=True)
+        dq, _ = scan(dy, v, k, g, S.mT, heads=own or Gq, across=True)
+        dk, _ = scan(v, dy, q, g, dlast.mT, heads=own or Gk, across=True, reverse=True)
+        dg = du = None
+        if learns:
+            at_end = (dlast * last).sum(-1)
+            if keys:
+                parts, at_end = (q, dq, k, dk), at_end.unflatten(1, (finest, -1)).sum(2)
+            else:
+                parts, at_end = (y, dy, v, dv), at_end.sum(-1, keepdim=True)
+            dg = sum_to(_learn(*parts, g, at_end, lengths, before=ctx.before), g.shape)
+        dq, dk = sum_to(dq, q.shape), sum_to(dk, k.shape)
+        if u is not None:
+            dy = real(dy, lengths)
+            found, full_q, full_k = (dy * v).sum(-1, keepdim=True), _to_heads(q, u), _to_heads(k, u)
+            dv = dv + _reads(q, k, u) * dy
+            dq, dk = dq + sum_to(found * u * full_k, q.shape), dk + sum_to(found * u * full_q, k.shape)
+            du = (found * full_q * full_k).sum((0, 1))
+        return dq, dk, dv, dg, dS, du, None, None
 
 
 class Delta(Function):
@@ -140,6 +179,42 @@ class Delta(Function):
             None,
             None,
         )
+
+
+class Erase(Function):
+    """The delta recurrence read after the update, with one log-decay a head, g [B|1,T|1,G,1], and b = c = k."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, g, beta, S, lengths):
+        ctx.shape, beta = beta.shape, beta.expand(*v.shape[:2], -1)
+        arrays, learns = _arrays(q, k, v, beta[..., None], g, S, lengths), any(ctx.needs_input_grad)
+        y, last, u = map(torch.from_numpy, cpu_erase.walk(*arrays, numba.get_num_threads(), keep=learns))
+        ctx.save_for_backward(q, k, v, g, beta, S, lengths, y, last, u)
+        return y, last
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy, dlast):
+        """With du, each is a decay recurrence: of what was written, u, and of what is erased, beta k' times du."""
+        q, k, v, g, beta, S, lengths, y, last, u = ctx.saved_tensors
+        (Gq, Gk), H = (x.shape[2] for x in (q, k)), v.shape[2]
+        arrays = _arrays(q, k, dy, beta[..., None], g, dlast, lengths)
+        du, dS, _ = map(torch.from_numpy, cpu_erase.walk(*arrays, numba.get_num_threads(), reverse=True))
+        dq, _ = _scan(dy, u, k, g, S.mT, lengths, heads=Gq)
+        lost, _ = _scan(du, u, k, g, S.mT, lengths, before=True)  # the table before each token, times du
+        dk, _ = _scan(u, dy, q, g, dlast.mT, lengths, heads=Gk, reverse=True)
+        full_k, beta = (x.repeat_interleave(H // x.shape[2], 2) for x in (k, beta))
+        erased = beta[..., None] * full_k
+        later, _ = _scan(u, du, erased, g, torch.zeros_like(S.mT), lengths, heads=Gk, reverse=True, before=True)
+        dk = dk - later - sum_to(beta[..., None] * lost, k.shape)
+        dbeta, dg = -(full_k * lost).sum(-1), None
+        if ctx.needs_input_grad[3]:
+            at_end = (dlast * last).sum((2, 3))[..., None]
+            dg = _learn(y, dy, u, du, g, at_end, lengths, before=False)
+            after = beta * dbeta
+            after = after.flip(1).cumsum(1).flip(1) - after
+            dg = sum_to(torch.where(dg == 0, 0, dg + after[..., None]), g.shape)
+        return dq, dk, du, dg, sum_to(dbeta, ctx.shape), dS, None
 
 
 class Logspace(Function):

@@ -78,4 +78,4 @@ def test_one_token_alone_is_no_chunk():
     """On a GPU its table is read and written once, by the kernel that goes token by token."""
     for T in (1, 2):
         v = torch.zeros(1, T, 2, 4, dtype=torch.bfloat16)
-        assert scans.choice.in_chunks(v) == scans.choice.delta_in_chunks(None, v, v) == (T > 1)
+        assert scans.choice.in_chunks(v) == bool(scans.choice.delta_in_chunks(True, None, v, v)) == (T > 1)

@@ -6,7 +6,7 @@ import numba
 import pytest
 import torch
 
-from postx.scans import cpu_decay, cpu_diagonal, lanes, runtime
+from postx.scans import cpu_decay, cpu_diagonal, cpu_tiles, lanes, runtime
 
 
 def test_threads_are_shared_among_workers():
@@ -40,15 +40,15 @@ def test_cache_falls_back_where_nothing_can_be_written(tmp_path):
     assert "postx-numba" in runtime.cache_folder(plain_file, plain_file).name
 
 
-def test_an_edit_of_the_lanes_compiles_every_kernel_again():
-    source = Path(lanes.__file__).read_bytes()
+def test_an_edit_of_what_kernels_share_compiles_every_kernel_again():
+    lane, tile = (Path(module.__file__).read_bytes() for module in (lanes, cpu_tiles))
     base = runtime.KERNELS.parent
-    assert runtime.kernel_folder(base, source) == runtime.KERNELS
-    assert runtime.kernel_folder(base, source + b"#") != runtime.KERNELS
+    assert runtime.kernel_folder(base, lane + tile) == runtime.KERNELS
+    assert runtime.kernel_folder(base, lane + tile + b"#") != runtime.KERNELS
     before = numba.config.CACHE_DIR
     kernel = runtime.jit(lambda x: x + 1)
     assert before == numba.config.CACHE_DIR, "other users of numba keep their own folder"
-    for function in (kernel, cpu_decay._forward, cpu_decay._forward_block, cpu_diagonal._row):
+    for function in (kernel, cpu_decay._scan, cpu_tiles.block, cpu_diagonal._row):
         assert runtime.KERNELS in Path(function.stats.cache_path).parents
 
 
