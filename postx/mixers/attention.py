@@ -214,8 +214,9 @@ class Layer(nn.Module):
     alibi=True takes its place. conv_size=4 mixes each channel of q, k and v with its last 4 tokens first, and adds
     their last inputs to the state. qk_norm=True: an RMS norm over each head's q and k before they are rotated, with
     qk_eps in it (1e-6 as in Qwen3; LFM2 has 1e-5).
-    D_in: the width of x where it is not D. out_bias: a bias on the way back (RecurrentGemma).
-    causal=False: every token sees every other, by `bidirectional`; there is no state then, and S comes back empty.
+    scale: of the scores, K^-1/2 by default. gate=True: sigmoid(gate(x)) on the heads' outputs (Qwen3-Next). sub_norm:
+    the eps of an RMS norm over them all (BitNet b1.58). D_in: the width of x where it is not D. bias: on q, k and v;
+    out_bias: on the way back. causal=False: every token sees every other, by `bidirectional`, and S comes back empty.
     Raises ValueError where G does not divide H, or H does not divide D and K is not given.
     """
 
@@ -223,7 +224,8 @@ class Layer(nn.Module):
 
     def __init__(
         self, D, H=4, G=None, K=None, V=None, window=None, rope=True, chunk=64,
-        *, alibi=False, conv_size=0, qk_norm=False, qk_eps=1e-6, D_in=None, out_bias=False, causal=True,
+        *, alibi=False, conv_size=0, qk_norm=False, qk_eps=1e-6, D_in=None, bias=False, out_bias=False, causal=True,
+        scale=None, gate=False, sub_norm=None,
     ):  # fmt: skip
         super().__init__()
         if not causal and (window is not None or alibi or conv_size):
@@ -236,13 +238,15 @@ class Layer(nn.Module):
         K = K or D // H
         V = V or K
         self.heads = (H, K), (G, K), (G, V)
-        self.window, self.chunk, self.causal = window, chunk, causal
+        self.window, self.chunk, self.causal, self.scale = window, chunk, causal, scale
         self.rope = None if alibi else Rope() if rope is True else rope or None
         self.alibi = alibi
         widths = [heads * width for heads, width in self.heads]
-        self.q, self.k, self.v = (nn.Linear(D_in or D, width, bias=False) for width in widths)
+        self.q, self.k, self.v = (nn.Linear(D_in or D, width, bias=bias) for width in widths)
         self.conv = conv.Mixed(widths, conv_size)
         self.norms = nn.ModuleList(nn.RMSNorm(K, eps=qk_eps) for _ in range(2)) if qk_norm else None
+        self.gate = nn.Linear(D_in or D, H * V, bias=bias) if gate else None
+        self.sub_norm = nn.RMSNorm(H * V, eps=sub_norm) if sub_norm is not None else None
         self.out = nn.Linear(H * V, D, bias=out_bias)
 
     @property
@@ -262,8 +266,8 @@ class Layer(nn.Module):
         if self.norms is not None:
             z[:2] = (norm(part) for norm, part in zip(self.norms, z[:2], strict=True))
         if not self.causal:
-            return self.out(bidirectional(*z, rope=self.rope).flatten(2)), ()
-        w = {"window": self.window, "rope": self.rope, "slopes_H": self.slopes_H}
+            return self._back(bidirectional(*z, scale=self.scale, rope=self.rope), x_BTD), ()
+        w = {"window": self.window, "rope": self.rope, "slopes_H": self.slopes_H, "scale": self.scale}
         if inplace and S is not None and x_BTD.shape[1] == 1 and lengths_B is None and reset_BT is None:
             y_BHV, S = step(S, *(x[:, 0] for x in z), inplace=True, **w)
             y = y_BHV[:, None]
@@ -271,8 +275,13 @@ class Layer(nn.Module):
             run = by_form(__name__, form, x_BTD)
             w |= {"chunk": self.chunk} if run is chunked else {}
             y, S = run(*z, S=S, **side, **w)
-        # A cache keeps its dtype, also that of a prompt read under autocast: the answer is in the token's.
-        return self.out(y.flatten(2).to(x_BTD.dtype)), (*S, *S_conv)
+        return self._back(y, x_BTD), (*S, *S_conv)
+
+    def _back(self, y_BTHV, x_BTD):
+        """From the heads' outputs to D. A cache keeps its dtype, also under autocast: the answer is in the token's."""
+        y = y_BTHV.flatten(2).to(x_BTD.dtype)
+        y = y if self.gate is None else y * self.gate(x_BTD).sigmoid()
+        return self.out(y if self.sub_norm is None else self.sub_norm(y))
 
 
 def _look(q_BTHK, k_BTGK, v_BTGV, S, lengths_B, *, window=None, scale=None, rope=None, slopes_H=None):

@@ -105,9 +105,10 @@ class Layer(nn.Module):
     Layer(x_BTD, S=None) -> (y_BTD, S). The bias starts so that exp(g) forgets at rates spread from 0.001 to 0.1,
     and exp(A) from 1 to 16, as in Mamba-2. negative_eigenvalues=True doubles beta to (0, 2). conv_size=4, as
     published, mixes each channel of q, k and v with its last 4 tokens before the SiLU; their inputs join the state.
+    eps: in the norm of the output (Qwen3-Next has 1e-6).
     """
 
-    def __init__(self, D, *, H=4, G=None, K=None, V=None, negative_eigenvalues=False, conv_size=0):
+    def __init__(self, D, *, H=4, G=None, K=None, V=None, negative_eigenvalues=False, conv_size=0, eps=1e-5):
         super().__init__()
         G = G or max(1, H // 2)
         check_shared("G", G, H)
@@ -120,7 +121,7 @@ class Layer(nn.Module):
         spread = torch.exp(torch.linspace(math.log(0.001), math.log(0.1), H))
         self.bias_H = nn.Parameter(spread + torch.log(-torch.expm1(-spread)))  # softplus(bias) = spread
         self.log_A_H = nn.Parameter(torch.log(torch.linspace(1, 16, H)))
-        self.norm, self.out = nn.RMSNorm(V, eps=1e-5), nn.Linear(H * V, D, bias=False)
+        self.norm, self.out = nn.RMSNorm(V, eps=eps), nn.Linear(H * V, D, bias=False)
 
     def forward(self, x_BTD, S=None, *, form="auto", **side):
         S, S_conv = (S[:1], S[1:]) if S else (None, ())

@@ -16,10 +16,11 @@ state is replaced. `write` and `read` are shared by all channels.
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import nn
-from torch.nn.functional import silu, softplus
+from torch.nn.functional import linear, silu, softplus
 
 from postx import scans
 from postx.cost import Cost, ssm_scan
@@ -143,40 +144,64 @@ class Layer(nn.Module):
         delta = softplus(Linear(x) + bias)      out = Linear(y silu(z))
 
     `expand` D channels inside, delta through `rank` = D / 16 of them. delta starts log-uniform in [1e-3, 0.1]
-    (by its bias), A at -1..-N, the skip at 1. norms=True puts an RMS norm on
-    delta's channels, write and read (Jamba). S = (S_BDN, last inputs of the convolution).
+    (by its bias), A at -1..-N, the skip at 1. norms=True puts an RMS norm with norm_eps on delta's channels, write
+    and read (Jamba); "plain" one without weights (Falcon Mamba). inner: channels, where they are not expand D. bias:
+    on the way in and back. heads > 1: so many equal parts of the channels, each with a delta, write and read of its
+    own, seen from its own channels only (Zamba). S = (S_BDN, last inputs of the convolution).
     """
 
     OWN = ("delta",)
 
-    def __init__(self, D, *, N=16, expand=2, rank=None, conv_size=4, norms=False):
+    def __init__(
+        self, D, *, N=16, expand=2, inner=None, rank=None, conv_size=4, norms=False, norm_eps=1e-6, bias=False, heads=1
+    ):  # fmt: skip
         super().__init__()
-        inner, self.N, self.rank = expand * D, N, rank or math.ceil(D / 16)
+        inner, self.N, self.rank = inner or expand * D, N, rank or math.ceil(D / 16)
+        if inner % heads:
+            raise ValueError(f"heads: {heads} parts do not divide {inner} channels")
+        self.heads = heads
         bound = conv_size**-0.5
-        self.inward = nn.Linear(D, 2 * inner, bias=False)
+        self.inward = nn.Linear(D, 2 * inner, bias=bias)
         self.taps_DW = nn.Parameter(torch.empty(inner, conv_size).uniform_(-bound, bound))
         self.taps_bias_D = nn.Parameter(torch.empty(inner).uniform_(-bound, bound))
-        self.choose = nn.Linear(inner, self.rank + 2 * N, bias=False)
+        self.choose = nn.Linear(inner // heads, heads * (self.rank + 2 * N), bias=False)
         self.delta = nn.Linear(self.rank, inner)
         sizes = self.rank, N, N
-        self.norms = nn.ModuleList(nn.RMSNorm(n, eps=1e-6) for n in sizes) if norms else None
+        made = (nn.RMSNorm(n, eps=norm_eps, elementwise_affine=norms != "plain") for n in sizes)
+        self.norms = nn.ModuleList(made) if norms else None
         nn.init.uniform_(self.delta.weight, -(self.rank**-0.5), self.rank**-0.5)
         first = torch.empty(inner).uniform_(math.log(1e-3), math.log(0.1)).exp()
         with torch.no_grad():
             self.delta.bias.copy_(first + torch.log(-torch.expm1(-first)))  # softplus of this is `first`
         self.log_rate_DN = Still(torch.log(-decays(inner, N)))
         self.skip_D = nn.Parameter(torch.ones(inner))
-        self.out = nn.Linear(inner, D, bias=False)
+        self.out = nn.Linear(inner, D, bias=bias)
 
     def forward(self, x_BTD, S=None, *, form="auto", **side):
         check({"D": self.inward.in_features}, x_BTD=x_BTD)
         u, gate = self.inward(x_BTD).chunk(2, -1)
         S, S_conv = S or (None, None)
         u, S_conv = conv.short_convolution(u, self.taps_DW, self.taps_bias_D, S_conv, **side)
-        u = silu(u)
-        delta, write, read = self.choose(u).split([self.rank, self.N, self.N], -1)
-        if self.norms is not None:
-            delta, write, read = (n(x) for n, x in zip(self.norms, (delta, write, read), strict=True))
-        w = {"A_DN": -torch.exp(self.log_rate_DN), "skip_D": self.skip_D}
-        y, S = by_form(__name__, form, x_BTD)(u, softplus(self.delta(delta)), write, read, S=S, **w, **side)
+        u, A = silu(u), -torch.exp(self.log_rate_DN)
+        run = partial(by_form(__name__, form, x_BTD), **side)
+        if self.heads == 1:
+            y, S = self._head(run, S, u, A, self.skip_D, self.choose, self.delta)
+        else:
+            y, S = self._each(run, S, u, A)
         return self.out(y * silu(gate)), (S, S_conv)
+
+    def _head(self, run, S, u, A, skip, choose, delta):
+        step, write, read = choose(u).split([self.rank, self.N, self.N], -1)
+        if self.norms is not None:
+            step, write, read = (n(x) for n, x in zip(self.norms, (step, write, read), strict=True))
+        return run(u, softplus(delta(step)), write, read, S=S, A_DN=A, skip_D=skip)
+
+    def _each(self, run, S, u, A):
+        """Head after head: each has its rows of `choose`, and its channels of all else."""
+        H, done = self.heads, []
+        states = [None] * H if S is None else S.chunk(H, 1)
+        rows = (x.chunk(H) for x in (A, self.skip_D, self.choose.weight, self.delta.weight, self.delta.bias))
+        for S_h, u_h, A_h, skip, choose, delta, bias in zip(states, u.chunk(H, -1), *rows, strict=True):
+            own = partial(linear, weight=choose), partial(linear, weight=delta, bias=bias)
+            done.append(self._head(run, S_h, u_h, A_h, skip, *own))
+        return tuple(torch.cat(parts, axis) for axis, parts in zip((-1, 1), zip(*done, strict=True), strict=True))

@@ -159,17 +159,17 @@ class Layer(nn.Module):
     """Latent attention with DeepSeek-V2's projections: low-rank queries, RMSNorm on both latents.
 
     `Layer(x_BTD, S=None) -> (y_BTD, S)`, computed by `chunked`; one token with `inplace=True` by
-    `step_absorbed`. Rq is the queries' latent width. No biases.
+    `step_absorbed`. Rq is the queries' latent width; scale is that of the scores (YaRN's is larger). No biases.
     """
 
     TAKES = ("inplace",)
 
-    def __init__(self, D, H=4, R=None, Rq=None, nope=None, rotary=None, V=None, rope=ROPE, chunk=64):
+    def __init__(self, D, H=4, R=None, Rq=None, nope=None, rotary=None, V=None, rope=ROPE, chunk=64, scale=None):
         super().__init__()
         nope = nope or max(1, D // H)
         rotary, V = rotary or 2 * max(1, nope // 4), V or nope
         R, Rq = R or max(1, D // 4), Rq or max(1, D // 2)
-        self.H, self.widths, self.rope, self.chunk = H, (R, rotary), rope, chunk
+        self.H, self.widths, self.rope, self.chunk, self.scale = H, (R, rotary), rope, chunk, scale
         self.q_down, self.q_norm = nn.Linear(D, Rq, bias=False), nn.RMSNorm(Rq, eps=1e-6)
         self.q_up = nn.Linear(Rq, H * (nope + rotary), bias=False)
         self.kv_down, self.kv_norm = nn.Linear(D, R + rotary, bias=False), nn.RMSNorm(R, eps=1e-6)
@@ -182,7 +182,7 @@ class Layer(nn.Module):
         q = self.q_up(self.q_norm(self.q_down(x_BTD))).unflatten(-1, (self.H, -1))
         c, r = self.kv_down(x_BTD).split(self.widths, -1)
         z = q, self.kv_norm(c), r
-        w = {"up_k_HKR": self.up_k_HKR, "up_v_HVR": self.up_v_HVR, "rope": self.rope}
+        w = {"up_k_HKR": self.up_k_HKR, "up_v_HVR": self.up_v_HVR, "rope": self.rope, "scale": self.scale}
         if inplace and S is not None and x_BTD.shape[1] == 1 and lengths_B is None and reset_BT is None:
             y_BHV, S = step_absorbed(S, *(x[:, 0] for x in z), inplace=True, **w)
             y = y_BHV[:, None]

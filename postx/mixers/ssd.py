@@ -145,29 +145,33 @@ class Layer(nn.Module):
 
     One short convolution over x, k and q together; heads of width V (64, or `inner` where that is less). dt
     starts log-uniform in [1e-3, 0.1], the rates uniform in [1, 16]. norm=False leaves the RMS norm out (Falcon-H1); it
-    is of each group by itself. dt is held to dt_limit = (least, most) (Nemotron-H has a least one).
+    is of each group by itself, with eps in it, and before the gate with gate_last=True (some of Falcon-H1). dt is held
+    to dt_limit = (least, most) (Nemotron-H has a least one). bias: on the way in and back.
     S = (S_BHKV, last inputs of the convolution).
     """
 
-    def __init__(self, D, *, K=128, V=None, G=1, expand=2, conv_size=4, inner=None, norm=True, dt_limit=(0, math.inf)):
+    def __init__(
+        self, D, *, K=128, V=None, G=1, expand=2, conv_size=4, inner=None, norm=True, eps=1e-5, gate_last=False,
+        dt_limit=(0, math.inf), bias=False,
+    ):  # fmt: skip
         super().__init__()
         inner = inner or expand * D
         V = min(64, inner) if V is None else V
         if inner % V:
             raise ValueError(f"V: expected a divisor of the inner width {inner}, got {V}")
-        self.H, self.G, self.K, self.dt_limit = inner // V, G, K, dt_limit
+        self.H, self.G, self.K, self.dt_limit, self.gate_last = inner // V, G, K, dt_limit, gate_last
         check_shared("G", G, self.H)
         self.widths = inner, G * K, G * K
         mixed, bound = sum(self.widths), conv_size**-0.5
-        self.inward = nn.Linear(D, inner + mixed + self.H, bias=False)
+        self.inward = nn.Linear(D, inner + mixed + self.H, bias=bias)
         self.taps_DW = nn.Parameter(torch.empty(mixed, conv_size).uniform_(-bound, bound))
         self.taps_bias_D = nn.Parameter(torch.empty(mixed).uniform_(-bound, bound))
         first = 10 ** torch.empty(self.H).uniform_(-3, -1)
         self.dt_bias_H = nn.Parameter(first + torch.log(-torch.expm1(-first)))  # softplus of this is `first`
         self.log_rate_H = nn.Parameter(torch.empty(self.H).uniform_(1, 16).log())
         self.skip_H = nn.Parameter(torch.ones(self.H))
-        self.norm = GroupNorm(inner, G) if norm else nn.Identity()
-        self.out = nn.Linear(inner, D, bias=False)
+        self.norm = GroupNorm(inner, G, eps) if norm else nn.Identity()
+        self.out = nn.Linear(inner, D, bias=bias)
 
     def forward(self, x_BTD, S=None, *, form="auto", **side):
         check({"D": self.inward.in_features}, x_BTD=x_BTD)
@@ -181,4 +185,5 @@ class Layer(nn.Module):
         v, g = (x * dt[..., None]).to(x.dtype), -torch.exp(self.log_rate_H.to(dt.dtype)) * dt
         y, S = by_form(__name__, form, x_BTD)(q, k, v, g, S=S, **side)
         y = (y + self.skip_H[:, None] * x).flatten(2)
-        return self.out(self.norm(y * silu(gate))), (S, S_conv)
+        y = self.norm(y) * silu(gate) if self.gate_last else self.norm(y * silu(gate))
+        return self.out(y), (S, S_conv)

@@ -77,7 +77,7 @@ class Dense:
 
     @staticmethod
     def fits(part):
-        return any(act is part.act for act in ACTIVATIONS.values())
+        return part.norm is None and any(act is part.act for act in ACTIVATIONS.values())
 
 
 class SSD:
@@ -99,7 +99,7 @@ class SSD:
 
     @staticmethod
     def fits(part):
-        return True
+        return part.inward.bias is None and not part.gate_last
 
 
 class Attention:
@@ -110,15 +110,15 @@ class Attention:
         W, out = lay_out([part.q.weight, part.k.weight, part.v.weight], [part.out.weight])
         (H, K), rope = part.heads[0], part.rope
         dims = 0 if rope is None else rope.dims or K
-        pair = torch.arange(dims // 2, dtype=torch.float64)
-        frequency = own((rope.base if rope else 1.0) ** (-2 * pair / max(1, dims)))
+        frequency = own(torch.zeros(0, dtype=torch.float64) if rope is None else rope.turns(dims))
         q_norm, k_norm = [None, None] if part.norms is None else [norm.weight for norm in part.norms]
         eps = np.float32(0 if part.norms is None else part.norms[0].eps)
         half = rope is not None and rope.pairing == "half"
         self.before, self.H = (x, seen), H
         self.after = (
-            self.position, H, part.window or 0, np.float32(K**-0.5), frequency, half, *W, own(q_norm), own(k_norm), eps,
-            *out, own(part.out.bias), W.room, np.zeros((2, len(frequency)), np.float32), np.zeros(H, np.float32),
+            self.position, H, part.window or 0, np.float32(part.scale or K**-0.5), frequency, half, *W, own(q_norm),
+            own(k_norm), eps, *out, own(part.out.bias), W.room, np.zeros((2, len(frequency)), np.float32),
+            np.zeros(H, np.float32),
         )  # fmt: skip
         self.last = np.zeros(out.W.shape[1], np.float32), out.room
         self.bind()
@@ -142,7 +142,8 @@ class Attention:
 
     @staticmethod
     def fits(part):
-        return part.causal and not part.alibi and part.conv.taps_DW is None
+        plain = part.q.bias is None and part.gate is None and part.sub_norm is None
+        return plain and part.causal and not part.alibi and part.conv.taps_DW is None
 
 
 class GatedDelta:

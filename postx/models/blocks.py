@@ -144,7 +144,8 @@ class Block(nn.Module):
     def forward(self, x, S, context):
         after, load = [], None
         for norm, parts in ((self.norm, self.mix), (self.mlp_norm, [] if self.mlp is None else [self.mlp])):
-            seen = x if norm is None else norm(x)
+            handed = None if norm is None or not context.cross else context.cross.pop("handed", None)
+            seen = x if norm is None else norm(x if handed is None else x + handed)
             for part in parts:
                 y, S_i, more = context.call(part, seen, S[len(after)] if S else None)
                 x, load = x + y, more or load
@@ -190,12 +191,13 @@ class Shared(nn.Module):
 
     Nothing is added inside of it, and what it gives goes through a matrix of the place where it stands (`Place`).
     Glorioso et al. 2024 (arXiv 2405.16712), sec. 2, whose attention has no positions. There the result is added to
-    the input of the following Mamba layer only; here to the stream. Keyword arguments are those of the attention;
-    F is the MLP's width.
+    the input of the following Mamba layer only: next_only=True; otherwise to the stream. Keyword arguments are those
+    of the attention; F is the MLP's width.
     """
 
-    def __init__(self, D, *, F=None, eps=1e-5, **options):
+    def __init__(self, D, *, F=None, eps=1e-5, next_only=False, **options):
         super().__init__()
+        self.next_only = next_only
         self.norm, self.mlp_norm = RMSNorm(2 * D, eps), RMSNorm(D, eps)
         self.attention = attention.Layer(D, D_in=2 * D, **{"rope": None} | options)
         self.mlp = MLP(D, F, activation="gelu")
@@ -216,6 +218,9 @@ class Place(nn.Module):
 
     def forward(self, x_BTD, S=None, *, cross, **side):
         y, S = cross["shared"](x_BTD, cross["embedding"], S, **side)
+        if cross["shared"].next_only:
+            cross["handed"] = self.out(y)  # the next place with a norm takes it
+            return x_BTD.new_zeros(()), S
         return self.out(y), S
 
 

@@ -9,14 +9,14 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from postx.models.denoiser import Denoiser
 from postx.models.lm import LM
-from postx.quant import Quantized
+from postx.models.loading import files, fill, from_gguf, hub
+from postx.models.packed import read, same, write
 
-NETWORKS = {"LM": LM, "Denoiser": Denoiser}
+NETWORKS = {"LM": LM, "Denoiser": Denoiser, "published": lambda config: fill.build(config, torch.get_default_device())}
+PACKED = "packed"  # the name of the model in a folder that the command `quantize` wrote
 FOLDER = Path(__file__).parents[1] / "weights"
 
 
@@ -39,16 +39,10 @@ def save(name, lm, config, record, folder=FOLDER, dtype=torch.bfloat16, packed=N
         shapes = {key: x.shape for key, x in _build(config).state_dict().items()}
     if shapes != {key: x.shape for key, x in weights.items()}:
         raise ValueError(f"config: {config!r} does not build the model given")
-    how = {}
-    for layer, q in (packed or {}).items():
-        del weights[f"{layer}.weight"]
-        weights |= {f"{layer}.weight/{part}": x.cpu().contiguous() for part, x in q.parts.items()}
-        how[layer] = {"method": q.method, "shape": list(q.shape), "how": q.how}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
-    metadata = {"config": json.dumps(config)} | ({"packed": json.dumps(how)} if how else {})
-    save_file(weights, path, metadata=metadata)
+    write(path, config, weights, packed)
     text = json.dumps({"name": name, "config": config, **record}, indent=1)
     path.with_suffix(".json").write_text(text + "\n", encoding="utf8")
     return path
@@ -63,20 +57,46 @@ def record(name, folder=FOLDER):
         raise ValueError(f"name: {path} is damaged: {error}") from error
 
 
-def load(name, folder=FOLDER, dtype=torch.float32, device="cpu"):
-    """The kept model of that name, an `LM` or `Denoiser` in evaluation mode with the stored values in `dtype`.
+def load(what, folder=FOLDER, dtype=torch.float32, device="cpu"):
+    """A trained model in evaluation mode, its values in `dtype`. `what` is the first of these that fits:
+
+    - the name of a kept model in `folder`: an `LM` or `Denoiser`;
+    - a folder that the command `quantize` wrote;
+    - a folder in the published layout, config.json and safetensors, of an architecture in loading/names.toml;
+    - a file NAME.gguf (with the package gguf);
+    - "hf:owner/name" or "hf:owner/name@revision": such a folder on the hub (with the package huggingface_hub).
 
     Raises FileNotFoundError naming the missing file and the models that are there, ValueError for a file that is
-    damaged, or was not written by `save`.
+    damaged or not of this kind, and lists by name the weights that do not fit.
     """
+    what = str(what)
+    if what not in kept(folder):
+        if what.startswith("hf:"):
+            return hub.load(what, dtype, device)
+        if what.endswith(".gguf") and Path(what).is_file():
+            return from_gguf.load(what, dtype, device)
+        if (Path(what) / f"{PACKED}.safetensors").exists():
+            return _kept(PACKED, what, dtype, device)
+        if Path(what).is_dir():
+            return files.folder(what, dtype, device)
+    return _kept(what, folder, dtype, device)
+
+
+def _kept(name, folder, dtype, device):
     config, weights, layers = _read(name, folder)
     try:
-        lm = _build(config).to(dtype)  # before it has its weights: the process's default does not matter
-        lm.load_state_dict(weights | {f"{layer}.weight": q.dequantize() for layer, q in layers.items()})
+        with torch.device("meta"):
+            lm = _build(config)
+        weights |= same(layers)
+        lm.load_state_dict({key: x.to("meta") for key, x in weights.items()})  # all names, and their shapes
+        for key in list(weights):
+            x = weights.pop(key)
+            fill.put(lm, key, x.to(device, dtype if x.is_floating_point() else x.dtype))
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         path = _find(name, folder, ".safetensors")
         raise ValueError(f"name: {path} holds no model of this package ({error})") from error
-    return lm.to(device).eval()
+    lm.published = config.get("config")
+    return lm.eval()
 
 
 def _build(config):
@@ -98,31 +118,16 @@ def packed(name, folder=FOLDER):
 
 
 def _read(name, folder):
-    """(config, weights, packed layers) of a file."""
-    path = _find(name, folder, ".safetensors")
-    try:
-        with safe_open(path, framework="pt") as file:
-            head = file.metadata() or {}
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"name: {path} is not a whole safetensors file ({error})") from error
-    if "config" not in head:
-        raise ValueError(f"name: {path} was not written by `checkpoints.save`: its head says nothing of a model")
-    layers = {}
-    try:
-        config, how = (json.loads(head.get(part, "{}")) for part in ("config", "packed"))
-        for layer, q in how.items():
-            start = f"{layer}.weight/"
-            parts = {key.removeprefix(start): weights.pop(key) for key in list(weights) if key.startswith(start)}
-            layers[layer] = Quantized(q["method"], tuple(q["shape"]), parts, q["how"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"name: the head of {path} is damaged ({error!r})") from error
-    return config, weights, layers
+    """(config, weights, packed layers) of a kept model."""
+    return read(_find(name, folder, ".safetensors"))
 
 
 def _find(name, folder, suffix):
     path = Path(folder) / f"{name}{suffix}"
     if not path.exists():
         there = ", ".join(kept(folder)) or "none"
-        raise FileNotFoundError(f"name: {path.name} is not in {path.parent}; kept models there: {there}")
+        raise FileNotFoundError(
+            f"name: {path.name} is not in {path.parent}; kept models there: {there}; and there is no folder or .gguf "
+            f"file {name!r}"
+        )
     return path

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from postx.diffusion import check_ids
+from postx.models import capabilities
 from postx.models.blocks import NORMS, Block, Context
 from postx.shapes import check
 
@@ -38,6 +39,12 @@ class Denoiser(nn.Module):
         self.norm = NORMS[norm](D, eps)
         self.head = nn.Linear(D, Y, bias=False) if R else None
         self._start(std)
+
+    @property
+    def capabilities(self):
+        """What it can do; a bound on a text's bits is that of masks over ids, not of vectors or of other times."""
+        told = capabilities.MASKED
+        return told._replace(scores="") if self.R or self.conditioned else told
 
     def _start(self, std):
         """Normal weights of deviation std; what writes to the stream is scaled by (2 L)^-1/2, as in `LM`."""

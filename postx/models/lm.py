@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from postx.models import graph, writer
+from postx.models import capabilities, graph, writer
 from postx.models.blocks import MIXERS, NORMS, Block, Context, Shared, mlps, module, places
 from postx.models.nn import MoE
+from postx.models.states import floating, leaves, size
 from postx.shapes import check, check_lengths, is_trusted, map_state, positive, state_dtype, trusted
 
 __all__ = ["LM", "MIXERS", "Count", "count", "generate", "leaves", "places", "sample", "size"]
@@ -36,13 +37,14 @@ class LM(nn.Module):
     layers by letter, {"A": {"H": 4, "window": 128}, "F": {"F": 256}}. mlp is one letter for all mixers or one for
     each; by default F after every mixer but Mamba's, which have their own gate. tied: the head is the embedding.
     norm: "rms" or "layer"; embed_norm: one after the embedding too (RWKV). form: how mixers compute ("auto", or a form
-    that all of them have). What crosses places goes through one dictionary of each call: the embedding and the
-    shared block (Z), the first value of RWKV-7. Built under `torch.device("meta")` it takes no memory.
+    that all of them have). embed_scale multiplies the embedding, logit_scale the logits; softcap=c then bends them to
+    c tanh(logits / c) (Gemma, Granite). What crosses places goes through one dictionary of each call: the embedding
+    and the shared block (Z), the first value of RWKV-7. Built under `torch.device("meta")` it takes no memory.
     """
 
     def __init__(
         self, pattern, D, Y=256, *, mlp=None, options=None, tied=True, norm="rms", embed_norm=False,
-        eps=1e-5, std=0.02, form="auto",
+        eps=1e-5, std=0.02, form="auto", embed_scale=1.0, logit_scale=1.0, softcap=None,
     ):  # fmt: skip
         super().__init__()
         names, options = places(pattern), options or {}
@@ -53,6 +55,7 @@ class LM(nn.Module):
         if norm not in NORMS:
             raise ValueError(f"norm: expected one of {', '.join(map(repr, NORMS))}, got {norm!r}")
         self.pattern, self.form = pattern, form
+        self.embed_scale, self.logit_scale, self.softcap = embed_scale, logit_scale, softcap
         self.embed = nn.Embedding(Y, D)
         self.embed_norm = NORMS[norm](D, eps) if embed_norm else None
         self.blocks, seen = nn.ModuleList(), set()
@@ -114,10 +117,7 @@ class LM(nn.Module):
             logits, S, loads = self(ids_BT.new_zeros(1, ids_BT.shape[1]), form=form, with_load=True)
             S, loads = map_state(lambda x: x[:0], S), [type(load)(*(0 * x for x in load)) for load in loads]
             return (logits[:0], S, loads) if with_load else (logits[:0], S)
-        x = self.embed(ids_BT)
-        if self.embed_norm is not None:
-            x = self.embed_norm(x)
-        cross = {"embedding": x, "shared": self.shared}
+        x, cross = self.enter(ids_BT)
         context = Context(lengths_B, reset_BT, form or self.form, inplace, cross)
         after, loads = [], []
         for i, block in enumerate(self.blocks):
@@ -126,8 +126,20 @@ class LM(nn.Module):
             if load is not None:
                 loads.append(load)
         weight = self.embed.weight if self.head is None else self.head.weight
-        logits = functional.linear(self.norm(x), weight)
+        logits = self.bent(functional.linear(self.norm(x), weight))
         return (logits, tuple(after), loads) if with_load else (logits, tuple(after))
+
+    def enter(self, ids_BT):
+        """What the first place reads, x_BTD, and the dictionary of what crosses places."""
+        x = self.embed(ids_BT)
+        x = x if self.embed_scale == 1 else x * self.embed_scale
+        x = x if self.embed_norm is None else self.embed_norm(x)
+        return x, {"embedding": x, "shared": self.shared}
+
+    def bent(self, logits):
+        """The head's product as the model gives it: scaled, and held below softcap."""
+        logits = logits if self.logit_scale == 1 else logits * self.logit_scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def loss(self, ids_BT, targets_BT=None, *, balance=0.01, **side):
         """Mean cross-entropy in nats over targets that are not -100, plus `balance` times the MoE balance losses.
@@ -146,6 +158,8 @@ class LM(nn.Module):
         logits = logits.flatten(0, 1).to(state_dtype(logits.dtype))
         loss = functional.cross_entropy(logits, targets_BT.flatten(), ignore_index=-100)
         return loss + balance * sum(load.balance for load in loads) if loads else loss
+
+    capabilities = property(capabilities.of_lm)
 
     def state_floats(self, T, B=1):
         """Floating-point numbers in the state after T tokens, a complex one counted as two. Computes nothing."""
@@ -167,21 +181,6 @@ class LM(nn.Module):
         ids = torch.zeros(B, T, dtype=torch.int64, device="meta")
         with torch.no_grad():
             return torch.func.functional_call(self, weights, (ids,))[1]
-
-
-def floating(x):
-    """Whether x holds real or complex numbers rather than counters."""
-    return x.is_floating_point() or x.is_complex()
-
-
-def leaves(S):
-    """The tensors of a state, in order."""
-    return [x for part in S for x in leaves(part)] if isinstance(S, tuple) else [S]
-
-
-def size(S):
-    """Bytes of a state."""
-    return sum(x.numel() * x.element_size() for x in leaves(S))
 
 
 def count(lm):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from postx.models.blocks import Context
 from postx.models.nn import RMSNorm
 from postx.quant import Quantized, load, output_error, ternary
 from postx.quant.ternary import integers, through
@@ -51,8 +52,11 @@ def linears(lm) -> dict[str, nn.Linear]:
 
 
 @torch.no_grad()
-def inputs(lm, ids_BT, names) -> dict[str, torch.Tensor]:
-    """What the named layers read when the model reads ids_BT: x_TI of each, at most `MOST` rows evenly taken."""
+def inputs(lm, ids_BT, names, run=None) -> dict[str, torch.Tensor]:
+    """What the named layers read when the model reads ids_BT: x_TI of each, at most `MOST` rows evenly taken.
+
+    run: what is called in place of the whole model.
+    """
     seen, hooks = {}, []
     for name in names:
 
@@ -62,11 +66,35 @@ def inputs(lm, ids_BT, names) -> dict[str, torch.Tensor]:
 
         hooks.append(lm.get_submodule(name).register_forward_pre_hook(keep))
     try:
-        lm(ids_BT)
+        lm(ids_BT) if run is None else run()
     finally:
         for hook in hooks:
             hook.remove()
     return seen
+
+
+class _Walk:
+    """The calibration text on its way through a model, block after block, so that no block is computed L times."""
+
+    def __init__(self, lm, ids_BT):
+        self.lm, self.ids_BT = lm, ids_BT
+        self.x, cross = lm.enter(ids_BT) if hasattr(lm, "enter") else (None, None)
+        self.context = Context(form=lm.form, cross=cross) if hasattr(lm, "enter") else None
+
+    def inputs(self, i, names):
+        """Of the named layers of block i. A network that is no `LM` is computed whole."""
+        if self.x is None:
+            return inputs(self.lm, self.ids_BT, names)
+        here = self.context._replace(cross=dict(self.context.cross))  # what crosses places is not yet handed on
+        return inputs(self.lm, self.ids_BT, names, lambda: self._block(i, here))
+
+    def _block(self, i, context):
+        return self.lm.blocks[i](self.x, None, context)[0]
+
+    def pass_(self, i):
+        """Go through block i as it is now."""
+        if self.x is not None:
+            self.x = self._block(i, self.context)
 
 
 @torch.no_grad()
@@ -81,9 +109,10 @@ def quantized(lm, method: str, bits: int | None, ids_BT, *, feed=True, **kw) -> 
     base = load(kw["base"]) if "base" in kw else module
     calibrated = feed and getattr(base, "CALIBRATED", False)
     rows, stored, layers = [], {}, linears(small)
+    walk = _Walk(small, ids_BT)
     for i in range(len(small.blocks)):
         mine = [name for name in layers if name.startswith(f"blocks.{i}.")]
-        seen = inputs(small, ids_BT, mine)
+        seen = walk.inputs(i, mine)
         for name in mine:
             if name not in seen:
                 continue  # Zamba's place of a shared block, an expert of a product of its own
@@ -95,6 +124,7 @@ def quantized(lm, method: str, bits: int | None, ids_BT, *, feed=True, **kw) -> 
             error = float((wide - back).square().sum() / wide.square().sum())
             rows.append(Row(name, weight.numel(), q.bits_per_weight, error, output_error(weight, back, x)))
             weight.copy_(back)
+        walk.pass_(i)
     total = sum(p.numel() for p in small.parameters())
     return small, Report(rows, total - sum(r.weights for r in rows), stored)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from postx.mixers import attention
-from postx.quant import turbo
+from postx.quant import turbo, uniform
 
 
 @dataclass
@@ -43,7 +43,8 @@ class Kept:
 def rounded(lm: nn.Module, bits: int, *, form="mse", parts=("k", "v"), **how):
     """While it is open, the attention layers of lm keep their keys and values in `bits` bits a coordinate.
 
-    form and how go to `turbo.quantize`; parts: "k", "v" or both. Yields the `Kept` of all of them. Raises ValueError
+    form and how go to `turbo.quantize`; form "plain" is `uniform.quantize`, a scale for each vector or for each `group`
+    of its coordinates. parts: "k", "v" or both. Yields the `Kept` of all of them. Raises ValueError
     for a model without such a layer, other parts, or a layer whose cache is not what its projections give (a short
     convolution or a norm stands between).
     """
@@ -71,7 +72,7 @@ def rounded(lm: nn.Module, bits: int, *, form="mse", parts=("k", "v"), **how):
 def _rounding(kept, heads, width, bits, form, how):
     def hook(module, args, y):
         x = y.detach().reshape(-1, width)
-        q = turbo.quantize(x, bits, form=form, **how)
+        q = uniform.quantize(x, bits, **how) if form == "plain" else turbo.quantize(x, bits, form=form, **how)
         back = q.dequantize()
         kept.vectors, kept.numbers, kept.nbytes = (
             kept.vectors + len(x),

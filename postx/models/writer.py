@@ -34,6 +34,8 @@ def refused(lm, B, n=PAYS_FROM):
         return "autocast computes in another dtype"
     if type(lm.norm) is not RMSNorm or any(changed(part) for part in (lm.embed, lm.norm)) or hooked(lm):
         return "the model's own parts are others than a writer knows"
+    if lm.shared is not None and lm.shared.next_only:
+        return "what the shared block hands to the next place is no part of the stream"
     return None if any(planned(block) for block in lm.blocks) else "no place of the model has a plan"
 
 
@@ -111,17 +113,14 @@ class Writer:
         return stages
 
     def __call__(self, ids_B):
-        x_BD = self.lm.embed(ids_B)
-        if self.lm.embed_norm is not None:
-            x_BD = self.lm.embed_norm(x_BD)
-        self.stream.copy_(x_BD[0])
+        x_BTD, cross = self.lm.enter(ids_B[:, None])
+        self.stream.copy_(x_BTD[0, 0])
         if self.ordinary:
-            cross = {"embedding": x_BD[:, None], "shared": self.lm.shared}
             self.context = Context(form=self.lm.form, inplace=True, cross=cross)
         for stage in self.run:
             stage()
         _token.head(*self.args)
-        return self.logits_BY
+        return self.lm.bent(self.logits_BY)
 
     def state(self):
         """The state after the last token, of which the writer goes on to use the tensors."""

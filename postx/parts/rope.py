@@ -17,7 +17,7 @@ class Rope:
     `pairing="half"` makes pairs (i, i + dims/2), as GPT-NeoX and Llama's published weights do;
     `"interleaved"` makes pairs (2i, 2i+1), as the paper and DeepSeek do. The two differ by a fixed
     permutation of the channels, so weights trained with one give wrong answers under the other.
-    `dims=None` rotates all channels.
+    `dims=None` rotates all channels. `frequencies`, one a pair, take the place of base^(-2i / dims) (Llama 3.1, YaRN).
 
     Raises ValueError for an unknown pairing, a base not above 0, or a width that is odd or larger than K.
     Source: Su et al. 2021 (RoFormer), sec. 3.2.2.
@@ -26,12 +26,21 @@ class Rope:
     base: float = 10000.0
     pairing: str = "half"
     dims: int | None = None
+    frequencies: tuple[float, ...] | None = None
 
     def __post_init__(self):
         if self.pairing not in PAIRINGS:
             raise ValueError(f"pairing: expected one of {', '.join(PAIRINGS)}, got {self.pairing!r}")
         if not self.base > 0:
             raise ValueError(f"base: expected a number above 0, got {self.base}")
+
+    def turns(self, dims: int, device=None) -> torch.Tensor:
+        """The angle a token of each pair, [dims / 2], float64."""
+        if self.frequencies is None:
+            return self.base ** (-2 * torch.arange(dims // 2, device=device, dtype=torch.float64) / dims)
+        if len(self.frequencies) != dims // 2:
+            raise ValueError(f"frequencies: expected {dims // 2}, one a pair, got {len(self.frequencies)}")
+        return torch.tensor(self.frequencies, device=device, dtype=torch.float64)
 
     def rotate(self, x: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """Rotate x [*position.shape, heads, K]; the result has the dtype of x.
@@ -43,8 +52,7 @@ class Rope:
         if dims % 2 or not 0 < dims <= K:
             raise ValueError(f"rope: can rotate an even number of at most K={K} channels, got dims={dims}")
         wide = state_dtype(x.dtype)
-        pair = torch.arange(dims // 2, device=x.device, dtype=torch.float64)
-        angle = position[..., None, None] * self.base ** (-2 * pair / dims)
+        angle = position[..., None, None] * self.turns(dims, x.device)
         cos, sin = angle.cos().to(wide), angle.sin().to(wide)
 
         turned = x[..., :dims].to(wide)

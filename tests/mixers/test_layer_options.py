@@ -124,3 +124,74 @@ def test_attention_both_ways():
         attention.Layer(16, causal=False, window=4)
     with pytest.raises(ValueError, match="S, lengths_B, reset_BT: bidirectional"):
         layer(x, lengths_B=torch.tensor([3, 7]))
+
+
+def test_gate_norm_bias_and_scale_of_attention_are_what_stands_around_the_heads():
+    """Built by hand around the bare mixer: sigmoid gate, RMS norm over all heads, biases, a scale of its own."""
+    torch.manual_seed(0)
+    layer = attention.Layer(12, H=3, G=1, K=4, bias=True, out_bias=True, scale=0.3, gate=True, sub_norm=0.1, rope=None)
+    layer, x = layer.double(), torch.randn(2, 7, 12, dtype=torch.float64)
+    for p in layer.parameters():
+        p.data.normal_()
+    q, k, v = (p(x).unflatten(-1, (-1, 4)) for p in (layer.q, layer.k, layer.v))
+    y, _ = attention.parallel(q, k, v, scale=0.3)
+    y = y.flatten(2) * layer.gate(x).sigmoid()
+    y = y / (y.square().mean(-1, keepdim=True) + 0.1).sqrt() * layer.sub_norm.weight
+    want = layer.out(y)
+    got, S = layer(x)
+    assert (got - want).abs().max() <= 1e-12
+    last, _ = layer(x[:, 6:], layer(x[:, :6])[1], inplace=True)  # one token, by `step`
+    assert (last - want[:, 6:]).abs().max() <= 1e-12
+
+
+def test_heads_of_mamba_are_mambas_on_a_part_of_the_channels_each():
+    torch.manual_seed(0)
+    whole = mamba.Layer(12, N=4, inner=16, rank=3, heads=2).double()
+    for p in whole.parameters():
+        p.data.normal_(0, 0.5)
+    parts = []
+    for h in range(2):
+        one = mamba.Layer(12, N=4, inner=8, rank=3).double()
+        rows, both = slice(8 * h, 8 * h + 8), [*range(8 * h, 8 * h + 8), *range(16 + 8 * h, 24 + 8 * h)]
+        one.load_state_dict({
+            "inward.weight": whole.inward.weight[both], "taps_DW": whole.taps_DW[rows],
+            "taps_bias_D": whole.taps_bias_D[rows], "choose.weight": whole.choose.weight.chunk(2)[h],
+            "delta.weight": whole.delta.weight[rows], "delta.bias": whole.delta.bias[rows],
+            "log_rate_DN": whole.log_rate_DN[rows], "skip_D": whole.skip_D[rows],
+            "out.weight": whole.out.weight[:, rows],
+        })  # fmt: skip
+        parts.append(one)
+    x, lengths = torch.randn(2, 9, 12, dtype=torch.float64), torch.tensor([9, 4])
+    reset = torch.zeros(2, 9, dtype=torch.bool)
+    reset[0, 5] = True
+    for side in ({}, {"lengths_B": lengths}, {"reset_BT": reset}):
+        want = sum(one(x, **side)[0] for one in parts)
+        y, S = whole(x, **side)
+        assert (y - want).abs().max() <= 1e-12
+    first, S = whole(x[:, :5])
+    second, _ = whole(x[:, 5:], S)
+    assert (torch.cat([first, second], 1) - whole(x)[0]).abs().max() <= 1e-12
+    with pytest.raises(ValueError, match="heads: 3 parts do not divide 16 channels"):
+        mamba.Layer(12, inner=16, heads=3)
+
+
+def test_the_norm_of_ssd_stands_before_the_gate_or_behind_it():
+    torch.manual_seed(0)
+    x = torch.randn(1, 6, 8, dtype=torch.float64)
+    layer = ssd.Layer(8, K=4, V=4, G=2, inner=16, eps=0.1).double()
+    last = ssd.Layer(8, K=4, V=4, G=2, inner=16, eps=0.1, gate_last=True).double()
+    bare = ssd.Layer(8, K=4, V=4, G=2, inner=16, norm=False).double()
+    last.load_state_dict(layer.state_dict())
+    bare.load_state_dict({key: p for key, p in layer.state_dict().items() if not key.startswith("norm")})
+    bare.out = torch.nn.Identity()
+    gated, gate = bare(x)[0], torch.nn.functional.silu(layer.inward(x)[..., :16])
+    assert (layer(x)[0] - layer.out(layer.norm(gated))).abs().max() <= 1e-12
+    assert (last(x)[0] - layer.out(layer.norm(gated / gate) * gate)).abs().max() <= 1e-10
+
+
+def test_norms_without_weights_in_mamba():
+    plain, scaled = (mamba.Layer(8, norms=kind, norm_eps=0.1) for kind in ("plain", True))
+    assert not [key for key in plain.state_dict() if key.startswith("norms")]
+    scaled.load_state_dict(plain.state_dict(), strict=False)
+    x = torch.randn(1, 5, 8)
+    assert torch.equal(plain(x)[0], scaled(x)[0])

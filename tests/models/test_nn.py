@@ -65,6 +65,48 @@ def test_experts_equal_a_loop_over_tokens(gated, renormalise, shared):
     assert load.probability_E.sum().item() == pytest.approx(1, abs=1e-6)
 
 
+def test_the_sigmoid_router_equals_a_loop_over_tokens():
+    torch.manual_seed(1)
+    moe = MoE(12, 5, E=8, k=3, sigmoid=True, groups=(4, 2), scale=2.5, shared=6, shared_gate=True).double()
+    for x in (*moe.parameters(), moe.bias_E):
+        x.data.normal_()
+    y, load = moe(X)
+    for b in range(2):
+        for t in range(7):
+            x = X[b, t]
+            p = (moe.router.weight @ x).sigmoid()
+            rank = (p + moe.bias_E).tolist()
+            groups = sorted(range(4), key=lambda n: -sum(rank[2 * n : 2 * n + 2]))[:2]
+            best = sorted((e for n in groups for e in (2 * n, 2 * n + 1)), key=lambda e: -rank[e])[:3]
+            want = moe.shared(x) * (moe.shared_gate.weight[0] @ x).sigmoid()
+            for e in best:
+                hidden = silu(x @ moe.gate_EDF[e]) * (x @ moe.up_EDF[e])
+                want = want + 2.5 * p[e] / sum(p[i] for i in best) * (hidden @ moe.out_EFD[e])
+            close(y[b, t], want, 1e-11)
+    assert load.tokens_E.sum() == 3 * 14
+    assert load.probability_E.sum().item() == pytest.approx(1, abs=1e-6)
+    assert "bias_E" in moe.state_dict()
+    assert "bias_E" not in MoE(12, 5).state_dict()
+    with pytest.raises(ValueError, match="groups: expected"):
+        MoE(12, 5, E=8, groups=(3, 1))
+
+
+def test_a_gated_channel_mix():
+    torch.manual_seed(0)
+    mix = ChannelMix(12, 20, gate=True).double()
+    mix.mix_gate_D.data = torch.rand(12, dtype=torch.float64)
+    before = torch.cat([torch.zeros(2, 1, 12, dtype=torch.float64), X[:, :-1]], 1)
+    up = (torch.lerp(X, before, mix.mix_D) @ mix.up.weight.T).clamp(min=0) ** 2
+    gate = (torch.lerp(X, before, mix.mix_gate_D) @ mix.gate.weight.T).sigmoid()
+    close(mix(X)[0], gate * (up @ mix.out.weight.T))
+
+
+def test_an_mlp_with_a_norm_inside():
+    mlp = MLP(12, 20, sub_norm=0.1).double()
+    hidden = silu(X @ mlp.gate.weight.T) * (X @ mlp.up.weight.T)
+    close(mlp(X), hidden / (hidden.square().mean(-1, keepdim=True) + 0.1).sqrt() @ mlp.out.weight.T)
+
+
 def test_balance_is_one_when_even_and_E_when_all_go_to_one():
     moe = MoE(4, 5, E=4, k=1).double()
     moe.router.weight.data = 50 * torch.eye(4, dtype=torch.float64)

@@ -5,7 +5,7 @@ import torch
 
 from postx.models import quantized_cache
 from postx.models.lm import LM, generate
-from postx.quant import turbo
+from postx.quant import turbo, uniform
 
 
 def model(pattern="AS", **attention):
@@ -16,6 +16,19 @@ def model(pattern="AS", **attention):
 
 
 IDS = torch.randint(0, 64, (2, 20), generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_plain_groups_are_those_of_the_uniform_quantizer():
+    lm, seen = model("A"), {}
+    layer = lm.blocks[0].mix[0]
+    with quantized_cache.rounded(lm, 4, form="plain", group=8) as kept:
+        layer.k.register_forward_hook(lambda m, a, y: seen.__setitem__("k", (a[0], y)))
+        lm(IDS)
+    x, y = seen["k"]
+    want = uniform.quantize((x @ layer.k.weight.T).reshape(-1, 24), 4, group=8)
+    assert torch.equal(y.reshape(-1, 24), want.dequantize())
+    assert kept.bits_per_number == want.bits_per_weight
 
 
 @torch.no_grad()

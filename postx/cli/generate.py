@@ -1,0 +1,105 @@
+"""postx generate: text, as it is written."""
+
+import sys
+import time
+
+PIECE = 256  # tokens of a prompt that are read at once: the logits of all of them stand in memory together
+
+
+def arguments(parser):
+    parser.add_argument("path", metavar="PATH", help="the model")
+    parser.add_argument("--prompt", required=True, help="what to go on from; - reads it from the standard input")
+    parser.add_argument("--chat", action="store_true", help="the prompt is a question to a model trained to answer")
+    parser.add_argument("--tokens", type=int, default=200, metavar="N", help="tokens to write at most (default 200)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest (default 0.8)")
+    parser.add_argument("--top-p", type=float, metavar="P", help="keep the likeliest whose probabilities reach P")
+    parser.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest tokens")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0: the same text every time)")
+
+
+def run(args):
+    import torch
+
+    from postx.cli import opened, size
+    from postx.models import lm as lms
+
+    if args.tokens < 0:
+        raise ValueError(f"--tokens: expected a number from 0 up, got {args.tokens}")
+    model, words = opened(args.path)
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    ids = words.encode(words.chat(prompt)) if args.chat else [*words.begins, *words.encode(prompt)]
+    if not ids:
+        raise ValueError("--prompt: expected some text to go on from")
+    draw = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k,
+            "generator": torch.Generator().manual_seed(args.seed)}  # fmt: skip
+    can = model.capabilities
+    print("" if args.chat else prompt, end="", flush=True)
+    begun = time.perf_counter()
+    if can.streams:
+        write, S, n = Writer(words), None, 0
+        for n, (i, S) in enumerate(stream(model, ids, args.tokens, words.ends, draw), 1):  # noqa: B007, said below
+            print(write(i), end="", flush=True)
+        told = f"state {size(0 if S is None else lms.size(S))}"
+        told += f", which it never exceeds ({size(can.state_bytes)})" if can.bounded else ", growing with the text"
+    elif can.fills_gap:
+        n, told = args.tokens, "no state; all tokens at once, hidden ones shown two at a time"
+        print(words.decode(filled(model, ids, n, draw)), end="", flush=True)
+    else:
+        raise ValueError(f"{args.path} gives vectors for a text and writes none")
+    took = time.perf_counter() - begun
+    print()
+    print(f"[{n} tokens, {n / took:.1f} a second with the prompt's {len(ids)}; {told}]", file=sys.stderr)
+
+
+def stream(model, ids, n, ends, draw):
+    """(token, state) one after the other, at most n, up to one of `ends`."""
+    import torch
+
+    from postx.models.lm import sample
+    from postx.shapes import trusted
+
+    with torch.no_grad():
+        S = None
+        for t in range(0, len(ids), PIECE):
+            logits, S = model(torch.tensor([ids[t : t + PIECE]]), S)
+        for k in range(n):
+            new = sample(logits[:, -1], draw["temperature"], draw["top_k"], draw["generator"], top_p=draw["top_p"])
+            if int(new) in ends:
+                return
+            yield int(new), S
+            if k < n - 1:
+                with trusted():  # the model's own state: what fits the prompt fits a token
+                    logits, S = model(new[:, None], S, inplace=True)
+
+
+def filled(model, ids, n, draw):
+    """What a denoiser writes behind a prompt, all n tokens together."""
+    import torch
+
+    from postx import diffusion
+    from postx.diffusion import masked
+
+    if not n:
+        return []
+    given = diffusion.blank(1, len(ids) + n, torch.tensor([ids]))
+    more = {"temperature": draw["temperature"], "generator": draw["generator"]}
+    found = masked.remask(model, given, model.Y, steps=max(1, n // 2), **more)
+    return found.ids_BT[0, len(ids) :].tolist()
+
+
+class Writer:
+    """Text from tokens as they come: a token that ends within a character waits for the next."""
+
+    def __init__(self, words):
+        self.words, self.before, self.open = words, [], []
+
+    def __call__(self, token):
+        """What can be printed now that this token is there; constant memory."""
+        self.open.append(token)
+        # Behind what was printed last, as some vocabularies drop the space before a first word.
+        whole = self.words.decode(self.before + self.open)
+        old = self.words.decode(self.before)
+        if whole.endswith("\ufffd") and len(self.open) < 8:
+            return ""
+        self.before, self.open = self.open, []
+        return whole[len(old) :]

@@ -1,0 +1,184 @@
+"""The command line on tiny models: what it prints, what it writes, and how it fails."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from postx import cli
+from postx.cli.generate import Writer
+from postx.models import checkpoints
+from postx.models.denoiser import Denoiser
+from postx.models.lm import LM, generate
+from postx.models.loading import words
+from postx.models.score import windows
+
+CONFIG = {"pattern": "SA", "D": 32, "options": {"S": {"K": 16}, "A": {"H": 2}}}
+TEXT = "The quick brown fox reads what stood before, and the lazy dog — it sleeps. " * 40
+
+
+def kept(folder, config=CONFIG, network=LM):
+    torch.manual_seed(0)
+    model = network(**{key: x for key, x in config.items() if key != "network"})
+    checkpoints.save(checkpoints.PACKED, model, config, {"words": {"ends": [], "begins": [0]}}, folder, torch.float32)
+    return str(folder)
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return kept(tmp_path / "tiny")
+
+
+@pytest.fixture
+def text(tmp_path):
+    (tmp_path / "mine.txt").write_text(TEXT, encoding="utf8")
+    return str(tmp_path / "mine.txt")
+
+
+def said(capsys, *argv):
+    assert cli.main([str(x) for x in argv]) == 0
+    return capsys.readouterr()
+
+
+def test_generate_streams_what_generate_gives(tiny, capsys):
+    out = said(capsys, "generate", tiny, "--prompt", "A state", "--tokens", 12, "--temperature", 0)
+    lm, ids = checkpoints.load(tiny), torch.tensor([[0, *b"A state"]])
+    want = words.Bytes().decode(generate(lm, ids, 12, temperature=0)[0][0].tolist())
+    assert out.out == f"A state{want}\n"
+    assert "[12 tokens, " in out.err
+    assert "growing with the text" in out.err
+    again = [said(capsys, "generate", tiny, "--prompt", "A", "--seed", 3, "--top-p", 0.9).out for _ in range(2)]
+    assert again[0] == again[1] != said(capsys, "generate", tiny, "--prompt", "A", "--seed", 4, "--top-p", 0.9).out
+
+
+def test_generate_says_what_a_recurrence_keeps(tmp_path, capsys):
+    path = kept(tmp_path / "ssd", {"pattern": "SS", "D": 32, "options": {"S": {"K": 16}}})
+    bytes_ = checkpoints.load(path).capabilities.state_bytes
+    told = [said(capsys, "generate", path, "--prompt", "A", "--tokens", n).err for n in (2, 40)]
+    assert all(f"state {cli.size(bytes_)}, which it never exceeds ({cli.size(bytes_)})" in line for line in told)
+
+
+def test_generate_reads_the_standard_input(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("from a pipe"))
+    assert said(capsys, "generate", tiny, "--prompt", "-", "--tokens", 0).out == "from a pipe\n"
+
+
+def test_generate_fills_with_a_denoiser(tmp_path, capsys):
+    path = kept(tmp_path / "masked", {"network": "Denoiser", "D": 32, "L": 1}, Denoiser)
+    out = said(capsys, "generate", path, "--prompt", "A", "--tokens", 9)
+    assert out.out.startswith("A")
+    assert "no state; all tokens at once" in out.err
+
+
+def test_a_character_of_several_bytes_waits_for_its_last():
+    write = Writer(words.Bytes())
+    assert [write(b) for b in "a—b".encode()] == ["a", "", "", "—", "b"]
+
+
+def test_look_counts_every_byte(tiny, capsys):
+    out = said(capsys, "look", tiny).out
+    lm = checkpoints.load(tiny)
+    total = sum(p.numel() for p in lm.parameters())
+    assert f"LM of {total:,} parameters" in out
+    assert "pattern     S A" in out
+    assert "can         streams, shares prefix, scores exactly" in out
+    per_token = 2 * 2 * 16 * 4  # keys and values of 2 heads of 16 float32
+    assert f"and {cli.size(per_token)} a token" in out
+    last = out.splitlines()[-1]
+    assert last.split() == ["all,", "as", "stored", f"{total:,}", *cli.size(4 * total).split()]
+
+
+@pytest.mark.parametrize(("method", "more"), [("gptq", ["--bits", 3, "--group", 16]), ("ternary", []), ("nf4", [])])
+def test_quantize_writes_a_folder_that_load_reads(tiny, tmp_path, text, capsys, method, more):
+    out = tmp_path / "small"
+    printed = said(capsys, "quantize", tiny, out, "--method", method, *more, "--text", text, "--tokens", 600).out
+    record = json.loads((out / "packed.json").read_text(encoding="utf8"))
+    small = checkpoints.load(out)
+    ids = words.of(out).encode(TEXT[len(TEXT) * 3 // 4 :])[:600]
+    bits, tokens, exact = windows(small, ids, [0])
+    got = float(bits.sum()) / len(words.Bytes().decode(ids).encode())
+    assert exact
+    assert int(tokens.sum()) == record["tokens"] == 600
+    assert abs(got - record["bits_a_byte_after"]) < 0.01  # what is not packed is in bfloat16
+    assert abs(record["bits_a_byte_before"] - record["bits_a_byte_after"]) > 1e-6
+    assert f"{record['bits_per_weight']:.2f} bits a weight" in printed
+    packed = checkpoints.packed("packed", out)
+    assert packed
+    assert all(q.method == method for q in packed.values())
+    assert said(capsys, "generate", out, "--prompt", "A", "--tokens", 3).out.startswith("A")
+    again = tmp_path / "smaller"  # a folder that quantize wrote is a model like any other
+    said(capsys, "quantize", out, again, "--method", "uniform", "--text", text, "--tokens", 64)
+    assert checkpoints.load(again).pattern == "SA"
+
+
+def test_compare_asks_all_for_the_same_text(tiny, tmp_path, text, capsys):
+    other = kept(tmp_path / "masked", {"network": "Denoiser", "D": 32, "L": 1}, Denoiser)
+    out = said(capsys, "compare", tiny, other, "--text", text, "--bytes", 700, "--window", 128, "--new", 4).out
+    head, first, second, _, last = out.splitlines()
+    assert head.split()[:3] == ["model", "bits", "a"]
+    assert first.split()[0] == "tiny"
+    assert "<=" in second
+    ids = words.Bytes().encode(TEXT.encode()[:700].decode(errors="ignore"))
+    bits, tokens, _ = windows(checkpoints.load(tiny), ids, [0], 128)
+    assert int(tokens.sum()) == len(ids)
+    assert first.split()[1] == f"{float(bits.sum()) / len(ids):.3f}"
+    assert last.startswith(f"{len(ids)} bytes of")
+
+
+def test_windows_ask_every_token_once():
+    """With a model of no memory the windows make no difference."""
+    torch.manual_seed(0)
+    lm = LM("F", 16, 64, mlp="-", options={"F": {"F": 8}}).eval()
+    ids = torch.randint(0, 64, (203,)).tolist()
+    whole, _, _ = windows(lm, ids, window=1000)
+    for size in (2, 7, 64):
+        cut, tokens, _ = windows(lm, ids, window=size)
+        assert int(tokens.sum()) == 202
+        assert abs(float(cut.sum() - whole.sum())) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["generate", "nobody", "--prompt", "x"], "nobody.safetensors is not in"),
+        (["generate", "TINY", "--prompt", "x", "--tokens", "-1"], "--tokens: expected a number from 0 up, got -1"),
+        (["generate", "TINY", "--prompt", "x", "--temperature", "-1"], "temperature: expected a finite number >= 0"),
+        (["generate", "TINY", "--prompt", "x", "--chat"], "it has no template of a conversation"),
+        (["quantize", "TINY", "TINY"], "is there already; name a folder that is not"),
+        (["quantize", "TINY", "NEW", "--method", "none"], "quantizer 'none' does not exist; there are awq"),
+        (["quantize", "TINY", "NEW", "--method", "nf4", "--bits", "3"], "--bits: nf4 has 4 bits, not 3"),
+        (["quantize", "TINY", "NEW", "--method", "nf4", "--group", "8"], "--group: nf4 has groups of its own"),
+        (["quantize", "TINY", "NEW", "--method", "ternary", "--bits", "2"], "--bits: ternary has no choice of bits"),
+        (["quantize", "TINY", "NEW", "--base", "gptq"], "--base: only rotate stands on another method"),
+        (["compare", "TINY", "--text", "nowhere.txt"], "nowhere.txt"),
+        (["compare", "TINY", "--text", "EMPTY"], "is empty"),
+        (["look", "EMPTY"], "EMPTY.safetensors is not in"),
+    ],
+)
+def test_errors_are_one_line_and_code_1(tiny, tmp_path, capsys, argv, told):
+    (tmp_path / "EMPTY").write_bytes(b"")
+    places = {"TINY": tiny, "NEW": str(tmp_path / "new"), "EMPTY": str(tmp_path / "EMPTY")}
+    assert cli.main([places.get(x, x) for x in argv]) == 1
+    out = capsys.readouterr()
+    assert out.err.startswith(f"postx {argv[0]}: ")
+    assert told in out.err
+    assert out.err.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_cannot_be_understood_is_code_2(capsys):
+    for argv in ([], ["write"], ["generate", "ssd"], ["generate", "ssd", "--prompt", "x", "--tokens", "many"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(argv)
+        assert stop.value.code == 2
+        assert "usage: postx" in capsys.readouterr().err
+
+
+def test_help_names_every_command_and_kind_of_model():
+    done = subprocess.run([sys.executable, "-m", "postx", "--help"], capture_output=True, text=True, check=True)
+    assert all(name in done.stdout for name in cli.COMMANDS)
+    assert all(word in done.stdout for word in ("config.json", ".gguf", "hf:owner/name", "attention, hybrid"))
+    assert set(checkpoints.kept()) <= set(cli.MODELS.replace(",", " ").split())

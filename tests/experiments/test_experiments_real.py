@@ -1,0 +1,93 @@
+"""The experiment on real models, on a tiny one: what is rounded, what is asked, and that every run has its own name."""
+
+import hashlib
+import types
+
+import pytest
+import torch
+
+from experiments import real_models
+from postx.models import quantized
+from postx.models.lm import LM
+
+OPTIONS = {"A": {"H": 2, "G": 1}, "F": {"F": 48}}
+
+
+@pytest.fixture
+def models():
+    torch.manual_seed(0)
+    rng = torch.Generator().manual_seed(1)
+    words = types.SimpleNamespace(encode=lambda text: [3, 7, 1, 9, 4], decode=lambda ids: " ".join(map(str, ids)))
+    made = types.SimpleNamespace(lm=LM("AA", 32, 64, options=OPTIONS, std=0.2).eval(), words=words, full_B=None)
+    made.ids, made.asked = torch.randint(0, 64, (2, 40), generator=rng), torch.randint(0, 64, (3, 41), generator=rng)
+    made.bytes_B = torch.tensor([100, 110, 120])
+    made.judged = types.MethodType(real_models.Models.judged, made)
+    made._full = types.MethodType(real_models.Models._full, made)
+    made.sample = lambda model: ""
+    return made
+
+
+def test_the_prose_is_the_frozen_one():
+    text = real_models.PROSE.read_text(encoding="utf8")
+    assert hashlib.sha256(text.encode()).hexdigest().startswith("4834b4c7bf1df3db")
+    assert len(text) > 40_000
+
+
+def test_every_run_has_a_key_of_its_own():
+    keys = [real_models.key(run) for run in real_models.runs()]
+    assert len(keys) == len(set(keys)) > 50
+
+
+@torch.no_grad()
+def test_losses_are_differences_of_the_same_windows(models):
+    full = models.judged(models.lm)
+    assert full["lost"] == 0
+    small, known = real_models.in_fewer_bits(models, "uniform", 2, {"group": 16})
+    lost = models.judged(small)
+    assert lost["lost"] == pytest.approx(lost["bits"] - full["bits"], abs=1e-9)
+    assert 0 < known["output_error"] < 1
+    logits = models.lm(models.asked[:1, :-1])[0].double().log_softmax(-1)
+    first = -logits.gather(-1, models.asked[:1, 1:, None]).sum() / torch.log(torch.tensor(2.0)) / 100
+    assert float(models.full_B[0]) == pytest.approx(float(first), rel=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["plain", "turned", "smoothed"])
+def test_rounded_inputs(models, how):
+    """In 8 bits nearly the same function; in 4 another one; and the inputs of a layer are what was asked for."""
+    want = models.lm(models.ids)[0]
+    far = {A: float((real_models.rounded_inputs(models, 8, A, how)(models.ids)[0] - want).norm() / want.norm())
+           for A in (8, 4)}  # fmt: skip
+    assert far[8] < 0.05 < far[4] < 0.6
+    net = real_models.rounded_inputs(models, 8, 4, how)
+    name = "blocks.1.mlp.up"
+    (x,) = quantized.inputs(net, models.ids, [name]).values()  # behind the hook that rounds
+    if how == "plain":
+        steps = x / (x.abs().amax(-1, keepdim=True) / 7)
+        assert float((steps - steps.round()).abs().max()) < 1e-4
+
+
+@torch.no_grad()
+def test_packed_layers_write_what_rounded_ones_write(models):
+    q = real_models.load("uniform").quantize(models.lm.blocks[0].mlp.up.weight, 4, group=16)
+    layer = models.lm.blocks[0].mlp.up
+    packed, x = real_models.Packed(layer, q), torch.randn(1, 1, 32)
+    torch.testing.assert_close(packed(x), x @ q.dequantize().T, rtol=1e-4, atol=1e-4)
+    assert torch.equal(packed(torch.ones(1, 3, 32)), layer(torch.ones(1, 3, 32)))
+
+
+def test_attention_is_a_share_of_the_past(models):
+    found = real_models.attention(models)
+    assert len(found["heads"]) >= 2
+    for head in found["heads"].values():
+        p = torch.tensor(head["p"])
+        assert torch.equal(p.triu(1), torch.zeros_like(p))
+        assert (p.sum(-1) - 1).abs().max() < 0.01
+
+
+def test_outliers_are_found_where_they_were_planted(models):
+    models.lm.blocks[0].norm.weight.data[5] = 80
+    found = real_models.outliers(models)
+    assert found["layers"]["blocks.0.mix.0.q"]["at"] == 5
+    assert found["layers"]["blocks.0.mix.0.q"]["widest_channel"] > 20
+    assert found["largest"]["channel"] == 5
