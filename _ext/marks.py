@@ -59,9 +59,8 @@ class Claim(SphinxDirective):
             status = nodes.inline(text=row["status"], classes=["px-status", f"px-{nodes.make_id(row['status'])}"])
             made = nodes.inline("", "", *self.words(f" {row['by']}, {row['where']}: "), classes=["px-made-by"])
             box += nodes.paragraph("", "", *self.words(row["text"]), made, status, classes=["px-said"])
-        body = nodes.Element()
-        self.state.nested_parse(self.content, self.content_offset, body)
-        return [box + body.children]
+        self.state.nested_parse(self.content, self.content_offset, box)
+        return [box]
 
     def words(self, source):
         return self.parse_inline(source)[0]
