@@ -133,12 +133,14 @@ class Evidence(Drawing):
         for row in found:
             target = nodes.target("", "", ids=[f"finding-{row['id']}"])
             links = [n for page in sorted(marked.get(row["id"], ())) for n in (BREAK.deepcopy(), *self.link(page))]
-            held = [f"{kind} [{low:.3g}, {high:.3g}], {n} pairs" for kind, low, high, n in
-                    findings.evaluate(self.root, row, stale)]  # fmt: skip
-            files = sorted({test["file"] for test in row["test"]})
+            held = findings.evaluate(self.root, row, stale)
+            said = [f"{test['value']}: {kind} [{low:.3g}, {high:.3g}], {n} pair{'s' * (n > 1)}"
+                    for test, (kind, low, high, n) in zip(row["test"], held, strict=True)]  # fmt: skip
+            tests = [n for words in said for n in (nodes.Text(words), BREAK.deepcopy())]
+            files = self.lines(sorted({test["file"] for test in row["test"]}))
             control = self.text(row.get("control", findings.SEEN))
             refuted = self.text(" Refuted by: " + row["refuted_by"])
-            rows.append([[target, *self.text(row["sentence"]), *links], self.lines(held + files), control + refuted])
+            rows.append([[target, *self.text(row["sentence"]), *links], [*tests, *files], control + refuted])
         table = self.table(["Finding, and where", "Test and records", "Control"], rows, "findings")
         return self.section("Findings", nodes.paragraph(text=FINDINGS), table)
 
