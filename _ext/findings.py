@@ -31,6 +31,7 @@ STUDENT = [math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.
 KINDS = {"ordering": "more less", "ratio": "more less low high", "interval": "of low high",
          "slope": "of along low high", "timing": "more less low"}  # fmt: skip
 OPTIONS = {"kind", "file", "value", "unfold", "where", "pair", "rate", "score", "best", "tuned", "same", "parameters"}
+RESULTS = Path("experiments/results")
 FEWEST = {"pairs": 3, "repeats": 5}
 _MARK = re.compile(r"\{finding\}`([\w-]+)`")
 
@@ -77,11 +78,7 @@ def orphans(root: Path) -> list[str]:
              for n, on in marked.items() if n not in known]  # fmt: skip
     files = {(name, test["file"]) for name, row in known.items() for test in row["test"]}
     return lost + [f"finding {name!r} rests on {file}, which is not in experiments/results/"
-                   for name, file in sorted(files) if not (_results(root) / file).exists()]  # fmt: skip
-
-
-def _results(root):
-    return root / "experiments" / "results"
+                   for name, file in sorted(files) if not (root / RESULTS / file).exists()]  # fmt: skip
 
 
 def records(path: Path) -> list[dict]:
@@ -157,7 +154,7 @@ def evaluate(root: Path, row: dict, stale: list[dict]) -> list[tuple[str, float,
 
 def _evaluate(root, name, test, stale):
     kind, where = test["kind"], f"finding {name!r}, {test['kind']} of {test['value']}"
-    path = _results(root) / test["file"]
+    path = root / RESULTS / test["file"]
     if not path.exists():
         raise EvidenceError(f"{where}: {test['file']} is not in experiments/results/")
     rows = records(path)
