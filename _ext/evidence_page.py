@@ -15,7 +15,7 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from _ext import evidence, pages
+from _ext import evidence, findings, pages
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,10 @@ COVERAGE = (
 AGREEMENT = (
     "The largest difference between each form of each mixer and its step, token by token, relative to the "
     "largest output or 1, rounded up to a power of ten."
+)
+FINDINGS = (
+    "Sentences of this book that rank, explain or order measurements. Each is evaluated on its records at every build; "
+    "in brackets the 95% interval over pairs (mostly seeds), or the smallest and largest ratio of two times."
 )
 BREAK = nodes.raw("", "<br>", format="html")
 
@@ -110,7 +114,7 @@ class Evidence(Drawing):
 
     def draw(self):
         self.env.note_reread()  # its sources are many small files: read them at every build
-        parts = [self.draw_claims(), self.draw_equations(), *self.draw_coverage()]
+        parts = [self.draw_findings(), self.draw_claims(), self.draw_equations(), *self.draw_coverage()]
         rows = evidence.agreement(self.root)
         return parts if rows is None else [*parts, self.draw_agreement(rows)]
 
@@ -120,6 +124,25 @@ class Evidence(Drawing):
         ledger = evidence.read_ledger(self.root)
         rows = {label: ledger[label] for label in self.known if label in ledger}
         return self.section("Equations", nodes.paragraph(text=RESIDUAL), self.equations(rows))
+
+    def draw_findings(self) -> nodes.section:
+        found, stale = findings.read(self.root)
+        for lost in findings.orphans(self.root):
+            log.warning("evidence: %s", lost, location=self.get_location())
+        marked, rows = findings.marks(self.root), []
+        for row in found:
+            target = nodes.target("", "", ids=[f"finding-{row['id']}"])
+            links = [n for page in sorted(marked.get(row["id"], ())) for n in (BREAK.deepcopy(), *self.link(page))]
+            held = findings.evaluate(self.root, row, stale)
+            said = [f"{test['value']}: {kind} [{low:.3g}, {high:.3g}], {n} pair{'s' * (n > 1)}"
+                    for test, (kind, low, high, n) in zip(row["test"], held, strict=True)]  # fmt: skip
+            tests = [n for words in said for n in (nodes.Text(words), BREAK.deepcopy())]
+            files = self.lines(sorted({test["file"] for test in row["test"]}))
+            control = self.text(row.get("control", findings.SEEN))
+            refuted = self.text(" Refuted by: " + row["refuted_by"])
+            rows.append([[target, *self.text(row["sentence"]), *links], [*tests, *files], control + refuted])
+        table = self.table(["Finding, and where", "Test and records", "Control"], rows, "findings")
+        return self.section("Findings", nodes.paragraph(text=FINDINGS), table)
 
     def draw_claims(self) -> nodes.section:
         claims, rows = evidence.claims(self.root), []

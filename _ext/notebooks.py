@@ -27,6 +27,7 @@ TIMING = "nbval-ignore-output"  # a tag of the cell; nbval knows it
 WIDGETS = ("application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json")
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 STRICT_ON = "Linux x86-64 with Python 3.11"
+DISAGREES = "This machine disagrees"  # said by experiments/timings.py where an order contradicts its record
 
 
 def chapters(root: Path = ROOT) -> list[Path]:
@@ -97,7 +98,19 @@ def execute(path: Path, fresh: bool = False) -> str:
         timing = cell.cell_type == "code" and TIMING in cell.metadata.get("tags", [])
         if timing and not fresh and cell.source.rstrip() in recorded:
             cell.outputs = recorded[cell.source.rstrip()]
+    if said := disagreements(nb):
+        raise Contradiction(f"{path.name} is not written: " + "; ".join(said))
     return text_of(normalize(nb))
+
+
+class Contradiction(Exception):
+    """Outputs whose order of two times is not that of the record."""
+
+
+def disagreements(nb: nbformat.NotebookNode) -> list[str]:
+    """The lines of outputs that contradict a recorded order of two times."""
+    streams = [o.text for c in nb.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "stream"]
+    return [line for text in streams for line in text.splitlines() if line.startswith(DISAGREES)]
 
 
 def faults(path: Path) -> list[str]:
@@ -115,6 +128,7 @@ def faults(path: Path) -> list[str]:
         found.append("a cell has HTML, which GitHub and JupyterLab may strip and nbval cannot tell from a figure's")
     if any(line.strip().startswith("# NBVAL") for c in code for line in c.source.splitlines()):
         found.append("a comment speaks to nbval, and stands on the page: use the tag, such as " + TIMING)
+    found += disagreements(nb)
     if text_of(normalize(nb)) != text:
         found.append("it is not in normal form")
     return [f"{path.name}: {fault}: run `make notebooks`" for fault in found]
@@ -155,13 +169,19 @@ def main() -> int:
         found = [fault for path in chapters() for fault in faults(path)]
         print("\n".join(found) or f"{len(chapters())} notebooks are executed and in normal form")
         return bool(found)
+    refused = []
     for path in chapters():
-        text = execute(path, options.fresh)
+        try:
+            text = execute(path, options.fresh)
+        except Contradiction as error:
+            print(error)
+            refused.append(path)
+            continue
         changed = text != path.read_text(encoding="utf8")
         if changed:
             path.write_text(text, encoding="utf8", newline="\n")
         print(f"{path.relative_to(ROOT)}: {'written' if changed else 'unchanged'}, {len(text) // 1000} kB")
-    return 0
+    return bool(refused)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
     models       LM("SSSA"), published models, kept weights, models in fewer bits
     quant        quantizers, from 8 bits down to 1.58
     diffusion    bounds and samplers over any denoiser
-    train        one loop with exact resume; tasks, text and ngram beside it
+    train        one loop with exact resume; tasks, text, packages and ngram beside it
     cost         FLOPs, bytes and state in closed form
     cli          generate, look, quantize, compare on a command line; __main__ beside it
     explore      sliders, live and static; style and fieldmap beside it

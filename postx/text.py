@@ -26,6 +26,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from postx import packages
+
 SPLITS = ("train", "validation", "test")
 SHORT = 32  # paragraphs of fewer characters, such as "Example:", may stand anywhere
 # Not part of every installation, or not prose: tests, tools, tables, and what later versions dropped.
@@ -101,13 +103,40 @@ class Text:
 
 
 def load(text: str | Path | None = None) -> Text:
-    """Python's manual, or a reader's own file: text="moby_dick.txt".
+    """Python's manual, a reader's own file, text="moby_dick.txt", or text="packages": `postx.packages`, 97 MB.
 
+    The packages are for experiments, which read them once: seconds, and a download of 40 MB the first time. A
+    committed slice of their validation and test is `packages_slice()`.
     An own file is cut, at a paragraph, into the first eight tenths, the ninth and the last; repeated paragraphs
     are dropped alike. The result is kept in memory. Raises FileNotFoundError; ValueError where a split stays empty;
     RuntimeError where this Python came without the source of its library.
     """
-    return _python() if text is None else _own(Path(text).resolve())
+    if text is None:
+        return _python()
+    return _packages() if text == "packages" else _own(Path(text).resolve())
+
+
+def packages_slice() -> Text:
+    """Half a megabyte of the packages, 256 kB of validation and of test in 32 even stretches each; nothing to train."""
+    with np.load(packages.SLICE) as file:
+        parts = {split: file[split] for split in SPLITS[1:]}
+    return Text(train=np.empty(0, np.uint8), **parts, source="a slice of the packages")
+
+
+def cut_slice(text: Text, stretches: int = 32, long: int = 8192) -> dict[str, np.ndarray]:
+    """The slice of a text: even stretches of its validation and test."""
+    return {
+        split: np.concatenate([x[at : at + long] for at in np.linspace(0, len(x) - long, stretches).astype(int)])
+        for split, x in ((split, getattr(text, split)) for split in SPLITS[1:])
+    }
+
+
+@lru_cache(1)
+def _packages():
+    found = _distinct(packages.documents(), "sources of pure-Python wheels, see packages.json")
+    if (known := packages.manifest().get("text")) and known["sha256"] != found.sha256:
+        raise ValueError(f"packages: the text has SHA-256 {found.sha256}, the manifest says {known['sha256']}")
+    return found
 
 
 @lru_cache(1)

@@ -1,6 +1,6 @@
 """The text of the experiments in one file, so that every machine trains on the same bytes.
 
-    python -m experiments.runner.corpus FILE.npz
+    python -m experiments.runner.corpus FILE.npz [packages]
 
 What an interpreter ships differs a little between Python versions. The file is written where the published numbers
 belong (Python 3.11) and carried to the GPU; the text's hash stands in every run, and so in its key.
@@ -51,6 +51,6 @@ def bits(lm, text, split, T, rows=64):
 
 
 if __name__ == "__main__":
-    found, about = load()
-    write(sys.argv[1], found, about["python"])
-    print(about)
+    found = texts.load(*sys.argv[2:])
+    write(sys.argv[1], found, platform.python_version())
+    print(found.source, found.sizes, found.sha256)

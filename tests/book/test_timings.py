@@ -1,0 +1,58 @@
+"""Orders of times: recorded, compared by the pages, and refused where outputs contradict them."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from _ext import findings, notebooks
+from experiments import timings
+from experiments.runner.results import read
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_order_is_recorded_with_its_spread_and_is_a_finding():
+    records = read(timings.FILE)
+    assert {(r["name"], r["program"]) for r in records} == {(n, p) for n, both in timings.ORDERS.items() for p in both}
+    for r in records:
+        assert r["repeats"] >= 5
+        assert r["ms"][1] <= r["ms"][0] <= r["ms"][2]
+    tests = [test for row in findings.read(ROOT)[0] for test in row["test"] if test["file"] == timings.FILE.name]
+    assert {(t["where"]["name"], t["more"]["program"], t["less"]["program"]) for t in tests} == {
+        (name, *both) for name, both in timings.ORDERS.items()
+    }
+
+
+def test_a_page_compares_each_with_its_machine_and_its_outputs_agree():
+    said = {}
+    for path in notebooks.chapters():
+        for cell in nbformat.read(path, as_version=4).cells:
+            for name in re.findall(r'timings\.agree\("(\w+)"', cell.source if cell.cell_type == "code" else ""):
+                assert notebooks.TIMING in cell.metadata.tags, f"{path.name}: a time is no output to be compared"
+                said[name] = "".join(o.get("text", "") for o in cell.outputs)
+    assert set(said) == set(timings.ORDERS)
+    for name, words in said.items():
+        assert "This machine agrees" in words, f"{name}: run `make notebooks`"
+
+
+def test_agreement_is_of_the_order():
+    a, b = timings.ORDERS["ssd"]
+    assert timings.agree("ssd", 2.0, 1.0).splitlines()[1] == "This machine agrees: 2 times."
+    assert timings.agree("ssd", 1.0, 2.0).splitlines()[1].startswith(timings.DISAGREES)
+    assert f"{a} 10 times as long as {b}" in timings.agree("ssd", 2.0, 1.0)
+    with pytest.raises(KeyError):
+        timings.agree("none", 1.0, 2.0)
+
+
+def test_outputs_that_contradict_the_record_are_not_written(tmp_path):
+    assert notebooks.DISAGREES == timings.DISAGREES
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(f"print('{timings.DISAGREES}: 1 times.')")])
+    path = tmp_path / "01_page.ipynb"
+    path.write_text(notebooks.text_of(notebooks.normalize(nb)), encoding="utf8")
+    with pytest.raises(notebooks.Contradiction, match="01_page.ipynb is not written: This machine disagrees"):
+        notebooks.execute(path)
+    nb.cells[0].outputs = [nbformat.v4.new_output("stream", text=f"{timings.DISAGREES}: 1 times.\n")]
+    path.write_text(notebooks.text_of(notebooks.normalize(nb)), encoding="utf8")
+    assert any(timings.DISAGREES in fault for fault in notebooks.faults(path))
