@@ -99,34 +99,50 @@ def measure(run, inputs):
     return {"forward_ms": forward, "both_ms": both, "peak_bytes": peak, "floor_ms": least}
 
 
-def rows(case, make, runs, checks_only):
-    """One row for each who is there, or what kept it from running."""
-    small, whole = make(B=1, T=CHECK_T), None if checks_only else make()
-    for who, run in runs.items():
-        row = {"case": case, "who": who}
-        if not checks_only:  # a peer that tunes itself at its first call does so at the size that is timed
-            with contextlib.suppress(Exception):
-                inputs = leaves(whole)
-                y = run(**inputs)
-                torch.autograd.grad(y.float().square().sum(), list(inputs.values()))
-            inputs = y = None
+def row(case, who, checks_only):
+    """What one of those who are there does in a case, or what kept it from running."""
+    make, runs = CASES[case]
+    run, small, whole = runs[who], make(B=1, T=CHECK_T), None if checks_only else make()
+    found = {"case": case, "who": who, "date": str(datetime.date.today())}
+    if not checks_only:  # a peer that tunes itself at its first call does so at the size that is timed
+        with contextlib.suppress(Exception):
+            inputs = leaves(whole)
+            y = run(**inputs)
+            torch.autograd.grad(y.float().square().sum(), list(inputs.values()))
+        inputs = y = None
+    try:
+        found["error_forward"], each = errors(run, runs["postx"], small)
+        found["error"], found["errors"] = max(found["error_forward"], *each.values()), each
+    except Exception as reason:  # a peer that refuses its backward may still go forward
+        found["refused"] = f"{type(reason).__name__}: {reason}"[:300]
+    if not checks_only:
         try:
-            row["error_forward"], each = errors(run, runs["postx"], small)
-            row["error"], row["errors"] = max(row["error_forward"], *each.values()), each
-        except Exception as reason:  # a peer that refuses its backward may still go forward
-            row["refused"] = f"{type(reason).__name__}: {reason}"[:300]
-        if not checks_only:
-            try:
-                with torch.no_grad():
-                    run(**small)
-                if "refused" in row:
-                    row["forward_ms"] = milliseconds(lambda run=run: run(**whole))
-                else:
-                    row |= measure(run, whole)
-            except Exception as reason:
-                row["refused"] = f"{type(reason).__name__}: {reason}"[:300]
-        torch.cuda.empty_cache()
-        yield row
+            with torch.no_grad():
+                run(**small)
+            if "refused" in found:
+                found["forward_ms"] = milliseconds(lambda: run(**whole))
+            else:
+                found |= measure(run, whole)
+        except Exception as reason:
+            found["refused"] = f"{type(reason).__name__}: {reason}"[:300]
+    torch.cuda.empty_cache()
+    return found
+
+
+def tasks(only):
+    """(case, who): ours first, peers after them, and last the peer that compiles for minutes."""
+    there = [(case, who) for case, (_, runs) in CASES.items() for who in runs]
+    there = [task for task in there if not only or any(part in " ".join(task) for part in only)]
+    return sorted(there, key=lambda task: (not task[1].startswith("postx"), task[1] == "fla gla"))
+
+
+def merged(path, result):
+    """`result` with the rows of an earlier record of this device and these versions, where they are not made anew."""
+    before = json.loads(path.read_text()) if path and path.exists() else {}
+    if any(before.get(key) != result[key] for key in ("device", "versions")):
+        return result
+    made = {(x["case"], x["who"]) for x in result["rows"]}
+    return {**result, "rows": result["rows"] + [x for x in before["rows"] if (x["case"], x["who"]) not in made]}
 
 
 def show(row):
@@ -138,19 +154,16 @@ def show(row):
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", help="parts of the cases' names")
+    parser.add_argument("--only", nargs="*", help="parts of the cases' names, or of who")
     parser.add_argument("--checks", action="store_true", help="only what comes before the timing")
-    parser.add_argument("--json", type=Path, help="write the results there")
+    parser.add_argument("--json", type=Path, help="write the results there, beside earlier ones of other cases")
     options = parser.parse_args()
     result = {**header(), "rows": []}
-    for case, (make, runs) in CASES.items():
-        if options.only and not any(part in case for part in options.only):
-            continue
-        for row in rows(case, make, runs, options.checks):
-            result["rows"].append(row)
-            show(row)
-            if options.json:
-                options.json.write_text(json.dumps(result, indent=1) + "\n")
+    for task in tasks(options.only):
+        result["rows"].append(row(*task, options.checks))
+        show(result["rows"][-1])
+        if options.json and not options.checks:
+            options.json.write_text(json.dumps(merged(options.json, result), indent=1) + "\n")
 
 
 if __name__ == "__main__":

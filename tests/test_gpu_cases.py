@@ -1,5 +1,7 @@
 """What the GPU benchmarks time is what they say: every case of this package, on a CPU and a few tokens."""
 
+import json
+
 import pytest
 import torch
 
@@ -40,3 +42,15 @@ def test_two_blocks_have_the_weights_of_one():
         with torch.device("meta"):
             sizes.append(sum(p.numel() for p in make().parameters()))
     assert max(sizes) / min(sizes) < 1.06, sizes
+
+
+def test_ours_come_first_and_an_earlier_record_is_kept(tmp_path):
+    order = gpu.tasks(["GLA", "fla hgrn", "fla chunk_hgrn"])
+    assert [who for _, who in order] == ["postx", "postx, chunked torch", "fla chunk_hgrn", "fla gla"]
+    head = {"device": "H", "versions": {"torch": "2"}}
+    old = [{"case": "a", "who": "postx", "ms": 1}, {"case": "b", "who": "postx", "ms": 2}]
+    path, new = tmp_path / "gpu.json", {**head, "rows": [{"case": "a", "who": "postx", "ms": 3}]}
+    assert gpu.merged(path, new) == new
+    path.write_text(json.dumps({**head, "rows": old}))
+    assert gpu.merged(path, new)["rows"] == [new["rows"][0], old[1]]
+    assert gpu.merged(path, {**new, "device": "other"})["rows"] == new["rows"]
