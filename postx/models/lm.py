@@ -247,7 +247,7 @@ def _writer(lm, S, B, n, eos):
     """What writes n tokens faster than calls of the model do: writer(ids_B) -> logits_BY, or None."""
     if type(lm) is not LM or not len(lm.blocks):
         return None
-    if writer.refused(lm, B, n) is None:
+    if writer.refused(lm, B, n, S) is None:
         return writer.Writer(lm, S)
     return graph.Graph(lm, S, n) if B and graph.refused(lm, n, eos, B) is None else None
 
