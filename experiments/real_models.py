@@ -22,6 +22,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import re
 import resource
 import time
 from pathlib import Path
@@ -50,7 +51,11 @@ ACTIVATIONS = [(W, A, how) for W, A in ((8, 8), (4, 8), (4, 4)) for how in ("pla
 
 
 def home(package):
-    return Path(importlib.util.find_spec(package).origin).parent
+    """Its folder. Raises ModuleNotFoundError that says where it is named."""
+    found = importlib.util.find_spec(package)
+    if found is None:
+        raise ModuleNotFoundError(f"{package} is not installed: see requirements-real.txt", name=package)
+    return Path(found.origin).parent
 
 
 class Models:
@@ -314,16 +319,25 @@ def make(run, models):
     return {"minilm": minilm, "outliers": outliers, "attention": attention}[part](models)
 
 
+def shard(told):
+    """(number, of how many) of "0/2". Raises ValueError for what names no shard: it would make no run at all."""
+    found = re.fullmatch(r"(\d+)/(\d+)", told)
+    if not found or not int(found[1]) < int(found[2]):
+        raise ValueError(f"--shard: expected a number and of how many, 0/2 or 1/2, got {told!r}")
+    return int(found[1]), int(found[2])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shard", default="0/1")
-    parser.add_argument("--only", nargs="*", help="parts; all without it")
+    parser.add_argument("--only", nargs="*", choices=sorted({run["part"] for run in runs()}), metavar="PART",
+                        help="parts; all without it")  # fmt: skip
     parser.add_argument("--small", action="store_true", help="two windows, and one run in eight")
     args = parser.parse_args()
     torch.set_num_threads(1)
     scans.set_threads(1)
-    mine, of = map(int, args.shard.split("/"))
+    mine, of = shard(args.shard)
     done, models = {r["key"] for r in read(args.out)}, Models(args.small)
     todo = list(runs())
     todo = todo[:4] + todo[4::8] if args.small else todo

@@ -45,9 +45,9 @@ def main(argv=None):
     """Run one command; returns the exit code."""
     args = parser().parse_args(argv)
     try:
-        import torch
+        from postx import scans
 
-        torch.set_num_threads(args.threads)
+        scans.set_threads(args.threads)
         importlib.import_module(f"postx.cli.{args.command}").run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has seen enough
@@ -92,10 +92,25 @@ def opened(path):
 
 def text(path):
     """The text of a file, or of the standard input for -. Raises ValueError for one that is empty or no UTF-8."""
-    try:
-        found = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--text: {path} is not UTF-8 ({error})") from error
+    read = sys.stdin.read if path == "-" else lambda: Path(path).read_text(encoding="utf8")
+    found = utf8(f"--text: {path}", read)
     if not found:
         raise ValueError(f"--text: {path} is empty")
     return found
+
+
+def utf8(name, read):
+    """The text that read() gives. Raises ValueError for one that is no UTF-8."""
+    try:
+        found = read()
+        found.encode()  # where the system reads bytes that are no text, they come as half characters
+    except UnicodeError as error:
+        raise ValueError(f"{name} is not UTF-8 ({error})") from error
+    return found
+
+
+def least(args, **known):
+    """Raise ValueError for an option below the number given here."""
+    for name, n in known.items():
+        if getattr(args, name) < n:
+            raise ValueError(f"--{name}: expected a number from {n} up, got {getattr(args, name)}")

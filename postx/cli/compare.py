@@ -13,10 +13,9 @@ def arguments(parser):
 
 
 def run(args):
-    from postx.cli import table, text
+    from postx.cli import least, table, text
 
-    if args.window < 2:
-        raise ValueError(f"--window: expected at least 2 tokens, got {args.window}")
+    least(args, bytes=1, window=2, new=0)
     asked = text(args.text).encode()[: args.bytes].decode(errors="ignore")
     rows = [row(path, asked, args) for path in args.paths]
     head = ["model", "bits a byte", "weights", "state at 0", "a token", "read /s", "written /s"]

@@ -20,32 +20,37 @@ def arguments(parser):
 def run(args):
     import torch
 
-    from postx.cli import opened, size
+    from postx.cli import least, opened, size, utf8
     from postx.models import lm as lms
 
-    if args.tokens < 0:
-        raise ValueError(f"--tokens: expected a number from 0 up, got {args.tokens}")
+    least(args, tokens=0, seed=0)
+    if args.seed >= 2**63:
+        raise ValueError(f"--seed: expected a number below 2^63, got {args.seed}")
+    lms.check_sampling(args.temperature, args.top_k, args.top_p)
     model, words = opened(args.path)
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    can = model.capabilities
+    if not (can.streams or can.fills_gap):
+        raise ValueError(f"{args.path} gives vectors for a text and writes none")
+    if not can.streams and (args.top_k, args.top_p) != (None, None):
+        raise ValueError("--top-k, --top-p: a model that fills in hidden tokens draws from all of them")
+    prompt = utf8("--prompt", sys.stdin.read if args.prompt == "-" else lambda: args.prompt)
     ids = words.encode(words.chat(prompt)) if args.chat else [*words.begins, *words.encode(prompt)]
     if not ids:
         raise ValueError("--prompt: expected some text to go on from")
     draw = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k,
             "generator": torch.Generator().manual_seed(args.seed)}  # fmt: skip
-    can = model.capabilities
     print("" if args.chat else prompt, end="", flush=True)
     begun = time.perf_counter()
     if can.streams:
-        write, S, n = Writer(words), None, 0
+        write, S, n = Writer(words, ids), None, 0
         for n, (i, S) in enumerate(stream(model, ids, args.tokens, words.ends, draw), 1):  # noqa: B007, said below
             print(write(i), end="", flush=True)
+        print(write.rest(), end="")
         told = f"state {size(0 if S is None else lms.size(S))}"
         told += f", which it never exceeds ({size(can.state_bytes)})" if can.bounded else ", growing with the text"
-    elif can.fills_gap:
+    else:
         n, told = args.tokens, "no state; all tokens at once, hidden ones shown two at a time"
         print(words.decode(filled(model, ids, n, draw)), end="", flush=True)
-    else:
-        raise ValueError(f"{args.path} gives vectors for a text and writes none")
     took = time.perf_counter() - begun
     print()
     print(f"[{n} tokens, {n / took:.1f} a second with the prompt's {len(ids)}; {told}]", file=sys.stderr)
@@ -88,18 +93,22 @@ def filled(model, ids, n, draw):
 
 
 class Writer:
-    """Text from tokens as they come: a token that ends within a character waits for the next."""
+    """Text from tokens as they come behind others: a token that ends within a character waits for the next."""
 
-    def __init__(self, words):
-        self.words, self.before, self.open = words, [], []
+    def __init__(self, words, before=()):
+        self.words, self.before, self.open = words, list(before[-8:]), []
 
     def __call__(self, token):
         """What can be printed now that this token is there; constant memory."""
         self.open.append(token)
         # Behind what was printed last, as some vocabularies drop the space before a first word.
         whole = self.words.decode(self.before + self.open)
-        old = self.words.decode(self.before)
         if whole.endswith("\ufffd") and len(self.open) < 8:
             return ""
-        self.before, self.open = self.open, []
-        return whole[len(old) :]
+        return self.rest()
+
+    def rest(self):
+        """What still waits, whole characters or not."""
+        new = self.words.decode(self.before + self.open)[len(self.words.decode(self.before)) :]
+        self.before, self.open = self.open or self.before, []
+        return new

@@ -50,9 +50,8 @@ def parts(model, path):
     from postx.cli import size
     from postx.models import checkpoints, packed
 
-    file = Path(path) / f"{checkpoints.PACKED}.safetensors"
-    if not file.exists() and path in checkpoints.kept():
-        file = checkpoints.FOLDER / f"{path}.safetensors"
+    kept = path in checkpoints.kept()
+    file = checkpoints.FOLDER / f"{path}.safetensors" if kept else Path(path) / f"{checkpoints.PACKED}.safetensors"
     stored = packed.stored_bytes(file) if file.exists() else {}
     found = {}
     for key, x in model.state_dict().items():

@@ -21,10 +21,11 @@ def arguments(parser):
 def run(args):
     import torch
 
-    from postx.cli import opened, size
+    from postx.cli import least, opened, size
     from postx.models import checkpoints, packed, quantized
     from postx.models.score import windows
 
+    least(args, tokens=2)
     out = Path(args.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"OUT: {out} is there already; name a folder that is not, or an empty one")
@@ -35,6 +36,8 @@ def run(args):
     learn, ask = texts(args.text)
     calibration = words.encode(learn)[: args.tokens]
     asked = words.encode(ask)[: args.tokens]
+    if min(len(calibration), len(asked)) < 2:
+        raise ValueError(f"--text: {args.text} is too short: a few tokens to learn from and a few to measure on")
     rows = max(1, len(calibration) // 512)
     ids = torch.tensor(calibration[: len(calibration) // rows * rows]).view(rows, -1)
     before, n, _ = windows(model, asked, words.begins)

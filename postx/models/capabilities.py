@@ -68,7 +68,8 @@ def rewound(lm, S, tokens):
     """
     if not lm.capabilities.rewinds:
         raise ValueError("lm: it keeps a summary of its past, which cannot be taken back; keep a copy of the state")
-    least = min(int(part[-1].min()) for place in S for part in place if part)
-    if not 0 <= tokens <= least:
+    read = [int(x) for place in S for part in place if part for x in part[-1]]
+    least = min(read, default=tokens)  # where nothing is kept, there is nothing to take back
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or not 0 <= tokens <= least:
         raise ValueError(f"tokens: expected 0 to {least}, all that were read, got {tokens}")
     return tuple(tuple((*part[:-1], part[-1] - tokens) if part else part for part in place) for place in S)

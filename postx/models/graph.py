@@ -8,6 +8,7 @@ for all tokens to come beforehand. What is captured is `LM.forward` itself on on
 import torch
 
 from postx.models.blocks import Place
+from postx.models.nn import ChannelMix
 from postx.models.writer import changed
 from postx.parts import cache
 from postx.shapes import map_state, trusted
@@ -17,6 +18,8 @@ PAYS_FROM = 8  # tokens: to warm up and to capture takes about as long as a few 
 
 def refused(lm, n, eos=None, B=1):
     """Why n tokens are written by calls of the model, or None where a `Graph` does it."""
+    if not any(block.mix or isinstance(block.mlp, ChannelMix) for block in lm.blocks):
+        return "without a state nothing says how many rows there are"
     if not lm.embed.weight.is_cuda:
         return "a graph is for a CUDA device"
     if n < PAYS_FROM:

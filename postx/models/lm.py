@@ -211,7 +211,7 @@ def generate(
         raise ValueError("prompt_BT: expected at least one token to go on from, got 0")
     if eos is not None and (isinstance(eos, bool) or not isinstance(eos, int) or eos < 0):
         raise ValueError(f"eos: expected the id of a token or None, got {eos!r}")
-    _check_sampling(temperature, top_k, top_p)
+    check_sampling(temperature, top_k, top_p)
     check_lengths(lengths_B, B, T)
     if lengths_B is not None and B and int(lengths_B.min()) < 1:
         raise ValueError(f"lengths_B: expected at least one token of every prompt, got {lengths_B.tolist()}")
@@ -247,7 +247,7 @@ def _writer(lm, S, B, n, eos):
     """What writes n tokens faster than calls of the model do: writer(ids_B) -> logits_BY, or None."""
     if type(lm) is not LM or not len(lm.blocks):
         return None
-    if writer.refused(lm, B, n) is None:
+    if writer.refused(lm, B, n, S) is None:
         return writer.Writer(lm, S)
     return graph.Graph(lm, S, n) if B and graph.refused(lm, n, eos, B) is None else None
 
@@ -263,7 +263,7 @@ def sample(logits_BY, temperature=1.0, top_k=None, generator=None, *, top_p=None
     for logits that leave nothing to draw: a NaN, an infinity, or a row of -infinity alone.
     """
     check(logits_BY=logits_BY)
-    _check_sampling(temperature, top_k, top_p)
+    check_sampling(temperature, top_k, top_p)
     best_B = logits_BY.amax(-1)  # NaN where one is in the row
     if not bool(best_B.isfinite().all()):
         bad = int((~best_B.isfinite()).sum())
@@ -283,7 +283,8 @@ def sample(logits_BY, temperature=1.0, top_k=None, generator=None, *, top_p=None
     return torch.multinomial(p, 1, generator=generator)[:, 0]
 
 
-def _check_sampling(temperature, top_k, top_p):
+def check_sampling(temperature, top_k=None, top_p=None):
+    """Raise ValueError for what `sample` does not take."""
     if temperature < 0 or not math.isfinite(temperature):
         raise ValueError(f"temperature: expected a finite number >= 0, got {temperature}")
     if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):

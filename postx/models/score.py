@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from postx.diffusion import masked
+from postx.shapes import whole
 
 
 @torch.no_grad()
@@ -19,8 +20,12 @@ def windows(model, ids, begins=(), window=512, draws=16):
     """(bits_W, tokens_W, exact): bits of what is asked in each window, how many tokens that is, and whether exactly.
 
     A model that scores by a bound (a denoiser) is asked for the same tokens, by `draws` random masks of each window:
-    its bits are upper bounds. Raises ValueError for a model that scores nothing, and a text of fewer than two tokens.
+    its bits are upper bounds. Raises ValueError for a model that scores nothing, a text of fewer than two tokens, a
+    window of fewer, and no draws.
     """
+    whole(window=window, draws=draws)
+    if window < 2:
+        raise ValueError(f"window: expected at least 2 tokens, got {window}")
     ids = [*begins, *ids]
     how, first = model.capabilities.scores, max(1, len(begins))
     if not how:

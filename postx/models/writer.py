@@ -17,19 +17,22 @@ from postx.models import _token
 from postx.models._stages import LEAVES, PLANS, Norm, lay_out, own
 from postx.models.blocks import Context
 from postx.models.nn import RMSNorm
+from postx.models.states import leaves
 from postx.scans.runtime import COMPILED
 
 PAYS_FROM = 4  # tokens: laying out the weights takes about as long as two calls of the model
 
 
-def refused(lm, B, n=PAYS_FROM):
-    """Why n tokens of B rows are written by calls of the model, or None where a `Writer` does it."""
+def refused(lm, B, n=PAYS_FROM, S=()):
+    """Why n tokens of B rows behind S are written by calls of the model, or None where a `Writer` does it."""
     if not COMPILED:
         return "numba's compiler is switched off"
     if B != 1 or n < PAYS_FROM:
         return f"a writer is for one row and at least {PAYS_FROM} tokens"
     if any(x.device.type != "cpu" or x.dtype != torch.float32 for x in lm.parameters()):
         return "a writer is for float32 on a CPU"
+    if any(x.is_floating_point() and x.dtype != torch.float32 for x in leaves(S)):
+        return "a writer is for a state in float32"
     if torch.is_autocast_enabled("cpu"):
         return "autocast computes in another dtype"
     if type(lm.norm) is not RMSNorm or any(changed(part) for part in (lm.embed, lm.norm)) or hooked(lm):
@@ -52,7 +55,7 @@ def changed(module):
 def planned(block):
     """Whether a place has a plan: mixers and MLPs as this package builds them, behind RMS norms."""
     parts = [*block.mix, *([] if block.mlp is None else [block.mlp])]
-    made_of = [child for part in parts for child in part.children() if not isinstance(child, nn.ModuleList)]
+    made_of = [m for part in parts for m in part.modules() if m is not part and not isinstance(m, nn.ModuleList)]
     return (
         all(type(part) in PLANS and PLANS[type(part)].fits(part) for part in parts)
         and all(type(child) in LEAVES for child in made_of)
@@ -76,13 +79,13 @@ class Ordinary:
 class Writer:
     """A model that goes on from a state S, which it copies: writer(ids_B) -> logits_BY of the next token, for one row.
 
-    `state()` is what `LM.forward` would have returned. `ordinary` holds the numbers of the places without a plan.
-    Raises ValueError with what `refused` says.
+    The logits are overwritten by the next call. `state()` is what `LM.forward` would have returned. `ordinary` holds
+    the numbers of the places without a plan. Raises ValueError with what `refused` says, and for more than one row.
     """
 
     def __init__(self, lm, S):
-        tensors = [tensor for S_i in S for part in S_i for tensor in part]
-        if (why := refused(lm, len(tensors[0]) if tensors else 1)) is not None:
+        tensors = leaves(S)
+        if (why := refused(lm, len(tensors[0]) if tensors else 1, S=S)) is not None:
             raise ValueError(f"lm: {why}")
         D = lm.embed.weight.shape[1]
         self.lm, self.stream, self.context = lm, torch.zeros(D), None
@@ -112,7 +115,10 @@ class Writer:
                 self.run.append(stages[-1])
         return stages
 
+    @torch.no_grad()
     def __call__(self, ids_B):
+        if len(ids_B) != 1:
+            raise ValueError(f"ids_B: a writer is for one row, got {len(ids_B)}")
         x_BTD, cross = self.lm.enter(ids_B[:, None])
         self.stream.copy_(x_BTD[0, 0])
         if self.ordinary:

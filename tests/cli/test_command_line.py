@@ -4,11 +4,12 @@ import io
 import json
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
 
-from postx import cli
+from postx import cli, scans
 from postx.cli.generate import Writer
 from postx.models import checkpoints
 from postx.models.denoiser import Denoiser
@@ -76,6 +77,68 @@ def test_generate_fills_with_a_denoiser(tmp_path, capsys):
 def test_a_character_of_several_bytes_waits_for_its_last():
     write = Writer(words.Bytes())
     assert [write(b) for b in "a—b".encode()] == ["a", "", "", "—", "b"]
+    assert [write("—".encode()[0]), write.rest(), write.rest()] == ["", "\ufffd", ""]
+
+
+def test_the_first_word_keeps_its_space():
+    """Some vocabularies drop the space of a text's first word; what is written is not its first."""
+    sounds = types.SimpleNamespace(decode=lambda ids: "".join([" one", " two", " three"][i] for i in ids)[1:])
+    write = Writer(sounds, [0])
+    assert [write(1), write(2)] == [" two", " three"]
+
+
+def test_all_threads_are_those_asked_for(tiny, monkeypatch):
+    asked = []
+    monkeypatch.setattr(scans, "set_threads", asked.append)
+    assert cli.main(["look", tiny]) == cli.main(["look", tiny, "--threads", "2"]) == 0
+    assert asked == [1, 2]
+
+
+def test_a_pipe_that_is_no_text(tiny, monkeypatch, capsys):
+    for errors in ("strict", "surrogateescape"):
+        for argv in (["generate", tiny, "--prompt", "-"], ["compare", tiny, "--text", "-"]):
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), "utf8", errors))
+            assert cli.main(argv) == 1
+            out = capsys.readouterr()
+            assert out.out == ""
+            assert f"{argv[2]}" in out.err
+            assert "is not UTF-8" in out.err
+
+
+def test_a_folder_of_a_kept_models_name_is_another(tmp_path, monkeypatch, capsys):
+    (tmp_path / "ssd").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert "A" in said(capsys, "generate", "ssd", "--prompt", "A", "--tokens", 1).out
+    assert "all, as stored" in said(capsys, "look", "ssd").out
+
+
+def test_what_is_known_of_a_vocabulary_is_checked(tmp_path, tiny, monkeypatch):
+    with pytest.raises(ValueError, match="what: expected a kept model, a folder or a .gguf file, got 'nobody'"):
+        words.of("nobody")
+    for held, told in (("{}", "says nothing of its model's vocabulary"), ("[", "damaged"), ("[]", "damaged")):
+        (tmp_path / "tiny" / "packed.json").write_text(held, encoding="utf8")
+        with pytest.raises(ValueError, match=told):
+            words.of(tiny)
+
+    def damaged(path):
+        raise Exception("expected value at line 1")  # noqa: TRY002, as the package does
+
+    tokenizer = types.SimpleNamespace(from_file=damaged)
+    monkeypatch.setitem(sys.modules, "tokenizers", types.SimpleNamespace(Tokenizer=tokenizer))
+    (tmp_path / "tokenizer.json").write_text("", encoding="utf8")
+    with pytest.raises(ValueError, match="tokenizer.json is damaged"):
+        words.of(tmp_path)
+
+
+def test_a_template_is_given_the_marks_of_a_text():
+    nothing = lambda: None  # noqa: E731
+    tokenizer = types.SimpleNamespace(no_padding=nothing, no_truncation=nothing, get_vocab_size=lambda: 3,
+                                      id_to_token=["<s>", "</s>"].__getitem__)  # fmt: skip
+    template = "{{ bos_token }}{% for m in messages %}[{{ m['content'] }}]{% endfor %}{{ eos_token }}"
+    assert words.Words(tokenizer, [1], [0], template).chat("why?") == "<s>[why?]</s>"
+    assert words.Words(tokenizer, [], [], template).chat("why?") == "[why?]"
+    with pytest.raises(ValueError, match="template of a conversation cannot be filled in"):
+        words.Words(tokenizer, [1], [0], "{{ raise_exception('no') }}").chat("why?")
 
 
 def test_look_counts_every_byte(tiny, capsys):
@@ -138,6 +201,9 @@ def test_windows_ask_every_token_once():
         cut, tokens, _ = windows(lm, ids, window=size)
         assert int(tokens.sum()) == 202
         assert abs(float(cut.sum() - whole.sum())) < 1e-3
+    for wrong in ({"window": 1}, {"window": 0}, {"window": 2.5}, {"draws": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}: expected"):
+            windows(lm, ids, **wrong)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +212,17 @@ def test_windows_ask_every_token_once():
         (["generate", "nobody", "--prompt", "x"], "nobody.safetensors is not in"),
         (["generate", "TINY", "--prompt", "x", "--tokens", "-1"], "--tokens: expected a number from 0 up, got -1"),
         (["generate", "TINY", "--prompt", "x", "--temperature", "-1"], "temperature: expected a finite number >= 0"),
+        (["generate", "TINY", "--prompt", "x", "--tokens", "0", "--top-k", "0"], "top_k: expected None or at least 1"),
+        (["generate", "TINY", "--prompt", "x", "--seed", str(2**70)], "--seed: expected a number below 2^63"),
+        (["generate", "TINY", "--prompt", "x", "--seed", "-1"], "--seed: expected a number from 0 up, got -1"),
+        (["generate", "TINY", "--prompt", "\udcff"], "--prompt is not UTF-8"),
+        (["generate", "masked", "--prompt", "x", "--top-p", "0.5"], "--top-p: a model that fills in hidden tokens"),
+        (["look", "TINY", "--threads", "0"], "threads: expected 1 to "),
+        (["compare", "TINY", "--text", "SHORT", "--bytes", "-5"], "--bytes: expected a number from 1 up, got -5"),
+        (["compare", "TINY", "--text", "SHORT", "--new", "-1"], "--new: expected a number from 0 up, got -1"),
+        (["compare", "TINY", "--text", "SHORT", "--window", "1"], "--window: expected a number from 2 up, got 1"),
+        (["quantize", "TINY", "NEW", "--tokens", "-3"], "--tokens: expected a number from 2 up, got -3"),
+        (["quantize", "TINY", "NEW", "--text", "SHORT"], "is too short: a few tokens to learn from"),
         (["generate", "TINY", "--prompt", "x", "--chat"], "it has no template of a conversation"),
         (["quantize", "TINY", "TINY"], "is there already; name a folder that is not"),
         (["quantize", "TINY", "NEW", "--method", "none"], "quantizer 'none' does not exist; there are awq"),
@@ -160,9 +237,12 @@ def test_windows_ask_every_token_once():
 )
 def test_errors_are_one_line_and_code_1(tiny, tmp_path, capsys, argv, told):
     (tmp_path / "EMPTY").write_bytes(b"")
-    places = {"TINY": tiny, "NEW": str(tmp_path / "new"), "EMPTY": str(tmp_path / "EMPTY")}
+    (tmp_path / "SHORT").write_bytes(b"ab")
+    places = {"TINY": tiny, "NEW": str(tmp_path / "new"), "EMPTY": str(tmp_path / "EMPTY"),
+              "SHORT": str(tmp_path / "SHORT")}  # fmt: skip
     assert cli.main([places.get(x, x) for x in argv]) == 1
     out = capsys.readouterr()
+    assert out.out == ""
     assert out.err.startswith(f"postx {argv[0]}: ")
     assert told in out.err
     assert out.err.count("\n") == 1

@@ -91,3 +91,16 @@ def test_outliers_are_found_where_they_were_planted(models):
     assert found["layers"]["blocks.0.mix.0.q"]["at"] == 5
     assert found["layers"]["blocks.0.mix.0.q"]["widest_channel"] > 20
     assert found["largest"]["channel"] == 5
+
+
+def test_what_would_make_no_run_is_refused(tmp_path, monkeypatch, capsys):
+    assert real_models.shard("1/2") == (1, 2)
+    for told in ("2/2", "0/0", "1", "-1/2", "a/b"):
+        with pytest.raises(ValueError, match="--shard: expected a number and of how many"):
+            real_models.shard(told)
+    monkeypatch.setattr("sys.argv", ["real_models", "--out", str(tmp_path / "x"), "--only", "wieghts"])
+    with pytest.raises(SystemExit):
+        real_models.main()
+    assert "invalid choice: 'wieghts'" in capsys.readouterr().err
+    with pytest.raises(ModuleNotFoundError, match="no_such_package is not installed: see requirements-real.txt"):
+        real_models.home("no_such_package")

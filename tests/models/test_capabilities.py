@@ -59,6 +59,16 @@ def test_a_prefix_is_shared():
         torch.testing.assert_close(lm(more, S)[0], want, rtol=1e-4, atol=1e-5)
 
 
+def test_where_nothing_is_kept_nothing_is_taken_back():
+    lm = tiny("F")
+    assert rewound(lm, lm(IDS)[1], 5) == lm(IDS)[1]
+    lm = tiny("A")
+    assert len(rewound(lm, lm(IDS[:0])[1], 2)[0][0][-1]) == 0
+    for tokens in (1.5, True, -1):
+        with pytest.raises(ValueError, match="tokens: expected 0 to 12"):
+            rewound(lm, lm(IDS)[1], tokens)
+
+
 def test_a_channel_mix_cannot_be_taken_back():
     assert not tiny("A", mlp="V").capabilities.rewinds
 

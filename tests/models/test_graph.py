@@ -73,6 +73,8 @@ def test_generate_takes_the_graph_and_the_same_tokens(monkeypatch):
 def test_a_graph_says_why_not():
     lm = LM("S", 16, 20, options={"S": {"K": 8}})
     assert graph.refused(lm, 100) == "a graph is for a CUDA device"
+    assert graph.refused(LM("V", 16, 20), 100) == "a graph is for a CUDA device"
+    assert "without a state" in graph.refused(LM("F", 16, 20), 100)
     with pytest.raises(ValueError, match="lm: a graph is for a CUDA device"):
         graph.Graph(lm, lm(torch.zeros(1, 2, dtype=torch.int64))[1], 100)
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from postx.models import checkpoints
 from postx.models.lm import count
-from postx.models.loading import batch, fill, from_gguf, rotary
+from postx.models.loading import batch, files, fill, from_gguf, rotary
 from postx.models.loading.config import Config
 from postx.models.quantized import round_inputs
 
@@ -98,6 +98,15 @@ def test_a_wrong_folder_says_what_was_expected(tmp_path, folder):
         ({"hidden_size": None}, "no 'hidden_size', which llama needs"),
         ({"hidden_act": "mish"}, "activation 'mish' is not known"),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "rope_type 'dynamic' is not known"),
+        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "rope_type 'linear' needs 'factor'"),
+        ({"hidden_size": "many"}, "a value of it is no llama's"),
+        ({"num_attention_heads": 0}, "a value of it is no llama's"),
+        ({"model_type": ["llama"]}, r"model_type \['llama'\] is not known here"),
+        ({"quantization_config": "fp8"}, "weights packed by 'fp8' cannot be read"),
+        ({"model_type": "granitemoehybrid"}, "no 'layer_types', which granitemoehybrid needs"),
+        ({"model_type": "lfm2", "layer_types": ["conv", "sliding_attention"]}, "of kind sliding_attention; there"),
+        ({"model_type": "nemotron_h", "attention_bias": False, "mlp_bias": False, "hybrid_override_pattern": "MX"},
+         "layers of kind X; there are M, "),  # fmt: skip
         ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window=True is not supported, only False"),
     ],
 )
@@ -107,6 +116,19 @@ def test_a_config_that_is_not_understood(folder, change, told):
     (path / "config.json").write_text(json.dumps(config | change), encoding="utf8")
     with pytest.raises(ValueError, match=told):
         checkpoints.load(path)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", '{"model_type"', '"llama"'])
+def test_a_json_file_that_holds_something_else(folder, text):
+    path, _ = folder
+    (path / "config.json").write_text(text, encoding="utf8")
+    with pytest.raises(ValueError, match="config.json is damaged"):
+        checkpoints.load(path)
+    (path / "model.safetensors").unlink()
+    for held in (text, f'{{"weight_map": {text}}}'):
+        (path / "model.safetensors.index.json").write_text(held, encoding="utf8")
+        with pytest.raises(ValueError, match="is damaged"):
+            files.Tensors(path)
 
 
 def test_older_files_say_the_same_in_other_words(folder):
@@ -154,6 +176,7 @@ def test_the_hub_gives_a_folder(folder, monkeypatch):
     def answer(name, *, revision, allow_patterns):
         asked.append((name, revision))
         assert not any("bin" in pattern for pattern in allow_patterns)
+        assert "chat_template.jinja" in allow_patterns
         return str(folder[0])
 
     hub(monkeypatch, answer)
@@ -261,6 +284,10 @@ def test_bitnet_in_two_bits_and_with_rounded_inputs(tmp_path):
     ids = torch.arange(9)[None]
     want = round_inputs(made["plain"], 8)(ids)[0]
     torch.testing.assert_close(made["packed"](ids)[0], want, rtol=1e-5, atol=1e-5)
+    config = {"network": "published", "config": made["packed"].published}
+    checkpoints.save("packed", made["packed"], config, {}, tmp_path / "kept", torch.float32)
+    again = checkpoints.load(tmp_path / "kept")  # as `postx quantize` writes it: its inputs are rounded there too
+    torch.testing.assert_close(again(ids)[0], want, rtol=1e-5, atol=1e-5)
     other = {"quantization_config": {"quant_method": "fp8"}}
     (tmp_path / "packed" / "config.json").write_text(json.dumps(about["config"] | other), encoding="utf8")
     with pytest.raises(ValueError, match="weights packed by 'fp8' cannot be read"):

@@ -10,7 +10,7 @@ from postx.models import checkpoints, writer
 from postx.models.blocks import Context
 from postx.models.lm import LM, generate, leaves
 from postx.parts.rope import Rope
-from postx.shapes import trusted
+from postx.shapes import map_state, trusted
 
 pytestmark = pytest.mark.skipif(not writer.COMPILED, reason="NUMBA_DISABLE_JIT leaves nothing to test")
 BOUND = 1e-5  # of the largest logit; sums in another order cost 2e-6 at most
@@ -197,6 +197,38 @@ def test_what_was_changed_is_not_passed_over(change):
     lm = model("ASA", {"S": {"K": 8}})
     CHANGES[change](lm)
     assert differs(lm, ordinary=[1]) <= BOUND
+
+
+def test_a_norm_of_queries_that_was_replaced_has_no_plan():
+    lm = model("A", {"A": {"qk_norm": True}})
+    assert writer.planned(lm.blocks[0])
+    norms = lm.blocks[0].mix[0].norms
+    norms[0] = nn.LayerNorm(len(norms[0].weight))
+    assert not writer.planned(lm.blocks[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_state_in_another_dtype_is_gone_on_from_by_the_model(dtype):
+    lm, prompt = model("AS", {"S": {"K": 8}}), torch.tensor([[1, 2, 3]])
+    S = map_state(lambda x: x.to(dtype) if x.is_floating_point() else x, lm(prompt)[1])
+    assert "a state in float32" in writer.refused(lm, 1, S=S)
+    got, _ = generate(lm, prompt, 12, temperature=0, S=S)
+    logits, want = lm(prompt, S)[0][0, -1], []
+    _, S = lm(prompt, S)
+    for _ in range(12):
+        want.append(int(logits.argmax()))
+        y, S = lm(torch.tensor([want[-1:]]), S)
+        logits = y[0, -1]
+    assert got.tolist() == [want]
+
+
+def test_a_writer_is_for_one_row_and_keeps_no_gradients():
+    lm, ids = model("FA", {}), torch.tensor([[1, 2]])
+    fast = writer.Writer(lm, lm(ids)[1])
+    assert not fast(ids[0, :1]).requires_grad
+    assert not fast.stream.requires_grad
+    with pytest.raises(ValueError, match="ids_B: a writer is for one row, got 2"):
+        fast(ids[0])
 
 
 def test_a_hook_on_the_model_ends_it():

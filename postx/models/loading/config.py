@@ -30,9 +30,21 @@ class Config(dict):
         return ACTIVATIONS[name]
 
     @property
+    def packing(self):
+        """How the weights of the file are packed, or None."""
+        about = self.get("quantization_config") or {}
+        return about.get("quant_method") if isinstance(about, dict) else about
+
+    @property
     def kinds(self):
-        """What each layer is, or None: the file's list under any of its three names."""
+        """What each layer is, or None: the file's list under either of its names."""
         return self.get("layers_block_type") or self.get("layer_types")
+
+    def letters(self, kinds, **known):
+        """The pattern of a list of layers, whose kinds stand for the letters of `known`. ValueError for others."""
+        if strange := sorted(set(map(str, kinds)) - set(known)):
+            raise ValueError(f"config.json: layers of kind {', '.join(strange)}; there are {', '.join(known)}")
+        return "".join(known[kind] for kind in kinds)
 
 
 def base(c, pattern, *, eps, tied=False, mlp=None, **more):

@@ -114,7 +114,8 @@ def zamba(c):
     c.only(hidden_act="gelu", hidden_mamba_act="silu")
     L, D, H = c("num_hidden_layers"), c("hidden_size"), c("num_attention_heads")
     period, offset = c("attn_layer_period", 6), c("attn_layer_offset", 4)
-    shares = c.kinds or ["mamba", "mamba", "hybrid"] + ["hybrid" if i % period == offset else "" for i in range(L - 3)]
+    shares = c.kinds or ["mamba", "mamba", "hybrid"] + [
+        "hybrid" if i % period == offset else "mamba" for i in range(L - 3)]  # fmt: skip
     K, rank = c("attention_head_dim", 2 * D // H), c("mamba_dt_rank", "auto")
     options = {
         "Z": {"H": H, "G": c("num_key_value_heads", H), "K": K, "F": c("intermediate_size"), "next_only": True,
@@ -123,7 +124,7 @@ def zamba(c):
               "rank": math.ceil(D / 16) if rank == "auto" else rank, "bias": c("mamba_proj_bias", False),
               "heads": c("n_mamba_heads", 2)},
     }  # fmt: skip
-    pattern = "".join("ZM" if kind == "hybrid" else "M" for kind in shares)
+    pattern = c.letters(shares, mamba="M", linear_attention="M", hybrid="ZM")
     return base(c, pattern, eps=c("rms_norm_eps", 1e-5), tied=True, options=options, mlp="-")
 
 
@@ -136,7 +137,7 @@ def lfm2(c):
         F = int(c("block_ffn_dim_multiplier", 1.0) * int(2 * F / 3))
         F = -(-F // c("block_multiple_of", 256)) * c("block_multiple_of", 256)
     options = {"A": heads(c, qk_norm=True, qk_eps=eps), "C": {"conv_size": c("conv_L_cache", 3)}, "F": {"F": F}}
-    return base(c, "".join("C" if kind == "conv" else "A" for kind in kinds), eps=eps, options=options, mlp="F",
+    return base(c, c.letters(kinds, conv="C", full_attention="A"), eps=eps, options=options, mlp="F",
                 tied=c("tie_embedding", True))  # fmt: skip
 
 
@@ -144,8 +145,8 @@ def nemotron_h(c):
     c = Config({"head_dim": 128} | c)
     c.only(moe_latent_size=None, attention_bias=False, mlp_bias=False)
     words = {"linear_attention": "S", "mamba": "S", "full_attention": "A", "attention": "A", "mlp": "F", "moe": "E"}
-    pattern = (c("hybrid_override_pattern").translate(str.maketrans("M*-", "SAF")) if c.kinds is None
-               else "".join(words[kind] for kind in c.kinds))  # fmt: skip
+    pattern = (c.letters(c("hybrid_override_pattern"), **{"M": "S", "*": "A", "-": "F", "E": "E"}) if c.kinds is None
+               else c.letters(c.kinds, **words))  # fmt: skip
     eps, shared = c("layer_norm_epsilon", c("rms_norm_eps", 1e-5)), c("moe_shared_expert_intermediate_size", 0)
     options = {
         "A": heads(c, rope=None),
@@ -193,7 +194,7 @@ def recurrent_gemma(c):
     options = {"A": attention, "R": {"width": c("lru_width", D), "H": H, "conv_size": c("conv1d_width", 4)},
                "F": {"F": c("intermediate_size") // 2, "bias": True,
                      "activation": Config({"hidden_activation": "gelu_pytorch_tanh"} | c).act}}  # fmt: skip
-    return base(c, "".join("A" if kind == "attention" else "R" for kind in kinds), eps=c("rms_norm_eps", 1e-6),
+    return base(c, c.letters(kinds, attention="A", recurrent="R"), eps=c("rms_norm_eps", 1e-6),
                 tied=True, options=options, softcap=c("logits_soft_cap", 30.0),
                 embed_scale=bfloat16(D**0.5))  # fmt: skip
 
@@ -205,7 +206,7 @@ def bfloat16(x):
 
 
 def granitemoehybrid(c):
-    kinds = ["S" if kind in ("mamba", "linear_attention") else "A" for kind in c.kinds]
+    kinds = c.kinds or c("layer_types")
     experts, shared, eps = c("num_local_experts", 8), c("shared_intermediate_size", 1024), c("rms_norm_eps", 1e-6)
     attention = heads(c, scale=c("attention_multiplier", 1.0))
     if c("position_embedding_type", None) != "rope":
@@ -215,7 +216,8 @@ def granitemoehybrid(c):
         "E": {"F": c("intermediate_size"), "E": experts, "k": c("num_experts_per_tok", 2), "shared": shared,
               "activation": c.act},
     }  # fmt: skip
-    return base(c, "".join(kinds), eps=eps, mlp="E" if experts else "F", options=options,
+    pattern = c.letters(kinds, mamba="S", linear_attention="S", attention="A", full_attention="A")
+    return base(c, pattern, eps=eps, mlp="E" if experts else "F", options=options,
                 embed_scale=c("embedding_multiplier", 1.0), logit_scale=1 / c("logits_scaling", 1.0))  # fmt: skip
 
 
@@ -236,7 +238,7 @@ def qwen3_next(c):
               "shared_gate": True, "activation": c.act},
     }  # fmt: skip
     sparse = [experts > 0 and i not in plain and (i + 1) % step == 0 for i in L]
-    return base(c, "".join("G" if kind == "linear_attention" else "A" for kind in kinds), eps=eps, options=options,
+    return base(c, c.letters(kinds, linear_attention="G", full_attention="A"), eps=eps, options=options,
                 mlp="".join("E" if s else "F" for s in sparse))  # fmt: skip
 
 

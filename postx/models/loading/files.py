@@ -22,7 +22,7 @@ class Tensors(Mapping):
         self.folder, self.files = Path(folder), {}
         self.where = {}
         if (self.folder / INDEX).exists():
-            shards = sorted(set(_json(self.folder / INDEX, "weight_map").values()))
+            shards = sorted(set(map(str, _json(self.folder / INDEX, "weight_map").values())))
             lacking = [name for name in shards if not (self.folder / name).exists()]
             if lacking:
                 raise ValueError(f"{self.folder}: {INDEX} names {', '.join(lacking)}, which the folder does not have")
@@ -77,6 +77,9 @@ def read(path):
 def _json(path, key=None):
     try:
         found = json.loads(path.read_text(encoding="utf8"))
-        return found if key is None else found[key]
-    except (ValueError, KeyError) as error:
+        found = found if key is None else found[key]
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: expected names and values, got {str(found)[:40]!r}")
+    return found

@@ -49,15 +49,25 @@ def known():
 def build(config, device="meta"):
     """The model that a config.json describes, untrained; on the meta device it takes no memory.
 
-    Raises ValueError that names the model_type that is not known, and those that are, or the key that is missing.
+    Raises ValueError that names the model_type that is not known, and those that are, the key that is missing or
+    holds something else than expected, or the packing of weights that cannot be read.
     """
     kind = config.get("model_type")
-    if kind not in entries():
+    if not isinstance(kind, str) or kind not in entries():
         raise ValueError(f"config.json: model_type {kind!r} is not known here; there are {', '.join(known())}")
-    options = getattr(configs, kind)(Config(config))
-    network = {"LM": LM, "Encoder": Encoder}[options.pop("network", "LM")]
-    with torch.device(device):
-        return network(**options)
+    how = Config(config).packing
+    if how not in (None, "bitnet"):
+        raise ValueError(f"config.json: weights packed by {how!r} cannot be read; take the checkpoint in bfloat16")
+    try:
+        options = getattr(configs, kind)(Config(config))
+        network = {"LM": LM, "Encoder": Encoder}[options.pop("network", "LM")]
+        with torch.device(device):
+            model = network(**options)
+    except (TypeError, ZeroDivisionError) as error:  # words for numbers, no heads
+        raise ValueError(f"config.json: a value of it is no {kind}'s ({error})") from error
+    if how == "bitnet":
+        round_inputs(model, 8)  # such a model was trained to read its inputs so, and is another without
+    return model
 
 
 def fill(config, tensors, dtype=torch.float32, device="cpu"):
@@ -66,9 +76,6 @@ def fill(config, tensors, dtype=torch.float32, device="cpu"):
     Raises ValueError that lists, by name, what is missing, what nobody asked for, and what has another shape.
     """
     lm, c, entry = build(config), Config(config), entries()[config["model_type"]]
-    how = (c.get("quantization_config") or {}).get("quant_method")
-    if how not in (None, "bitnet"):
-        raise ValueError(f"config.json: weights packed by {how!r} cannot be read; take the checkpoint in bfloat16")
     there, used = set(tensors.keys()), set()
     missing, misshapen, found = [], [], {}
     for key, old in lm.state_dict().items():
@@ -93,8 +100,6 @@ def fill(config, tensors, dtype=torch.float32, device="cpu"):
         raise ValueError(f"the weights do not fit the {config['model_type']} of config.json; {'; '.join(wrong)}")
     for key, x in found.items():
         put(lm, key, x)
-    if how == "bitnet":
-        round_inputs(lm, 8)  # such a model was trained to read its inputs so, and is another without
     lm.published = config
     return lm.eval()
 

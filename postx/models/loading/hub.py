@@ -6,7 +6,8 @@ import torch
 
 from postx.models.loading import extra, files
 
-NEEDED = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"]
+NEEDED = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
+          "chat_template.jinja"]  # fmt: skip
 
 
 def load(what, dtype=torch.float32, device="cpu"):

@@ -28,8 +28,11 @@ def rope(c, K, share=1.0, pairing="half"):
         raise ValueError(f"config.json: rope_type {kind!r} is not known; there are default, {', '.join(STRETCHES)}")
     plain = [float(base) ** (-2 * i / dims) for i in range(dims // 2)]
     trained = about.get("original_max_position_embeddings", c.get("max_position_embeddings"))
-    slowed = STRETCHES[kind](plain, about, base, dims, trained)
-    return Rope(**whole, frequencies=tuple(slowed)), _sharper(about) ** 2 if kind == "yarn" else 1.0
+    try:
+        slowed = STRETCHES[kind](plain, about, base, dims, trained)
+        return Rope(**whole, frequencies=tuple(slowed)), _sharper(about) ** 2 if kind == "yarn" else 1.0
+    except KeyError as error:
+        raise ValueError(f"config.json: rope_type {kind!r} needs {error}") from error
 
 
 def _linear(plain, about, *_):

@@ -5,9 +5,9 @@
     words.encode("text") -> [ids]      words.decode([ids]) -> str
 """
 
-import json
 from pathlib import Path
 
+from postx.models import checkpoints
 from postx.models.loading import extra, files, from_gguf
 
 RUNS = (  # apostrophes, a word with what stands before it, digits, signs, line ends, spaces
@@ -56,33 +56,47 @@ class Words:
     def chat(self, question):
         """The text that asks a question the way the model was trained to be asked, by its own template.
 
-        Raises ValueError for a model without one. (jinja2 comes with torch; the template runs in its sandbox.)
+        Raises ValueError for a model without one, or with a broken one. (jinja2 comes with torch; the template runs in
+        its sandbox.)
         """
         if self.template is None:
             raise ValueError("the model was not trained to answer: it has no template of a conversation")
         sandbox = extra("jinja2.sandbox").ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         messages = [{"role": "user", "content": question}]
-        return sandbox.from_string(self.template).render(messages=messages, add_generation_prompt=True)
+        first, last = (self.tokenizer.id_to_token(ids[0]) if ids else "" for ids in (self.begins, self.ends))
+        marks = {"bos_token": first, "eos_token": last}
+        try:
+            return sandbox.from_string(self.template).render(messages=messages, add_generation_prompt=True, **marks)
+        except extra("jinja2").TemplateError as error:
+            raise ValueError(f"the model's template of a conversation cannot be filled in ({error})") from error
 
 
 def of(what):
     """The vocabulary that belongs to what `checkpoints.load` loads, a local one.
 
-    Raises ModuleNotFoundError without tokenizers, ValueError for a folder without tokenizer.json and a .gguf file
-    whose vocabulary is of another kind.
+    Raises ModuleNotFoundError without tokenizers, ValueError for what is neither, a folder without a whole
+    tokenizer.json, and a .gguf file whose vocabulary is of another kind.
     """
     path = Path(what)
+    if str(what) in checkpoints.kept():
+        return Bytes()
     if str(what).endswith(".gguf"):
         return _from_gguf(path)
     if not path.is_dir():
-        return Bytes()
-    known = path / "packed.json"
-    about = json.loads(known.read_text(encoding="utf8"))["words"] if known.exists() else None
+        raise ValueError(f"what: expected a kept model, a folder or a .gguf file, got {str(what)!r}")
+    known = path / f"{checkpoints.PACKED}.json"
+    about = files.read(known).get("words", {}) if known.exists() else None
+    if about is not None and not {"ends", "begins"} <= set(about):
+        raise ValueError(f"{known} says nothing of its model's vocabulary")
     if not (path / "tokenizer.json").exists():
         if about is None:
             raise ValueError(f"{path}: no tokenizer.json, so its text cannot be read")
         return Bytes()
-    tokenizer = extra("tokenizers").Tokenizer.from_file(str(path / "tokenizer.json"))
+    kind = extra("tokenizers").Tokenizer
+    try:
+        tokenizer = kind.from_file(str(path / "tokenizer.json"))
+    except Exception as error:  # the package raises no narrower class
+        raise ValueError(f"{path / 'tokenizer.json'} is damaged ({error})") from error
     if about is None:
         return Words(tokenizer, *_marks(path))
     return Words(tokenizer, about["ends"], about["begins"], about.get("template"))
