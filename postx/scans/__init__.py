@@ -2,7 +2,9 @@
 
 `impl` is "auto", "reference" (torch: any device, autograd, float64), "numba" (CPU, with its own backward) or "triton"
 (CUDA, with its own backward: `affine`, `diagonal` with real numbers and N <= 128, `decay` and `delta` with K <= 256).
-"auto" takes numba on a CPU; on a GPU triton where it is installed and the case is one of these, else the reference.
+"auto" takes numba on a CPU (the reference where NUMBA_DISABLE_JIT is set); on a GPU triton where it is installed and
+the case is one of these, else the reference, as for `logspace`, `fir` and complex numbers. Which of its kernels triton
+takes for a table, chunks of tokens or one token after another, follows from dtype, T, K and g (`choice`).
 Asking for what is not there raises ValueError. Half precision is computed in float32: outputs come back in the
 input's dtype, states stay float32. Only triton's chunks (`choice` says when) take their matrix products in the half
 precision of v, and add them up in float32.
@@ -70,7 +72,7 @@ def diagonal(u_BTD, delta, A_DN, B, C, S_BDN=None, *, lengths_B=None, impl="auto
     chosen = choose(impl, u_BTD, not kind.is_complex and not B.is_complex() and A_DN.shape[1] <= MOST_STATES)
     if chosen == "triton":  # the kernel reads half precision as it is
         A, S = A_DN.to(kind), S_BDN.to(kind)
-        y, S = choice.diagonal_ops().Diagonal.apply(u_BTD, delta_BTD, A, B_BTDN, C_BTDN, S, lengths_B)
+        y, S = choice.kernels("diagonal_ops").Diagonal.apply(u_BTD, delta_BTD, A, B_BTDN, C_BTDN, S, lengths_B)
         return real(y, lengths_B).to(u_BTD.dtype), S
     args = (u_BTD.to(floats), delta_BTD.to(floats), *(x.to(kind) for x in (A_DN, B_BTDN, C_BTDN, S_BDN)))
     lengths = row_lengths(lengths_B, u_BTD)
@@ -108,10 +110,10 @@ def decay(
     if chosen == "triton" and (choice.in_chunks if one else choice.keys_in_chunks)(v_BTHV):
         if one:
             q, k, v, g4, S, _ = table
-            y, S = choice.chunked_ops().Chunked.apply(q, k, v, None if g is None else g4[..., 0], S, lengths_B)
+            y, S = choice.kernels("chunked_ops").Chunked.apply(q, k, v, None if g is None else g4[..., 0], S, lengths_B)
         else:
             *tensors, u = table.whole()
-            y, S = choice.keys_ops().decay(*tensors, None if u_HK is None else u, lengths_B, read == "before")
+            y, S = choice.kernels("keys_ops").decay(*tensors, None if u_HK is None else u, lengths_B, read == "before")
         return real(y, lengths_B).to(v_BTHV.dtype), S
     if chosen == "numba":
         *tensors, _ = table.whole()
@@ -121,7 +123,7 @@ def decay(
     table = table._replace(g=table.g.to(table.S.dtype).exp())
     if chosen == "triton":
         *tensors, u = table
-        y, S = choice.gpu_ops().Decay.apply(*tensors, None if u_HK is None else u, lengths_B, read == "before")
+        y, S = choice.kernels("ops").Decay.apply(*tensors, None if u_HK is None else u, lengths_B, read == "before")
     else:  # the reference knows nothing of shared heads
         full = {name: getattr(table, name) for name in ("q", "k", "g")}
         table = table._replace(**{name: x.repeat_interleave(H // x.shape[2], 2) for name, x in full.items()})
@@ -163,7 +165,7 @@ def delta(
     plain = read == "after" and b_BTHK is c_BTHK is None
     chunks = choice.delta_in_chunks(plain, g, k_BTHK, v_BTHV) if chosen == "triton" else None
     if chunks == "plain":
-        y, S = choice.delta_ops().ChunkedDelta.apply(
+        y, S = choice.kernels("delta_ops").ChunkedDelta.apply(
             q, k, v, None if g is None else g4[..., 0], beta, S_BHKV.to(kind), lengths_B
         )
         return real(y, lengths_B).to(v_BTHV.dtype), S
@@ -172,14 +174,14 @@ def delta(
         y, S = numba_ops.Erase.apply(q, k, v, rate, beta, S_BHKV.to(kind), row_lengths(lengths_B, v_BTHV))
         return real(y, lengths_B).to(v_BTHV.dtype), S
     if chunks == "general":
-        y, S = choice.general_delta_ops().General.apply(
+        y, S = choice.kernels("dplr_ops").General.apply(
             q, k, v, g4, b, c, beta, S_BHKV.to(kind), lengths_B, read == "before"
         )
         return real(y, lengths_B).to(v_BTHV.dtype), S
     keep = v.new_ones(1, 1, 1, 1, dtype=kind) if g is None else g4.to(kind).exp()
     tensors = [q, k, v, keep, b, c, beta]
     if chosen == "triton":
-        y, S = choice.gpu_ops().Delta.apply(*tensors, S_BHKV.to(kind), lengths_B, read == "before")
+        y, S = choice.kernels("ops").Delta.apply(*tensors, S_BHKV.to(kind), lengths_B, read == "before")
         return real(y, lengths_B).to(v_BTHV.dtype), S
     more = S_BHKV.to(kind), row_lengths(lengths_B, v_BTHV), read == "before"
     if chosen == "numba":
@@ -250,7 +252,7 @@ def affine(g_BTD, b_BTD, S_BD=None, *, lengths_B=None, impl="auto"):
     check(sizes, S_BD=S_BD)
     chosen = choose(impl, b_BTD, kernel=True)
     if chosen == "triton":
-        y, S = choice.chunked_ops().Affine.apply(g_BTD, b_BTD, S_BD.to(kind), lengths_B)
+        y, S = choice.kernels("chunked_ops").Affine.apply(g_BTD, b_BTD, S_BD.to(kind), lengths_B)
         return real(y, lengths_B).to(b_BTD.dtype), S
     args = g_BTD.to(kind).exp(), b_BTD.to(kind), S_BD.to(kind), row_lengths(lengths_B, b_BTD)
     run = {"reference": reference.affine, "numba": numba_ops.Affine.apply}[chosen]

@@ -37,33 +37,9 @@ def choose(impl: str, x: torch.Tensor, kernel: bool = False) -> str:
 
 
 @functools.cache
-def gpu_ops():
-    return importlib.import_module("postx.scans.gpu_ops")  # imports triton, so not before it is asked for
-
-
-@functools.cache
-def chunked_ops():
-    return importlib.import_module("postx.scans.gpu_chunked_ops")
-
-
-@functools.cache
-def keys_ops():
-    return importlib.import_module("postx.scans.gpu_keys_ops")
-
-
-@functools.cache
-def diagonal_ops():
-    return importlib.import_module("postx.scans.gpu_diagonal_ops")
-
-
-@functools.cache
-def delta_ops():
-    return importlib.import_module("postx.scans.gpu_delta_ops")
-
-
-@functools.cache
-def general_delta_ops():
-    return importlib.import_module("postx.scans.gpu_dplr_ops")
+def kernels(name):
+    """The module gpu_`name`, which imports triton, so not before it is asked for."""
+    return importlib.import_module(f"postx.scans.gpu_{name}")
 
 
 def delta_in_chunks(plain, g, k_BTHK, v_BTHV):

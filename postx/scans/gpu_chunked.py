@@ -30,9 +30,8 @@ and are added up in at least float32 inside each.
 import triton
 import triton.language as tl
 
+from postx.scans.gpu_affine import LOG2E
 from postx.scans.gpu_decay import length_of
-
-LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit

@@ -25,6 +25,16 @@ def dense(x):
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
+def strides_of(*tensors):
+    """The strides over B, T and heads, tensor by tensor."""
+    return [n for x in tensors for n in x.stride()[:3]]
+
+
+def room(like, shape, lengths):
+    """Room for a result. Where rows are ragged, what stands past their ends is 0."""
+    return (like.new_empty if lengths is None else like.new_zeros)(shape)
+
+
 def whole(lengths):
     return None if lengths is None else lengths.contiguous()
 
@@ -132,7 +142,7 @@ class Work:
         entering, segments, span = self.enter(*writes, first, last, most, chunk, chunks, reverse)
         groups = *(x.shape[2] for x in roles), self.g.shape[2]
         sizes = T, H, I, J, *groups, chunks, segments, span, *((1, I) if turned else (J, 1))
-        strides = [n for x in (q, k, v, self.g) for n in x.stride()[:3]]
+        strides = strides_of(q, k, v, self.g)
         keep = last is not None and segments == 1
         meta = {"REVERSE": reverse, "LAST": keep, "OP": DTYPES[self.op], "CHUNK": chunk, "STAGES": stages}
         launch(gpu_fused.fused, (B * H * segments, columns), v, q, k, v, self.g, entering, self.lengths_or(v), y,
@@ -186,7 +196,7 @@ class Work:
         block_i, block_j = self.fit(blocks[0], I), self.fit(blocks[1], J)
         groups = *(x.shape[2] for x in roles), self.g.shape[2]
         sizes = T, H, I, J, *groups, h0, heads, chunks, *tables.stride()[3:]
-        strides = [n for x in (q, k, v, self.g) for n in x.stride()[:3]]
+        strides = strides_of(q, k, v, self.g)
         meta = {"REVERSE": reverse, "KIND": DTYPES[self.S.dtype], "SHARE": share, "ONE": block_i >= I, "CHUNK": chunk}
         launch(gpu_chunked.outputs, (B * chunks * heads // share, -(-J // block_j)), v, q, k, v, self.g, tables,
                self.lengths_or(v), y, *sizes, *strides, **self.meta, **meta, BLOCK_I=block_i, BLOCK_J=block_j,
@@ -196,7 +206,7 @@ class Work:
         (B, heads, chunks, K, V), (T, H), blocks = tables.shape, self.v.shape[1:3], self.blocks["dg"]
         block_k, block_v = self.fit(blocks[0], K), self.fit(blocks[1], V)
         sizes = T, H, K, V, self.q.shape[2], self.k.shape[2], self.g.shape[2], h0, heads, chunks
-        strides = [n for x in (self.q, self.k, self.v, self.g, dy) for n in x.stride()[:3]]
+        strides = strides_of(self.q, self.k, self.v, self.g, dy)
         meta = {key: value for key, value in self.meta.items() if key != "DECAY"}
         pointers = self.q, self.k, self.v, self.g, tables, adjoints, self.lengths_or(dy), dy, dg
         launch(gpu_chunked.decays, (B * chunks * heads,), dy, *pointers, *sizes, *strides, **meta, CHUNK=chunk,

@@ -6,7 +6,7 @@ from torch.autograd.function import once_differentiable
 
 from postx.scans import gpu_blocks, gpu_delta_chunked
 from postx.scans.arguments import sum_to
-from postx.scans.gpu_chunked_ops import DTYPES, dense, launch, operand, whole
+from postx.scans.gpu_chunked_ops import DTYPES, dense, launch, operand, strides_of, whole
 
 
 class ChunkedDelta(Function):
@@ -63,7 +63,7 @@ class Work:
     def solve(self):
         T, H, K, _ = self.sizes
         inverse = self.v.new_empty(self.programs, self.chunks, self.chunk, self.chunk, dtype=self.op)
-        strides = [n for x in (self.k, self.g, self.beta) for n in x.stride()[:3]]
+        strides = strides_of(self.k, self.g, self.beta)
         pointers = self.k, self.g, self.beta, self.lengths_or(), inverse
         launch(gpu_delta_chunked.solve, (self.programs * self.chunks,), self.v, *pointers, T, H, K, *self.heads[1:],
                *strides, **self.meta, KIND=DTYPES[self.S.dtype], SOLVE="tf32x3" if self.op == torch.float32 else "tf32",
@@ -79,7 +79,7 @@ class Work:
             y, last = written, self.S
         tokens = self.q, self.k, self.v, self.g, self.beta
         pointers = *tokens, inverse, self.S, self.lengths_or(), y, last, tables, written
-        strides = [n for x in (self.q, self.k, self.v, self.g, self.beta) for n in x.stride()[:3]]
+        strides = strides_of(self.q, self.k, self.v, self.g, self.beta)
         launch(gpu_delta_chunked.forward, (self.programs, -(-self.sizes[3] // block)), self.v, *pointers, *self.sizes,
                *self.heads, *strides, **self.meta, READ=read, KEEP=not read, BLOCK_V=block, STAGES=stages,
                num_warps=warps)  # fmt: skip
@@ -88,7 +88,7 @@ class Work:
         block, warps, stages = self.blocks["backward"]
         block = gpu_blocks.fit(block, self.sizes[3], self.op.itemsize)
         pointers = self.q, self.k, dy, self.g, self.beta, inverse, dlast, self.lengths_or(), dv, dS, adjoints
-        strides = [n for x in (self.q, self.k, dy, self.g, self.beta) for n in x.stride()[:3]]
+        strides = strides_of(self.q, self.k, dy, self.g, self.beta)
         launch(gpu_delta_chunked.backward, (self.programs, -(-self.sizes[3] // block)), self.v, *pointers, *self.sizes,
                *self.heads, *strides, **self.meta, BLOCK_V=block, STAGES=stages, num_warps=warps)  # fmt: skip
 
@@ -97,7 +97,7 @@ class Work:
         tokens = self.q, self.k, self.g, self.beta, tables, adjoints, written
         pointers = *tokens, self.lengths_or(), dy, dv, dq, dk, dg, dbeta
         block = gpu_blocks.fit(block, self.sizes[3], self.op.itemsize)
-        strides = [n for x in (self.q, self.k, dy, self.g, self.beta) for n in x.stride()[:3]]
+        strides = strides_of(self.q, self.k, dy, self.g, self.beta)
         launch(gpu_delta_chunked.gradients, (self.programs * self.chunks,), self.v, *pointers, *self.sizes, *self.heads,
                *strides, **self.meta, BLOCK_V=block, num_warps=warps, num_stages=stages)  # fmt: skip
 

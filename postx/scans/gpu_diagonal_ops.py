@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from postx.scans import gpu_affine, gpu_blocks, gpu_diagonal
 from postx.scans.arguments import sum_to
-from postx.scans.gpu_chunked_ops import launch
+from postx.scans.gpu_chunked_ops import launch, room
 
 
 class Layout:
@@ -88,8 +88,3 @@ class Diagonal(Function):
             for wide, dx, x in (("WIDE_B", dB, B), ("WIDE_C", dC, C))
         )
         return du, sum_to(ddelta, delta.shape), dA.sum((0, 1)), dB, dC, dS, None
-
-
-def room(like, shape, lengths):
-    """Room for a result. Where rows are ragged, what stands past their ends is 0."""
-    return like.new_empty(shape) if lengths is None else like.new_zeros(shape)

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from postx.scans import gpu_blocks, gpu_dplr, gpu_dplr_back
 from postx.scans.arguments import sum_to
-from postx.scans.gpu_chunked_ops import dense, launch, operand, whole
+from postx.scans.gpu_chunked_ops import dense, launch, operand, strides_of, whole
 
 
 class General(Function):
@@ -74,7 +74,7 @@ class Work:
 
     def groups_and_strides(self, *tokens):
         """How many heads each has, and its strides but the last axis's, which is g's alone."""
-        strides = [n for x in tokens for n in x.stride()[:3]]
+        strides = strides_of(*tokens)
         return [x.shape[2] for x in tokens], [*strides, self.g.stride(3) if self.g.shape[3] > 1 else 0]
 
     def value_blocks(self, name):

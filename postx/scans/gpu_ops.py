@@ -4,14 +4,13 @@ Importing this imports triton; `postx.scans` does so when a GPU is first used. N
 tries out variants, so a call can be captured in a CUDA graph. Block sizes follow from the shapes alone.
 """
 
-import contextlib
-
 import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from postx.scans import gpu_decay, gpu_delta
+from postx.scans import gpu_blocks, gpu_decay, gpu_delta
 from postx.scans.arguments import sum_to
+from postx.scans.gpu_chunked_ops import launch, room
 
 CHUNK = (
     16  # tokens between kept states: few enough that the rebuilt ones of all programs stay in the L2 cache
@@ -51,7 +50,7 @@ class Decay(Function):
         grid, sizes, meta = _table_layout(q, v, lengths, ctx.before)
         dq, dk = (_by_token(dlast, v, lengths, grid, q.shape[3]) for _ in range(2))
         learn = ctx.needs_input_grad[3]
-        dv, dS = _new(v, lengths, *v.shape), torch.empty_like(dlast)
+        dv, dS = room(v, v.shape, lengths), torch.empty_like(dlast)
         da = _for_decay(a, v, lengths, grid) if learn else None
         scratch = dlast.new_empty(*grid, CHUNK, meta["BLOCK_K"], meta["BLOCK"])
         du = None if u is None else dlast.new_empty(grid[1], v.shape[0], *u.shape)
@@ -94,9 +93,9 @@ class Delta(Function):
         grid, sizes, meta = _table_layout(q, v, lengths, ctx.before)
         dq, dk, dc = (_by_token(dlast, v, lengths, grid, q.shape[3]) for _ in range(3))
         db = None if b is None else _by_token(dlast, v, lengths, grid, q.shape[3])
-        dbeta = _new(dlast, lengths, grid[1], *v.shape[:3])
+        dbeta = room(dlast, (grid[1], *v.shape[:3]), lengths)
         learn = ctx.needs_input_grad[3]
-        dv, dS = _new(v, lengths, *v.shape), torch.empty_like(dlast)
+        dv, dS = room(v, v.shape, lengths), torch.empty_like(dlast)
         da = _for_decay(a, v, lengths, grid) if learn else None
         scratch = dlast.new_empty(*grid, CHUNK, meta["BLOCK_K"], meta["BLOCK"])
         pointers = q, k, v, a, _or(b, k), c, beta, kept, _lengths(lengths, v), dy, dlast, scratch
@@ -115,18 +114,12 @@ class Delta(Function):
 
 
 def _launch(kernel, grid, like, *args, **meta):
-    with torch.cuda.device(like.device) if like.is_cuda else contextlib.nullcontext():
-        kernel[grid](*args, **meta, CHUNK=CHUNK, STAGES=STAGES)
-
-
-def _power(size, least):
-    """The smallest power of two that holds `size`, at least `least`."""
-    return max(least, 1 << (size - 1).bit_length())
+    launch(kernel, grid, like, *args, **meta, CHUNK=CHUNK, STAGES=STAGES)
 
 
 def _blocks(rows, size, most, least):
     """(block, how many): the widest block of `size`, at most `most`, that leaves PROGRAMS programs over all rows."""
-    block = min(most, _power(size, least))
+    block = min(most, gpu_blocks.power(size, least))
     while block > least and rows * -(-size // block) < PROGRAMS:
         block //= 2
     return block, -(-size // block)
@@ -139,11 +132,6 @@ def _warps(numbers):
 
 def _chunks(v):
     return -(-v.shape[1] // CHUNK)
-
-
-def _new(like, lengths, *shape):
-    """Room for a result. Where rows are ragged, what stands past their ends is 0."""
-    return (like.new_empty if lengths is None else like.new_zeros)(shape)
 
 
 def _whole(*tensors):
@@ -168,7 +156,7 @@ def _strides(x, v):
 def _table_layout(q, v, lengths, before):
     """(grid, sizes, constants of the kernels) of a table recurrence."""
     (B, T, H, V), K = v.shape, q.shape[3]
-    BLOCK_K = _power(K, 8)
+    BLOCK_K = gpu_blocks.power(K, 8)
     block, blocks = _blocks(B * H, V, 16 if BLOCK_K <= 64 else 32, 4)
     meta = {"BEFORE": before, "RAGGED": lengths is not None, "BLOCK_K": BLOCK_K, "BLOCK": block}
     return (B * H, blocks), (T, H, K, V), meta | {"num_warps": _warps(BLOCK_K * block)}
@@ -177,16 +165,16 @@ def _table_layout(q, v, lengths, before):
 def _outputs(v, S, lengths, keep):
     """y, the last state, and room for the state before every chunk of tokens."""
     kept = S.new_empty(*S.shape[:2], _chunks(v) if keep else 0, *S.shape[2:])
-    return _new(v, lengths, *v.shape), torch.empty_like(S), kept
+    return room(v, v.shape, lengths), torch.empty_like(S), kept
 
 
 def _by_token(like, v, lengths, grid, K):
-    return _new(like, lengths, grid[1], *v.shape[:3], K)
+    return room(like, (grid[1], *v.shape[:3], K), lengths)
 
 
 def _for_decay(a, v, lengths, grid):
     B, T, H, _ = v.shape
-    return _new(a, lengths, grid[1], B, T if a.shape[1] > 1 else 1, H, a.shape[3])
+    return room(a, (grid[1], B, T if a.shape[1] > 1 else 1, H, a.shape[3]), lengths)
 
 
 def _decay_meta(a, learn):

@@ -99,9 +99,15 @@ def _scan(*tensors, **how):
     return map(torch.from_numpy, cpu_decay.scan(*_arrays(*tensors), numba.get_num_threads(), **how))
 
 
-def _learn(*tensors, before):
+def _learn(*tensors, before, more=()):
     """`cpu_decay.learn` of tensors."""
-    return torch.from_numpy(cpu_decay.learn(*_arrays(*tensors), before, numba.get_num_threads()))
+    more = _arrays(*more)
+    return torch.from_numpy(cpu_decay.learn(*_arrays(*tensors), before, numba.get_num_threads(), *more))
+
+
+def _room(v, S):
+    """`cpu_decay.room` for walks across."""
+    return cpu_decay.room(*_arrays(v, S.mT), v.shape[1])
 
 
 class Decay(Function):
@@ -129,16 +135,17 @@ class Decay(Function):
         finest = finest if all(finest % G == 0 for G in (Gq, Gk, Gg)) else H
         own = finest if learns and keys else None
         dv, dS = scan(k, q, dy, g, dlast, heads=H, reverse=True)
-        dq, _ = scan(dy, v, k, g, S.mT, heads=own or Gq, across=True)
-        dk, _ = scan(v, dy, q, g, dlast.mT, heads=own or Gk, across=True, reverse=True)
+        tables = _room(v, S) if learns else None
+        dq, _ = scan(dy, v, k, g, S.mT, heads=own or Gq, across=True, tables=tables)
+        dk, _ = scan(v, dy, q, g, dlast.mT, heads=own or Gk, across=True, reverse=True, tables=tables)
         dg = du = None
         if learns:
-            at_end = (dlast * last).sum(-1)
+            known = (dlast * last).sum(-1), torch.from_numpy(tables[1])
             if keys:
-                parts, at_end = (q, dq, k, dk), at_end.unflatten(1, (finest, -1)).sum(2)
+                parts, known = (q, dq, k, dk), (x.unflatten(-2, (finest, -1)).sum(-2) for x in known)
             else:
-                parts, at_end = (y, dy, v, dv), at_end.sum(-1, keepdim=True)
-            dg = sum_to(_learn(*parts, g, at_end, lengths, before=ctx.before), g.shape)
+                parts, known = (y, dy, v, dv), (x.sum(-1, keepdim=True) for x in known)
+            dg = sum_to(_learn(*parts, g, *known, lengths, before=ctx.before), g.shape)
         dq, dk = sum_to(dq, q.shape), sum_to(dk, k.shape)
         if u is not None:
             dy = real(dy, lengths)
@@ -200,20 +207,22 @@ class Erase(Function):
         (Gq, Gk), H = (x.shape[2] for x in (q, k)), v.shape[2]
         arrays = _arrays(q, k, dy, beta[..., None], g, dlast, lengths)
         du, dS, _ = map(torch.from_numpy, cpu_erase.walk(*arrays, numba.get_num_threads(), reverse=True))
-        dq, _ = _scan(dy, u, k, g, S.mT, lengths, heads=Gq)
+        learns = ctx.needs_input_grad[3]
+        tables = _room(v, S) if learns else None
+        dq, _ = _scan(dy, u, k, g, S.mT, lengths, heads=Gq, tables=tables)
         lost, _ = _scan(du, u, k, g, S.mT, lengths, before=True)  # the table before each token, times du
-        dk, _ = _scan(u, dy, q, g, dlast.mT, lengths, heads=Gk, reverse=True)
+        dk, _ = _scan(u, dy, q, g, dlast.mT, lengths, heads=Gk, reverse=True, tables=tables)
         full_k, beta = (x.repeat_interleave(H // x.shape[2], 2) for x in (k, beta))
         erased = beta[..., None] * full_k
-        later, _ = _scan(u, du, erased, g, torch.zeros_like(S.mT), lengths, heads=Gk, reverse=True, before=True)
+        written, none = tables[1].sum(-1, keepdims=True) if learns else None, torch.zeros_like(S.mT)
+        later, _ = _scan(u, du, erased, g, none, lengths, heads=Gk, reverse=True, before=True, tables=tables)
         dk = dk - later - sum_to(beta[..., None] * lost, k.shape)
         dbeta, dg = -(full_k * lost).sum(-1), None
-        if ctx.needs_input_grad[3]:
+        if learns:
             at_end = (dlast * last).sum((2, 3))[..., None]
-            dg = _learn(y, dy, u, du, g, at_end, lengths, before=False)
-            after = beta * dbeta
-            after = after.flip(1).cumsum(1).flip(1) - after
-            dg = sum_to(torch.where(dg == 0, 0, dg + after[..., None]), g.shape)
+            between = torch.from_numpy(written - tables[1].sum(-1, keepdims=True))
+            dg = _learn(y, dy, u, du, g, at_end, between, lengths, before=False, more=[beta * dbeta])
+            dg = sum_to(dg, g.shape)
         return dq, dk, du, dg, sum_to(dbeta, ctx.shape), dS, None
 
 

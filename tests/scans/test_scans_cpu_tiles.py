@@ -75,6 +75,31 @@ def test_float32_stays_within_its_bound(kind):
         assert contract.close(a, b, 2e-5) <= 2e-5
 
 
+@pytest.mark.parametrize("kind", ["head", "key", "before", "delta"])
+@pytest.mark.parametrize("steep", [0.1, 1.0, 3.0])
+def test_a_decay_s_gradient_keeps_its_digits_over_many_tiles(kind, steep):
+    """Against float64, by the largest: one decay for 2,000 tokens, and one for each.
+
+    One g = -3 leaves a twentieth of the state, beside the whole of which its gradient is rounded at every token.
+    """
+    T, keys = 2000, (K,) * (kind == "key")
+    q, k, v = tokens(T, G=H)
+    beta, w, state = randn(B, T, H, seed=6).sigmoid(), randn(B, T, H, V, seed=7), randn(B, H, K, V, seed=4)
+
+    def learnt(g, impl, dtype):
+        x, g = [x.float().to(dtype) for x in (q, k, v, beta, state, w)], g.float().to(dtype).requires_grad_()
+        args = *x[:3], *([x[3]] if kind == "delta" else []), g, x[4], impl
+        y, last = delta(*args) if kind == "delta" else decay(*args, read="before" if kind == "before" else "after")
+        return torch.autograd.grad((y * x[5]).sum() + last.sum(), g)[0].double()
+
+    constant, own = torch.full((H, *keys), -steep), -steep * randn(B, T, H, *keys, seed=5).abs()
+    for g, bound in ((constant, 1e-4 if steep > 1 else 2e-5), (own, 2e-5)):
+        want = learnt(g, "reference", torch.float64)
+        for dtype, most in ((torch.float32, bound), (torch.float64, 1e-9)):
+            error = (learnt(g, "numba", dtype) - want).abs().max() / want.abs().max()
+            assert error <= most, f"{error:.1e} in {dtype}"
+
+
 def test_wide_heads_are_cut_into_tasks_that_share_a_head_of_keys():
     """One group of keys and values beyond one register, for more threads than heads have groups."""
     q, k, v = randn(1, 40, 1, 33), randn(1, 40, 1, 33, seed=1), randn(1, 40, 3, 70, seed=2)
