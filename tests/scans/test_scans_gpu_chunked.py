@@ -7,10 +7,8 @@ them needs a GPU: the tests of the last part.
 
 import json
 import math
-import os
-import subprocess
-import sys
 
+import interpreter
 import pytest
 import torch
 from test_scans import randn
@@ -143,19 +141,8 @@ SIZE = (1, 21, 2, 17, 18)  # B, T, H, K, V: two chunks and two blocks of each wi
 
 def interpreted():
     """{case: largest difference}, printed: the body of the process that `differences` starts."""
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def with_index(tensor, scope):  # Triton 3.6 turns arrays of one number into int, which numpy 2.4 refuses
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    interpreter._patch_lang_tensor = with_index
-    choose, segments = scans.choose, gpu_blocks.segments
-    scans.choose = lambda impl, x, kernel=False: (
-        impl if impl == "triton" and kernel else choose(impl, x, kernel)
-    )
+    interpreter.install()
+    segments = gpu_blocks.segments
     scans.choice.in_chunks = scans.choice.keys_in_chunks = lambda *_: True
     scans.choice.delta_in_chunks = lambda *_: "plain"
     gpu_blocks.decay, gpu_blocks.delta, gpu_blocks.keys = lambda *_: row, lambda *_: DELTA_ROW, lambda *_: KEYS_ROW
@@ -183,11 +170,7 @@ def interpreted():
 
 @pytest.fixture(scope="module")
 def differences():
-    environ = dict(os.environ, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
-    environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), "tests/tools", environ.get("PYTHONPATH", "")])
-    done = subprocess.run([sys.executable, __file__], env=environ, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return interpreter.differences(__file__)
 
 
 SPLIT = [f"{name}, {how}" for name in WAYS for how in ("fused", "tables")]

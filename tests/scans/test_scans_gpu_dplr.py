@@ -6,10 +6,8 @@ chunks of 16; what the compiler makes of them needs a GPU.
 
 import json
 import math
-import os
-import subprocess
-import sys
 
+import interpreter
 import pytest
 import torch
 from test_scans import randn
@@ -62,17 +60,7 @@ HALVES = "a token and key", "a token and key, steep"
 
 def interpreted():
     """{case: largest difference}, printed: the body of the process that `differences` starts."""
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def with_index(tensor, scope):  # Triton 3.6 turns arrays of one number into int, which numpy 2.4 refuses
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    interpreter._patch_lang_tensor = with_index
-    choose = scans.choose
-    scans.choose = lambda impl, x, kernel=False: impl if impl == "triton" and kernel else choose(impl, x, kernel)
+    interpreter.install()
     choice.delta_in_chunks, gpu_blocks.general, found = lambda *_: "general", lambda *_: ROW, {}
     for i, (name, (run, make)) in enumerate(CASES.items()):
         B, lengths = 1 + i % 2, torch.tensor([37, 9]) if i % 2 else None
@@ -88,11 +76,7 @@ def interpreted():
 
 @pytest.fixture(scope="module")
 def differences():
-    environ = dict(os.environ, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
-    environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), "tests/tools", environ.get("PYTHONPATH", "")])
-    done = subprocess.run([sys.executable, __file__], env=environ, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return interpreter.differences(__file__)
 
 
 @needs_triton

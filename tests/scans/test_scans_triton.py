@@ -6,12 +6,10 @@ tests of the second half need a GPU.
 """
 
 import json
-import os
-import subprocess
-import sys
 import types
 
 import contract
+import interpreter
 import pytest
 import torch
 from test_scans import randn
@@ -122,21 +120,9 @@ SMALL = (3, 2, 5, 6)  # T, H, K, V: two chunks of tokens and two blocks of value
 
 def interpreted():
     """{case: largest difference}, printed: the body of the process that `differences` starts."""
-    from triton.runtime import interpreter
-
     from postx.scans import gpu_ops
 
-    patch = interpreter._patch_lang_tensor
-
-    def with_index(tensor, scope):  # Triton 3.6 turns arrays of one number into int, which numpy 2.4 refuses
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    interpreter._patch_lang_tensor = with_index
-    choose = scans.choose
-    scans.choose = lambda impl, x, kernel=False: (
-        impl if impl == "triton" and kernel else choose(impl, x, kernel)
-    )
+    interpreter.install()
     gpu_ops.CHUNK, found = 2, {}
     gpu_blocks.diagonal = lambda *_: (8, 1, 2, 1, 2)  # two segments of one chunk, the second cut short
     for i, (name, (run, make)) in enumerate(CASES.items()):
@@ -159,13 +145,7 @@ def interpreted():
 
 @pytest.fixture(scope="module")
 def differences():
-    environ = dict(os.environ, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
-    environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), "tests/tools", environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, __file__], env=environ, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return interpreter.differences(__file__)
 
 
 @needs_triton

@@ -1,0 +1,36 @@
+"""Triton's interpreter, which runs a GPU's kernels on a CPU, number by number.
+
+The variable TRITON_INTERPRET is read when triton is imported, so it has a process of its own: `differences(__file__)`
+starts the test file as a script, whose last line calls its `interpreted()` and prints what that found as JSON.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+from postx import scans
+
+
+def install():
+    """To be called in that process: "triton" is taken where there is a kernel, on a CPU too."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def with_index(tensor, scope):  # Triton 3.6 turns arrays of one number into int, which numpy 2.4 refuses
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = with_index
+    choose = scans.choose
+    scans.choose = lambda impl, x, kernel=False: impl if impl == "triton" and kernel else choose(impl, x, kernel)
+
+
+def differences(path):
+    """What the process of that test file printed: {case: largest difference}, or a list of them."""
+    environ = dict(os.environ, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
+    environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), "tests/tools", environ.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, path], env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
