@@ -43,6 +43,7 @@ from postx.scans.runtime import jit, numba, serial
 
 TIME = 64
 
+
 @serial
 def _tile(table, s, n, keep, count, cuts, on_rows, rows, lanes, tq, tk, tv, ty):
     """The table of head s, [heads,Kp,Vp], through a tile, cut by cut."""
