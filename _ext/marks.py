@@ -56,9 +56,11 @@ class Claim(SphinxDirective):
         title = "Check the claim" + "s" * (len(rows) > 1) + ": " + ", ".join(dict.fromkeys(r["status"] for r in rows))
         box = nodes.admonition("", nodes.title("", title), classes=["px-claim", "warning"])
         for row in rows:
-            status = nodes.inline(text=row["status"], classes=["px-status", f"px-{nodes.make_id(row['status'])}"])
-            made = nodes.inline("", "", *self.words(f" {row['by']}, {row['where']}: "), classes=["px-made-by"])
-            box += nodes.paragraph("", "", *self.words(row["text"]), made, status, classes=["px-said"])
+            made = nodes.inline("", "", *self.words(f" {row['by']}, {row['where']} "), classes=["px-made-by"])
+            said = nodes.paragraph("", "", *self.words(row["text"]), made, classes=["px-said"])
+            if len(rows) > 1:  # else the title says it
+                said += nodes.inline(text=row["status"], classes=["px-status", f"px-{nodes.make_id(row['status'])}"])
+            box += said
         self.state.nested_parse(self.content, self.content_offset, box)
         return [box]
 

@@ -36,6 +36,7 @@ link = "page"
 source = "s"
 note = "n"
 """
+CLAIMED += CLAIMED.replace('"c1"', '"c3"').replace("wrong as stated", "cited").replace("swans", "geese")
 FOUND = """[[finding]]
 id = "{name}"
 sentence = "s"
@@ -55,6 +56,10 @@ One. {finding}`tested` Two. {finding}`untested` Three. {finding}`gone`
 
 ```{claim} c1
 Some are black.
+```
+
+```{claim} c1, c3
+Geese too.
 ```
 
 ```{claim} c2
@@ -91,10 +96,13 @@ def test_a_mark_leads_to_its_record(built):
 
 def test_a_box_shows_the_claim_and_the_verdict_of_the_register(built):
     html, warned = built
-    box = html[html.index("px-claim") :]
+    box, both = html.split('px-claim')[1:]
     assert "Check the claim: wrong as stated" in box
+    assert "px-status" not in box, "the title says it"
+    assert "Check the claims: wrong as stated, cited" in both
     assert "All swans are <em>white</em>." in box
     assert "first document, opening" in box
-    assert '<span class="px-status px-wrong-as-stated">wrong as stated</span>' in box
+    verdicts = re.findall(r'px-said.*?<span class="px-status [^"]*">([^<]*)</span>', both, re.S)
+    assert verdicts == ["wrong as stated", "cited"]
     assert box.index("white") < box.index("Some are black.")
     assert "no claim c2 in claims.toml" in warned
