@@ -53,12 +53,13 @@ class Claim(SphinxDirective):
             log.warning("evidence: no claim %s in claims.toml", ", ".join(missing), location=self.get_location())
             return []
         rows = [known[name] for name in names]
-        title = "Check the claim" + "s" * (len(rows) > 1) + ": " + ", ".join(dict.fromkeys(r["status"] for r in rows))
+        verdicts = list(dict.fromkeys(row["status"] for row in rows))
+        title = "Check the claim" + "s" * (len(rows) > 1) + ": " + ", ".join(verdicts)
         box = nodes.admonition("", nodes.title("", title), classes=["px-claim", "warning"])
         for row in rows:
             made = nodes.inline("", "", *self.words(f" {row['by']}, {row['where']} "), classes=["px-made-by"])
             said = nodes.paragraph("", "", *self.words(row["text"]), made, classes=["px-said"])
-            if len(rows) > 1:  # else the title says it
+            if len(verdicts) > 1:  # else the title says it
                 said += nodes.inline(text=row["status"], classes=["px-status", f"px-{nodes.make_id(row['status'])}"])
             box += said
         self.state.nested_parse(self.content, self.content_offset, box)
