@@ -95,8 +95,8 @@ SHRUNK = """() => [...document.querySelectorAll('mjx-container[display=true]')]
 TOOLS = """() => [...document.querySelectorAll('.cell_input pre')].filter(e => !e.closest('.px-checks'))
     .flatMap(e => e.textContent.split('\\n')).filter(line => /^(assert\\b|# NBVAL)/.test(line))"""
 
-# A line of prose has at most some 80 letters; a keyboard does not stop at every copy button.
-TIRING = """() => [...document.querySelectorAll('.bd-article p')]
+# A line of prose has at most some 80 letters, its title aside; a keyboard does not stop at every copy button.
+TIRING = """() => [...document.querySelectorAll('.bd-article p:not(.admonition-title)')]
     .filter(e => e.clientWidth > 44.5 * parseFloat(getComputedStyle(document.documentElement).fontSize))
     .map(e => `${e.clientWidth} px wide: ${e.textContent.slice(0, 50)}`)
     .concat([...document.querySelectorAll('button.copybtn')].filter(e => e.tabIndex >= 0).map(e => e.outerHTML)
