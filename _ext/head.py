@@ -13,6 +13,7 @@ from sphinx.builders.html._assets import _JavaScript
 
 NOW = ("documentation_options.js", "postx.js")  # the figures call postx.js while the page is still being read
 SEARCH = "search.js"
+WIDGETS = re.compile(r'<figure class="px-fig px-widget" data-widget="([a-z_]+)"')
 
 
 def describe(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
@@ -40,12 +41,17 @@ def describe(app: Sphinx, pagename: str, templatename: str, context: dict, doctr
 
 
 def defer(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
-    """Scripts run in their order behind the text; on the page of the search at once, as its own are not deferred."""
+    """Scripts run in their order behind the text; on the page of the search at once, as its own are not deferred.
+
+    Those of a widget, and its styles, are there on its pages only.
+    """
     on_search = pagename == "search"
+    used = set(WIDGETS.findall(context.get("body", "")))
+    context["css_files"] = [file for file in context.get("css_files", []) if _wanted(file, used)]
     kept = []
     for script in context.get("script_files", []):
         name = str(script.filename or "").split("?")[0].rpartition("/")[2]
-        if name == SEARCH and not on_search:
+        if (name == SEARCH and not on_search) or not _wanted(script, used):
             continue
         if name and name not in NOW and not on_search and "async" not in script.attributes:
             # A copy: the same object stands in the list of every page.
@@ -53,6 +59,11 @@ def defer(app: Sphinx, pagename: str, templatename: str, context: dict, doctree)
             script = _JavaScript(script.filename, **attributes)
         kept.append(script)
     context["script_files"] = kept
+
+
+def _wanted(file, used: set) -> bool:
+    folder, _, name = str(file.filename or "").split("?")[0].rpartition("/")
+    return not folder.endswith("widgets") or name.rpartition(".")[0] in used
 
 
 def setup(app: Sphinx) -> None:

@@ -34,3 +34,9 @@ window.postx = (figure) => {
   catchUp();
   addEventListener("pageshow", catchUp);
 };
+
+// A tool of the page's own: what `make` does with the figures of this name and with their data (postx/explore/widget.py).
+window.postx.widget = (name, make) =>
+  document.querySelectorAll(`figure[data-widget="${name}"]`).forEach((figure) => {
+    make(figure, JSON.parse(figure.querySelector("script[type='application/json']").textContent));
+  });

@@ -51,5 +51,10 @@ def _data(frames, alts, sliders, readouts):
         "readouts": once(readouts) if any(readouts) else [],
         "slots": [{"slot": slot, "looks": looks, "picks": picks} for slot, looks, picks in frames.changing],
     }
-    # A script element ends at the first "</script": no "<" leaves this line.
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return json_of(data)
+
+
+def json_of(data):
+    """Data as a script element may hold it: one ends at the first "</script", so no "<" leaves here."""
+    told = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return told.replace("<", "\\u003c")
