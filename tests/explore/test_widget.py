@@ -21,8 +21,11 @@ def test_a_built_page_has_the_still_picture_its_name_and_its_data(monkeypatch):
     page, _ = make(data=told, caption="Paint.")._repr_mimebundle_()
     text = page["text/html"]
     assert text.startswith('<figure class="px-fig px-widget" data-widget="memory" role="group">')
-    assert text.endswith("</script></figure>") and text.count("</figure>") == 1
-    assert "<svg" in text and ALT in text and "<figcaption>Paint.</figcaption>" in text
+    assert text.endswith("</script></figure>")
+    assert text.count("</figure>") == 1
+    assert "<svg" in text
+    assert ALT in text
+    assert "<figcaption>Paint.</figcaption>" in text
     (data,) = re.findall(r'<script type="application/json">(.*?)</script>', text)
     assert json.loads(data) == told
 
@@ -30,7 +33,8 @@ def test_a_built_page_has_the_still_picture_its_name_and_its_data(monkeypatch):
 def test_elsewhere_it_is_a_picture(monkeypatch):
     monkeypatch.delenv("POSTX_STATIC", raising=False)
     data, more = make()._repr_mimebundle_()
-    assert set(data) == {"text/plain", "image/png"} and more == {"image/png": {"alt": ALT}}
+    assert set(data) == {"text/plain", "image/png"}
+    assert more == {"image/png": {"alt": ALT}}
 
 
 @pytest.mark.parametrize(
