@@ -117,7 +117,7 @@ class Live:
 
     @staticmethod
     def axis(ax, i):
-        """From data to points of the picture, y down: [1 on a log axis, a, b], for a + b times the number or its log."""
+        """From data to points of the picture, y down: [1 on a log axis, a, b], for a + b times number or log."""
         scale = (ax.get_xscale, ax.get_yscale)[i]()
         if scale not in ("linear", "log"):
             raise ValueError(f"a Live picture has linear and log axes, got {scale}")
