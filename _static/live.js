@@ -53,7 +53,7 @@ postx.live.pixel = ([log, a, b], value) => a + b * (log ? Math.log10(value) : va
 
 // The points of a curve: low to high, evenly or by equal factors.
 postx.live.curve = ({ low, high, n, log }) =>
-  Array.from({ length: n }, (_, k) => (log ? low * (high / low) ** (k / (n - 1)) : low + ((high - low) * k) / (n - 1)));
+  Array.from({ length: n }, (_, k) => (log ? low * (high / low) ** (k / (n - 1)) : low + (high - low) * (k / (n - 1))));
 
 // A path through points; it is torn where a point is nowhere. What leaves the paper need not be far away.
 postx.live.line = (points) => {
@@ -73,29 +73,32 @@ postx.live.line = (points) => {
 
 // The numbers of a slider: given, or by a rule and rounded to 3 digits; and their texts: given, or a format and a unit.
 postx.live.numbers = (values) =>
-  Array.isArray(values) ? values : [...new Set(postx.live.curve(values).map((n) => Number(n.toPrecision(3))))];
+  Array.isArray(values) ? values : [...new Set(postx.live.curve(values).map((n) => Number(postx.live.format(n, ".3g"))))];
 postx.live.stops = ({ texts, spec, unit }, numbers) =>
   texts ?? numbers.map((value) => postx.live.format(value, spec) + (unit ? ` ${unit}` : ""));
 
-// A number as Python writes it by ",.2f", ".3g" or ".0%". Python rounds a tie to the even digit, toFixed away from zero.
+// A number as Python writes it by ",.2f", ".3g" or ".0%". Python rounds a tie to the even digit, JavaScript away from 0.
 postx.live.format = (value, spec) => {
   const [, comma, digits, kind] = spec.match(/^(,?)\.(\d+)([fg%])$/);
-  if (!Number.isFinite(value)) return Number.isNaN(value) ? "nan" : (value < 0 ? "-inf" : "inf") + (kind === "%" ? "%" : "");
   if (kind === "%") return postx.live.format(value * 100, `${comma}.${digits}f`) + "%";
-  if (kind === "g") return postx.live.general(value, Math.max(1, digits));
-  const scaled = Math.abs(value) * 2 ** (Number(digits) + 1); // a tie is an odd number of halves of the last digit
-  let told = Math.abs(value).toFixed(digits);
-  if (Number.isInteger(scaled) && scaled % 2 && /[13579]$/.test(told)) {
-    const unit = 10 ** -digits;
-    told = (Number(told) - unit).toFixed(digits);
-  }
-  if (comma) told = told.replace(/\B(?<!\.\d*)(?=(\d{3})+(?!\d))/g, ",");
-  return (value < 0 || Object.is(value, -0) ? "-" : "") + told;
+  if (!Number.isFinite(value)) return Number.isNaN(value) ? "nan" : value < 0 ? "-inf" : "inf";
+  const size = Math.abs(value);
+  const told = kind === "g" ? postx.live.general(size, Math.max(1, digits)) : postx.live.even(size, digits, size.toFixed(digits));
+  const sign = value < 0 || Object.is(value, -0) ? "-" : "";
+  return sign + (comma ? told.replace(/\B(?<!\.\d*)(?=(\d{3})+(?!\d))/g, ",") : told);
 };
 
-postx.live.general = (value, digits) => {
-  const [lead, power] = value.toExponential(digits - 1).split("e");
+// What was rounded to `digits` behind the point (before it, if negative), one unit lower if it was a tie and is odd.
+postx.live.even = (size, digits, told, places = digits) => {
+  const unit = 10 ** -digits;
+  const tie = digits < 0 ? size % unit === unit / 2 : Math.abs((size * 2 ** (Number(digits) + 1)) % 2) === 1;
+  return tie && /[13579]$/.test(told) ? (Number(told) - 10 ** -places).toFixed(places) : told;
+};
+
+postx.live.general = (size, digits) => {
+  const [rounded, power] = size.toExponential(digits - 1).split("e").map((part, i) => (i ? Number(part) : part));
+  const lead = postx.live.even(size, digits - 1 - power, rounded, digits - 1);
   const short = (text) => (text.includes(".") ? text.replace(/\.?0+$/, "") : text);
-  if (power >= -4 && power < digits) return short(value.toFixed(digits - 1 - power));
+  if (power >= -4 && power < digits) return short(Number(`${lead}e${power}`).toFixed(digits - 1 - power));
   return `${short(lead)}e${power < 0 ? "-" : "+"}${String(Math.abs(power)).padStart(2, "0")}`;
 };

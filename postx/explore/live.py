@@ -159,9 +159,10 @@ class _Function:
     def __init__(self, letters, expression):
         self.curve = sympy.Symbol("u") in expression.free_symbols
         self.python = sympy.lambdify(letters, expression, "numpy")
-        code = re.sub(r"\s+", " ", sympy.jscode(expression))
-        if "Not supported" in code or "//" in code:
-            raise ValueError(f"JavaScript has no word for {expression}: {code}")
+        try:
+            code = re.sub(r"\s+", " ", sympy.jscode(expression))
+        except NotImplementedError as error:
+            raise ValueError(f"JavaScript has no word for {expression}") from error
         self.code = f"({','.join(map(str, letters))})=>{code}"
 
     def __call__(self, given):
