@@ -83,7 +83,7 @@ addEventListener("DOMContentLoaded", () => {
       if (!guess) return;
       const { low, high, at } = scale(guess, question.answer);
       line.replaceChildren(
-        ...Array.from({ length: high - low + 1 }, (_, i) => mark(i / (high - low), "px-tick", ten(low + i))),
+        ...ticks(low, high).map((power) => mark((power - low) / (high - low), "px-tick", ten(power))),
         mark(at[1], at[1] < at[0] ? "px-left" : "px-right", "here"),
         mark(at[0], at[1] < at[0] ? "px-right px-you" : "px-left px-you", "you"),
       );
@@ -109,6 +109,10 @@ addEventListener("DOMContentLoaded", () => {
     one.style.left = `${100 * at}%`;
     return one;
   };
+  const ticks = (low, high) => {
+    const every = Math.ceil((high - low) / 4); // five numbers at most, so that a phone has room for them
+    return Array.from({ length: Math.floor((high - low) / every) + 1 }, (_, i) => low + i * every);
+  };
   const ten = (power) => (10 ** power).toLocaleString("en", { maximumSignificantDigits: 1 });
   const sum = () => {
     const judged = shows
@@ -127,5 +131,5 @@ addEventListener("DOMContentLoaded", () => {
   });
   shows.forEach(({ show }) => show());
   sum();
-  document.querySelector("article.bd-article, main")?.append(end);
+  (document.querySelector("article.bd-article") ?? document.body).append(end);
 });

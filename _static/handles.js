@@ -101,14 +101,28 @@ postx.grip = (figure, { x, box: [left, top, width, height] }, input, texts) => {
     const at = ((event.clientX - picture.getBoundingClientRect().left) / picture.clientWidth) * picture.viewBox.baseVal.width;
     postx.put(input, postx.nearest(x, at));
   };
+  // A finger that goes up or down scrolls the page: it has the grip once it goes sideways, or when it was only a tap.
+  let begun = null;
   field.addEventListener("pointerdown", (event) => {
     if (event.button) return;
+    begun = { x: event.clientX, y: event.clientY, held: event.pointerType !== "touch" };
     field.setPointerCapture(event.pointerId);
-    hand.classList.add("px-held");
-    to(event);
+    hand.classList.toggle("px-held", begun.held);
+    if (begun.held) to(event);
   });
-  field.addEventListener("pointermove", (event) => field.hasPointerCapture(event.pointerId) && to(event));
-  for (const end of ["pointerup", "pointercancel"]) field.addEventListener(end, () => hand.classList.remove("px-held"));
+  field.addEventListener("pointermove", (event) => {
+    if (!begun) return;
+    const [dx, dy] = [event.clientX - begun.x, event.clientY - begun.y].map(Math.abs);
+    begun.held ||= dx > 6 && dx > dy;
+    hand.classList.toggle("px-held", begun.held);
+    if (begun.held) to(event);
+  });
+  const end = (event) => {
+    if (event.type === "pointerup" && begun && !begun.held) to(event);
+    hand.classList.remove("px-held");
+    begun = null;
+  };
+  for (const type of ["pointerup", "pointercancel"]) field.addEventListener(type, end);
   const show = (place) => {
     const words = hand.lastChild;
     const far = x[place] > left + width * 0.8;
