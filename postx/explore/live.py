@@ -157,7 +157,7 @@ class _Function:
     """One expression as a function of the grid and the sliders, here and on the page."""
 
     def __init__(self, letters, expression):
-        self.curve = sympy.Symbol("u") in expression.free_symbols
+        self.curve, self.text = sympy.Symbol("u") in expression.free_symbols, str(expression)
         self.python = sympy.lambdify(letters, expression, "numpy")
         try:
             code = re.sub(r"\s+", " ", sympy.jscode(expression))
