@@ -1,6 +1,6 @@
 """How a slider feels on a slow phone: python -m benchmarks.drag
 
-Needs Chromium. A mouse drags a handle across its slider in 100 moves, with the processor as it is and four times slower,
+Needs Chromium. A mouse drags a handle across its slider in 100 moves, at the processor's own speed and at a quarter,
 for frames that are swapped and for a formula that the page computes. Writes results/drag.json: milliseconds from a move
 to the frame after it (median and most), how many pictures the drag showed, and the kilobytes of the figure.
 """
