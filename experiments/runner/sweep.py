@@ -100,8 +100,8 @@ def sweep(studies, *, data, score, args, watch=None, build=build):
 
     `data(run) -> (ids_NBT, targets_NBT)`, the batches of steps 0, 1, ... on the CPU (N divides or exceeds steps:
     batch t mod N is step t's); `build(run)` is the model; `score(lm, run) -> dict` is called after training, on the
-    run's device. A run that says "watch": n also has `watch(lm, run, step) -> dict` called every n steps and after the last; what it returned
-    stands in the record's "curve".
+    run's device. A run that says "watch": n also has `watch(lm, run, step) -> dict` called every n steps and after
+    the last; what it returned stands in the record's "curve".
     """
     part, parts = map(int, args.shard.split("/"))
     names = [name for name in studies if args.only is None or name in args.only]
