@@ -80,3 +80,25 @@ def test_pages_are_printed_into_one_file(chrome, tmp_path):  # noqa: F811
     assert "What comes after the Transformer" in book.pages[0].extract_text()
     with pytest.raises(FileNotFoundError, match="not built: chapters/no_page"):
         pdf.printed(chrome, browser.HTML, tmp_path / "book.pdf", ["chapters/no_page"])
+
+
+@pytest.mark.skipif(not browser.HTML.exists(), reason="no built book: run `make book`")
+def test_the_first_page_knows_where_a_reader_stopped(chrome):  # noqa: F811
+    server = browser.serve()
+    context = chrome.new_context(service_workers="block")
+    page = context.new_page()
+    base = f"http://127.0.0.1:{server.server_port}/chapters/"
+    page.goto(base + "intro.html")
+    assert page.locator(".px-place").count() == 0
+    page.goto(f"http://127.0.0.1:{server.server_port}/{CHAPTER}")
+    heading = page.locator(".bd-article h2").nth(2)
+    heading.evaluate("h2 => h2.scrollIntoView()")
+    name = heading.evaluate("h2 => h2.firstChild.textContent")
+    page.goto(base + "intro.html")
+    link = page.locator(".px-place a")
+    assert link.text_content().endswith(f": {name}")
+    link.click()
+    page.wait_for_url("**/" + CHAPTER + "#*")
+    assert page.locator(f'{page.evaluate("location.hash")} > h2').evaluate("h2 => h2.firstChild.textContent") == name
+    context.close()
+    server.shutdown()
