@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import NoHost
 
-from experiments import induction, recall
+from experiments import induction, recall, tracking
 from experiments.runner import results, sweep
 from experiments.runner.program import Program
 from postx import tasks, train
@@ -234,3 +234,28 @@ def test_the_large_recall_study_asks_beyond_what_it_trained_and_leaves_the_small
     assert set(found) == {"2", "4", "8", "16", "score"}
     assert found["score"] == pytest.approx(sum(found[n] for n in ("2", "4", "8", "16")) / 4)
     assert recall.LARGE["longer"][-1][1] >= 1024
+
+
+@pytest.mark.parametrize("task", tracking.TASKS)
+def test_tracking_asks_what_it_says(task):
+    for name in tracking.MODELS:
+        (spec, *_) = next(tracking.study(name, task, steps=2, B=4, width=16))
+        ids, targets = tracking.data(spec)
+        assert ids.shape == targets.shape == (2, 4, 64)
+        assert max(int(ids.max()), int(targets.max())) < spec["Y"]
+        assert sweep.build(spec)(ids[0].long())[0].shape == (4, 64, spec["Y"])
+    if task == "rewriting":
+        asked = (targets >= 0).sum(-1)
+        assert (asked == 8).all()
+        first = {int((row >= 0).nonzero()[0]) for row in targets.flatten(0, 1)}
+        assert first == {2 * 8, 2 * 24}  # both kinds of rows are trained
+    found = tracking.score(sweep.build(spec).eval(), spec | {"task": spec["task"] | {"longer": [80]}})
+    assert set(found) == ({"rewritten", "once", "score"} if task == "rewriting" else {"64", "80", "score"})
+
+
+def test_one_option_is_the_difference_within_a_pair():
+    for name, (letter, options) in tracking.MODELS.items():
+        if name.endswith(", beta to 2"):
+            assert tracking.MODELS[name.removesuffix(", beta to 2")] == (
+                letter, {k: v for k, v in options.items() if k != "negative_eigenvalues"}
+            )  # fmt: skip
