@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from postx import tasks
-from postx.tasks import ASK, BLANK, END, GO, UNASKED, alphabets
+from postx.tasks import ASK, BLANK, END, GO, UNASKED, alphabets, letters, lookup, order
 
 SMALL = {
     "recall": {"T": 40, "pairs": 6, "keys": 9, "values": 3, "fillers": 4},
+    "rewriting": {"T": 40, "writes": 14, "held": 5, "keys": 9, "values": 30},
     "selective_copying": {"T": 40, "tokens": 7, "symbols": 5, "fillers": 3},
     "induction": {"T": 40, "symbols": 7},
     "copying": {"T": 40, "tokens": (3, 20), "symbols": 6},
@@ -29,9 +30,9 @@ def asked(row):
 
 
 def test_the_drawn_examples_are_what_is_drawn():
-    failed, tried = doctest.testmod(tasks)
-    assert failed == 0
-    assert tried >= 2 * len(tasks.TASKS)
+    found = [doctest.testmod(part, extraglobs={"draw": tasks.draw}) for part in (letters, lookup, order)]
+    assert sum(part.failed for part in found) == 0
+    assert sum(part.attempted for part in found) >= 2 * len(tasks.TASKS)
 
 
 def test_alphabets_lie_behind_the_marks_and_do_not_meet():
@@ -108,6 +109,22 @@ def test_recall_fills_the_smallest_room():
     ids, targets = tasks.recall(50, 4 * 8 - 1, pairs=8, keys=8)
     assert ((targets != UNASKED).sum(1) == 8).all()
     assert (ids[:, :16:2].sort(1).values == torch.arange(4, 12)).all()
+
+
+def test_rewriting():
+    old = 0
+    for ids, targets in zip(*(x.tolist() for x in batch("rewriting")), strict=True):
+        book, first = {}, {}
+        for key, value in zip(ids[0:28:2], ids[1:28:2], strict=True):
+            first.setdefault(key, value)
+            book[key] = value
+        assert len(book) == 5
+        assert sorted(ids[28:33]) == sorted(book)
+        assert targets[28:33] == [book[key] for key in ids[28:33]]
+        assert asked(targets) == list(range(28, 33))
+        assert set(ids[33:]) == {BLANK}
+        old += sum(first[key] != book[key] for key in book)
+    assert old > 0.7 * 5 * 200  # most keys hold something else than at first
 
 
 def test_selective_copying():
@@ -190,6 +207,9 @@ def test_parity():
         ("recall", {"gap": -1}, "gap: expected a number from 0 up, got -1"),
         ("recall", {"power": 0.0}, "power: expected a number above 0"),
         ("recall", {"fillers": 0}, "fillers: expected an alphabet of at least one token"),
+        ("rewriting", {"T": 32}, "T: 14 writes and 5 questions need T >= 33, got 32"),
+        ("rewriting", {"held": 10}, "held: expected a number from 1 to 9"),
+        ("rewriting", {"writes": 4}, "writes: expected a number from 5 up, got 4"),
         ("selective_copying", {"T": 13}, "T: 7 tokens and their copies need T >= 14, got 13"),
         ("induction", {"T": 2}, "need T >= 3, got 2"),
         ("induction", {"distance": 40}, "distance: expected a number from 2 to 39"),

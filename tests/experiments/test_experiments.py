@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import NoHost
 
-from experiments import induction, recall
+from experiments import induction, recall, tracking
 from experiments.runner import results, sweep
 from experiments.runner.program import Program
 from postx import tasks, train
@@ -138,7 +138,7 @@ def test_a_step_asks_nothing_of_the_host(name):
     """On torch's meta device the Layers choose what they choose on a GPU, and a value cannot be read at all."""
     letter, options = recall.MIXERS[name]
     with torch.device("meta"):
-        lm = LM(letter * 2, 32, 40, options={letter: options})
+        lm = LM([letter] * 2, 32, 40, options={letter: options})
         ids = torch.zeros(2, 70, dtype=torch.int64)
     with NoHost():
         lm.loss(ids, ids).backward()
@@ -217,3 +217,45 @@ def test_the_results_in_the_repository_are_complete():
         records = results.read(path)
         assert records, path.name
         assert all("error" not in r for r in records), path.name
+
+
+def test_the_large_recall_study_asks_beyond_what_it_trained_and_leaves_the_small_ones_keys():
+    small = next(recall.study("attention"))
+    known = {r["key"] for r in results.read(results.RESULTS / "recall.jsonl")}
+    assert {sweep.key(r) for r in small} <= known
+    tiny = recall.LARGE | {"keys": 40, "values": 30, "fillers": 6, "pairs": [2, 4], "longer": [[48, 8], [96, 16]]}
+    (spec, *_) = next(recall.study("KDA", widths=(16,), steps=3, B=4, T=24, task=tiny))
+    assert spec["Y"] == tasks.vocabulary(keys=40, values=30, fillers=6)
+    ids, targets = recall.data(spec)
+    assert ids.shape == (3, 4, 24)
+    assert int(ids.max()) < spec["Y"]
+    lm = sweep.build(spec).eval()
+    found = recall.score(lm, spec)
+    assert set(found) == {"2", "4", "8", "16", "score"}
+    assert found["score"] == pytest.approx(sum(found[n] for n in ("2", "4", "8", "16")) / 4)
+    assert recall.LARGE["longer"][-1][1] >= 1024
+
+
+@pytest.mark.parametrize("task", tracking.TASKS)
+def test_tracking_asks_what_it_says(task):
+    for name in tracking.MODELS:
+        (spec, *_) = next(tracking.study(name, task, steps=2, B=4, width=16))
+        ids, targets = tracking.data(spec)
+        assert ids.shape == targets.shape == (2, 4, 64)
+        assert max(int(ids.max()), int(targets.max())) < spec["Y"]
+        assert sweep.build(spec)(ids[0].long())[0].shape == (4, 64, spec["Y"])
+    if task == "rewriting":
+        asked = (targets >= 0).sum(-1)
+        assert (asked == 8).all()
+        first = {int((row >= 0).nonzero()[0]) for row in targets.flatten(0, 1)}
+        assert first == {2 * 8, 2 * 24}  # both kinds of rows are trained
+    found = tracking.score(sweep.build(spec).eval(), spec | {"task": spec["task"] | {"longer": [80]}})
+    assert set(found) == ({"rewritten", "once", "score"} if task == "rewriting" else {"64", "80", "score"})
+
+
+def test_one_option_is_the_difference_within_a_pair():
+    for name, (letter, options) in tracking.MODELS.items():
+        if name.endswith(", beta to 2"):
+            assert tracking.MODELS[name.removesuffix(", beta to 2")] == (
+                letter, {k: v for k, v in options.items() if k != "negative_eigenvalues"}
+            )  # fmt: skip
