@@ -24,17 +24,17 @@
   };
 
   const chart = (lines, dots) => {
-    const x = (n) => 30 + 40 * Math.log2(n / 8);
+    const x = (n) => 38 + 38 * Math.log2(n / 8);
     const y = (share) => 150 - 130 * share;
     let out = "";
     for (const share of [0, 0.5, 1])
-      out += `<path class="grid" d="M30 ${y(share)}H190"/><text x="26" y="${y(share) + 4}" class="end">${100 * share}%</text>`;
+      out += `<path class="grid" d="M38 ${y(share)}H190"/><text x="32" y="${y(share) + 4}" class="end">${100 * share}%</text>`;
     for (const n of [8, 16, 32, 64, 128]) out += `<text x="${x(n)}" y="166" class="mid">${n}</text>`;
-    let free = 0; // names stand below each other
-    for (const { name, color, means } of [...lines].sort((a, b) => b.means[4] - a.means[4])) {
+    let free = 168; // names stand above each other, from the lowest line up
+    for (const { name, color, means } of [...lines].sort((a, b) => a.means[4] - b.means[4])) {
       const points = means.map((share, i) => `${x(8 << i)},${y(share)}`).join(" ");
-      free = Math.max(free + 13, y(means[4]) + 4);
-      out += `<g style="color:${color}"><polyline points="${points}"/><text x="196" y="${free}">${name}</text></g>`;
+      free = Math.min(free - 13, y(means[4]) + 4);
+      out += `<g style="color:${color}"><polyline points="${points}"/><text x="200" y="${free}">${name}</text></g>`;
     }
     for (const [n, share] of dots) out += `<circle cx="${x(n)}" cy="${y(share)}" r="4.5"/>`;
     const words = lines.map(({ name, means }) => `${name} ${means.map((m) => Math.round(100 * m)).join(", ")}`).join("; ");
@@ -90,8 +90,8 @@
       const right = score(pairs, mine);
       played.push([n, right / asked.length]);
       card.innerHTML =
-        `<small>Asked about ${asked.length} people</small> <span>You: <b>${right} of ${asked.length}</b> right, with 64 numbers</span> ` +
-        `<small>The cache: ${score(pairs, found.cache)} of ${asked.length}, with ${16 * n} numbers</small>`;
+        `<small>Who has what? ${asked.length} were asked about.</small> <span>You: <b>${right} of ${asked.length}</b></span> ` +
+        `<small>in four slots, 64 numbers. The cache kept ${n} pairs, ${16 * n} numbers: ${score(pairs, found.cache)} of ${asked.length}</small>`;
       board.hidden = true;
       result.hidden = false;
       const columns = asked.length > 10 ? 9 : asked.length;
@@ -106,22 +106,23 @@
       };
       const names = asked.map(([who]) => `<i>${asked.length > 6 ? "" : set.names[who]}</i>`);
       result.innerHTML =
-        `<table><thead><tr><th>who said what</th>${strip(names)}<th>right</th></tr></thead><tbody>` +
+        `<table><thead><tr><th>who said</th>${strip(names)}<th>right</th></tr></thead><tbody>` +
         row("You", "four slots", mine) +
         set.machines.map(({ id, name, page, color, why }) =>
           row(`<a href="${page}" style="border-color:var(--px-${color})">${name}</a>`, why, found[id])).join("") +
-        `</tbody></table>`;
-      const plot = put(result, "div", { class: "px-plot" });
+        `</tbody></table><p>Dashed: wrong. ?: two shapes tie, or you let it go.</p>`;
       const longer = LENGTHS[LENGTHS.indexOf(n) + 1];
       if (longer) put(result, "button", { type: "button", class: "px-go" }, `Now ${longer} pairs`).addEventListener("click", () => start(seed, longer));
-      average((lines) => (plot.innerHTML = `<p>Right answers at 8 to 128 pairs, mean of ${STREAMS} streams; the dots are your games</p>${chart(lines, played)}`));
+      const plot = put(result, "div", { class: "px-plot" });
+      average((lines) => (plot.innerHTML = `<p>Right answers at 8 to 128 pairs, mean of ${STREAMS} streams; dots: your games. “Four slots” keeps the first four people that will be asked.</p>${chart(lines, played)}`));
       root.focus({ preventScroll: true });
+      if (root.getBoundingClientRect().bottom > innerHeight) root.scrollIntoView();
     };
 
     // The lines of the chart, once, a stream at a time so that the page goes on answering.
     const average = (done) => {
       if (means) return done(means);
-      const lines = [...set.machines, { id: "rule", name: "4 slots, by rule", color: "neutral" }];
+      const lines = [...set.machines, { id: "rule", name: "Four slots", color: "neutral" }];
       const rates = lines.map(() => [0, 0, 0, 0, 0]);
       const next = (at) => {
         if (at > STREAMS) {
