@@ -47,7 +47,7 @@ MACHINES = {
     "linear": ("Linear attention", "linear_attention", "adds every pair", "linear", FAMILY["linear"]),
     "decay": ("Decay", "rnn_comeback", "adds, old ones fade", "teal", SERIES[0]),
     "delta": ("Delta rule", "rnn_comeback", "corrects what a name has", "gold", SERIES[1]),
-    "gate": ("Selective gate", "selective_ssm", "adds and fades at a ★ only", "ssm", FAMILY["ssm"]),
+    "gate": ("Selective gate", "selective_ssm", "adds and fades if asked", "ssm", FAMILY["ssm"]),
 }
 AHEAD = 1e-9  # what the winning shape must be ahead by; less is a tie, and no answer
 

@@ -65,7 +65,7 @@
       const [who, what, marked] = pairs[t];
       card.innerHTML =
         `<small>Pair ${t + 1} of ${n}</small> <span><b>${set.names[who]}</b> now has the ${icon(what)} <b>${DRAWN[what][0]}</b></span> ` +
-        `<small class="${marked ? "px-marked" : ""}">${marked ? "★ will be asked" : "will not be asked"}</small>`;
+        `<small class="${marked ? "px-marked" : ""}">${marked ? "will be asked" : "will not be asked"}</small>`;
       buttons.slice(0, 4).forEach((button, i) => {
         const held = slots[i];
         button.innerHTML = `<kbd>${i + 1}</kbd>${held ? `${icon(held[1])}<span>${set.names[held[0]]}</span>` : "<span>empty</span>"}`;
@@ -110,13 +110,20 @@
         row("You", "four slots", mine) +
         set.machines.map(({ id, name, page, color, why }) =>
           row(`<a href="${page}" style="border-color:var(--px-${color})">${name}</a>`, why, found[id])).join("") +
-        `</tbody></table><p>Dashed: wrong. ?: two shapes tie, or you let it go.</p>`;
+        `</tbody></table><p>Dashed: wrong. ?: two shapes tie, or you let it go. ${kept(asked, found.linear)}</p>`;
       const longer = LENGTHS[LENGTHS.indexOf(n) + 1];
       if (longer) put(result, "button", { type: "button", class: "px-go" }, `Now ${longer} pairs`).addEventListener("click", () => start(seed, longer));
       const plot = put(result, "div", { class: "px-plot" });
       average((lines) => (plot.innerHTML = `<p>Right answers at 8 to 128 pairs, mean of ${STREAMS} streams; dots: your games. “Four slots” keeps the first four people that will be asked.</p>${chart(lines, played)}`));
       root.focus({ preventScroll: true });
       if (root.getBoundingClientRect().bottom > innerHeight) root.scrollIntoView();
+    };
+
+    // Why a sum is wrong: somebody who had something else before.
+    const kept = (asked, found) => {
+      const before = ([person, last]) => pairs.find(([who, what, marked]) => marked && who === person && what !== last);
+      const who = asked.find((one, i) => found[i] !== one[1] && before(one));
+      return who ? `${set.names[who[0]]} had the ${DRAWN[before(who)[1]][0]} before: a sum keeps both.` : "";
     };
 
     // The lines of the chart, once, a stream at a time so that the page goes on answering.
