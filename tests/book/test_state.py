@@ -139,6 +139,17 @@ def test_a_game_by_keyboard_gives_the_scores_of_the_package(opened, n, seed):
             assert f"{slots.NAMES[who]} {told}" in words.split("; ")
 
 
+def test_a_key_takes_the_slot_of_its_number(opened):
+    page, (first, second, *_) = opened("#seed=1&n=8"), slots.stream(8, 1)
+    page.get_by_role("button", name="Slot 2: empty").focus()
+    page.keyboard.press("Control+1")  # the browser's own
+    page.keyboard.press("3")
+    page.keyboard.press("Enter")
+    held = [button.get_attribute("aria-label").split(".")[0] for button in page.locator(".px-slots button").all()[:4]]
+    second, first = (f"{slots.NAMES[pair.who]}, {slots.SHAPES[pair.what]}" for pair in (second, first))
+    assert held == ["Slot 1: empty", f"Slot 2: {second}", f"Slot 3: {first}", "Slot 4: empty"]
+
+
 def test_the_address_replays_the_stream(opened):
     page = opened("#seed=4711&n=16")
     seen = []
