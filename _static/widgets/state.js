@@ -110,7 +110,7 @@
         row("You", "four slots", mine) +
         set.machines.map(({ id, name, page, color, why }) =>
           row(`<a href="${page}" style="border-color:var(--px-${color})">${name}</a>`, why, found[id])).join("") +
-        `</tbody></table><p>Dashed: wrong. ?: two shapes tie, or you let it go. ${kept(asked, found.linear)}</p>`;
+        `</tbody></table><p>Dashed: wrong. ?: a tie, or not in your slots. ${kept(asked, found.linear)}</p>`;
       const longer = LENGTHS[LENGTHS.indexOf(n) + 1];
       if (longer) put(result, "button", { type: "button", class: "px-go" }, `Now ${longer} pairs`).addEventListener("click", () => start(seed, longer));
       const plot = put(result, "div", { class: "px-plot" });

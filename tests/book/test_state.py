@@ -197,6 +197,16 @@ def test_the_game_is_on_the_first_screen(opened, width, height):
     assert page.locator(".px-slots button").last.inner_text().endswith("Let it go")
 
 
+def test_no_pair_moves_the_slots(opened):
+    page = opened("#seed=1&n=64")
+    page.locator(".px-state").focus()
+    tops = set()
+    for _ in range(64):
+        tops.add(page.locator(".px-slots").evaluate("e => e.getBoundingClientRect().top"))
+        page.keyboard.press("0")
+    assert len(tops) == 1
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 390, 1440])
 def test_a_finished_game_is_no_wider_than_the_page_and_has_no_fault_of_access(opened, scheme, width):
