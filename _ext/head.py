@@ -63,7 +63,7 @@ def defer(app: Sphinx, pagename: str, templatename: str, context: dict, doctree)
 
 def _wanted(file, used: set) -> bool:
     folder, _, name = str(file.filename or "").split("?")[0].rpartition("/")
-    return not folder.endswith("widgets") or name.rpartition(".")[0] in used
+    return not folder.endswith("widgets") or re.split(r"[-.]", name)[0] in used  # state-machines.js is of "state"
 
 
 def setup(app: Sphinx) -> None:

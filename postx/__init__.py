@@ -10,7 +10,7 @@
     train        one loop with exact resume; tasks, text, packages and ngram beside it
     cost         FLOPs, bytes and state in closed form
     cli          generate, look, quantize, compare on a command line; __main__ beside it
-    explore      sliders, live and static; style and fieldmap beside it
+    explore      sliders, live and static; style, fieldmap and the game of slots beside it
 
 `import postx` loads none of them.
 """

@@ -1,11 +1,15 @@
 """A figure of a built page: the picture, native sliders, and the frames that _static/postx.js swaps in."""
 
 import json
+import re
 from html import escape
 
 
-def figure(frames, *, alts, caption=None, sliders=None, readouts=()):
-    """The HTML of one figure. `alts` and `readouts` hold one text for each frame, or one for all of them."""
+def figure(frames, *, alts, caption=None, sliders=None, readouts=(), pages=None):
+    """The HTML of one figure. `alts` and `readouts` hold one text for each frame, or one for all of them.
+
+    `pages` names the addresses that its artists link to (`links`).
+    """
     sliders = sliders or {}
     start = 0
     for slider in sliders.values():
@@ -13,7 +17,8 @@ def figure(frames, *, alts, caption=None, sliders=None, readouts=()):
     names = " and ".join(slider.name(key) for key, slider in sliders.items())
     name = f' aria-label="{escape("Figure with sliders for " + names)}"' if sliders else ""
     parts = [f'<figure class="px-fig" role="group"{name}>']
-    parts.append(frames.svg.replace("\0alt\0", escape(alts[start] if len(alts) > 1 else alts[0])))
+    picture = frames.svg.replace("\0alt\0", escape(alts[start] if len(alts) > 1 else alts[0]))
+    parts.append(links(picture, pages) if pages else picture)
     if sliders:
         parts.append('<div class="px-controls">')
         parts += [_control(slider.name(key), key, slider) for key, slider in sliders.items()]
@@ -27,6 +32,24 @@ def figure(frames, *, alts, caption=None, sliders=None, readouts=()):
         # Alive as soon as it is parsed; what the page loads further on may take seconds.
         parts.append("<script>window.postx?.(document.currentScript.parentElement)</script>")
     return "".join([*parts, "</figure>"])
+
+
+def links(picture, pages):
+    """The picture with its links for the keyboard: the first to each address, by its name in `pages` {address: name}.
+
+    Raises ValueError where the addresses in the picture are not those of `pages`.
+    """
+    met = set()
+
+    def told(link):
+        stop = 'tabindex="-1"' if link[1] in met else f'aria-label="{escape(pages.get(link[1], ""))}"'
+        met.add(link[1])
+        return f'<a href="{link[1]}" {stop}>'
+
+    picture = re.sub(r'<a href="([^"]*)"[^>]*>', told, picture)  # in the same window
+    if met != set(pages):
+        raise ValueError(f"pages: only one of pages and picture has {', '.join(sorted(met ^ set(pages)))}")
+    return picture.replace('role="img"', 'role="group"', 1)  # what is inside an img is no link
 
 
 def _control(name, key, slider):
