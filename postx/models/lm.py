@@ -221,7 +221,7 @@ def generate(
     row_B = torch.arange(B, device=logits.device)
     logits_BY = logits[:, -1] if lengths_B is None else logits[row_B, lengths_B.to(row_B) - 1]
     ids_BT, done_B = prompt_BT.new_full((B, n), 0 if eos is None else eos), None
-    fast = _writer(lm, S, B, n - 1, eos)
+    fast = faster(lm, S, B, n - 1, eos)
     for i in range(n):
         ids_B = sample(logits_BY, temperature, top_k, generator, top_p=top_p)
         if done_B is not None:
@@ -243,8 +243,11 @@ def generate(
     return ids_BT, S if fast is None else fast.state()
 
 
-def _writer(lm, S, B, n, eos):
-    """What writes n tokens faster than calls of the model do: writer(ids_B) -> logits_BY, or None."""
+def faster(lm, S, B, n, eos=None):
+    """What reads n tokens behind a state S faster than calls of the model do: fast(ids_B) -> logits_BY, or None.
+
+    `fast.state()` is the state after the last of them. A `postx.models.writer.Writer` or a `postx.models.graph.Graph`.
+    """
     if type(lm) is not LM or not len(lm.blocks):
         return None
     if writer.refused(lm, B, n, S) is None:
