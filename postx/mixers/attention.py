@@ -255,13 +255,16 @@ class Layer(nn.Module):
         like = self.q.weight
         return alibi_slopes(self.heads[0][0], like.device).to(like.dtype) if self.alibi else None
 
-    def forward(self, x_BTD, S=None, *, form="auto", lengths_B=None, reset_BT=None, inplace=False):
+    def forward(self, x_BTD, S=None, *, form="auto", lengths_B=None, reset_BT=None, inplace=False, beside=None):
+        """beside: what is added to queries, keys and values, three tensors as wide as they are."""
         check({"D": self.q.in_features}, x_BTD=x_BTD)
         side = {"lengths_B": lengths_B, "reset_BT": reset_BT}
         if not self.causal and (S or any(x is not None for x in side.values())):
             raise ValueError("S, lengths_B, reset_BT: bidirectional attention (causal=False) takes none of them")
         S, S_conv = (S[:3], S[3:]) if S else (None, ())
-        parts, S_conv = self.conv([project(x_BTD) for project in (self.q, self.k, self.v)], S_conv, **side)
+        parts = [project(x_BTD) for project in (self.q, self.k, self.v)]
+        parts = parts if beside is None else [part + more for part, more in zip(parts, beside, strict=True)]
+        parts, S_conv = self.conv(parts, S_conv, **side)
         z = [part.unflatten(-1, sizes) for part, sizes in zip(parts, self.heads, strict=True)]
         if self.norms is not None:
             z[:2] = (norm(part) for norm, part in zip(self.norms, z[:2], strict=True))

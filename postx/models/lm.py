@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from postx.models import capabilities, graph, writer
-from postx.models.blocks import MIXERS, NORMS, Block, Context, Shared, mlps, module, places
+from postx.models.blocks import MIXERS, NORMS, Block, Context, Place, Shared, mlps, module, places
 from postx.models.nn import MoE
 from postx.models.states import floating, leaves, size
 from postx.shapes import check, check_lengths, is_trusted, map_state, positive, state_dtype, trusted
@@ -64,6 +64,8 @@ class LM(nn.Module):
             mine = options | {key: options.get(key, {}) | more for key, more in first.items() if more}
             self.blocks.append(Block(D, letters, after, mine, NORMS[norm], eps))
             seen.update(letters)
+        for number, place in enumerate(part for block in self.blocks for part in block.mix if isinstance(part, Place)):
+            place.number = number
         self.shared = Shared(D, eps=eps, **options.get("Z", {})) if "Z" in names else None
         self.norm = NORMS[norm](D, eps)
         self.head = None if tied else nn.Linear(D, Y, bias=False)
@@ -78,7 +80,7 @@ class LM(nn.Module):
         scale = (2 * len(self.blocks)) ** -0.5
         parts = [part for block in self.blocks for part in (*block.mix, block.mlp) if part is not None]
         if self.shared is not None:
-            parts += [self.shared.attention, self.shared.mlp]
+            parts += [part for one in (self.shared, *self.shared.others) for part in (one.attention, one.mlp)]
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=std)
         for part in parts:

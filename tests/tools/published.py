@@ -72,6 +72,15 @@ CONFIGS = {
     "bitnet": BASE | GROUPED,
     "zamba": BASE | {"num_attention_heads": 4, "num_key_value_heads": 4, "num_hidden_layers": 6, "mamba_d_state": 4,
                      "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid", "mamba", "mamba"]},
+    "zamba2": BASE | {
+        "num_attention_heads": 4, "num_key_value_heads": 4, "num_hidden_layers": 6, "mamba_d_state": 8,
+        "mamba_ngroups": 2, "n_mamba_heads": 8, "chunk_size": 8, "num_mem_blocks": 2, "adapter_rank": 3,
+        "use_shared_attention_adapter": True, "use_mem_rope": True, "time_step_min": 0.3,
+        "layers_block_type": ["mamba", "hybrid", "hybrid", "mamba", "hybrid", "mamba"]},
+    "zamba2_plain": BASE | {
+        "model_type": "zamba2", "num_attention_heads": 4, "num_key_value_heads": 4, "mamba_d_state": 8,
+        "n_mamba_heads": 8, "chunk_size": 8, "adapter_rank": 3,
+        "layers_block_type": ["mamba", "hybrid", "hybrid"]},
     "bert": BASE | {"num_attention_heads": 4, "max_position_embeddings": 32},
     "deepseek_v3": BASE | {
         "num_attention_heads": 4, "num_key_value_heads": 4, "first_k_dense_replace": 1, "moe_intermediate_size": 12,

@@ -128,6 +128,27 @@ def zamba(c):
     return base(c, pattern, eps=c("rms_norm_eps", 1e-5), tied=True, options=options, mlp="-")
 
 
+def zamba2(c):
+    c.only(hidden_act="gelu", add_bias_linear=False)
+    L, D, H = c("num_hidden_layers"), c("hidden_size"), c("num_attention_heads", 32)
+    shares = c.kinds or (["mamba"] + (["mamba"] * 5 + ["hybrid"]) * 7 + ["mamba"] * 4 + ["hybrid"]
+                         + ["mamba"] * 3 + ["hybrid"] + ["mamba"] * 2)  # fmt: skip
+    if len(shares) != L:
+        raise ValueError(f"config.json: num_hidden_layers={L}, but {len(shares)} layers are listed")
+    K, inner = 2 * D // H, int(c("mamba_expand", 2) * D)
+    options = {
+        "Z": {"H": H, "G": c("num_key_value_heads", H), "K": K, "F": c("intermediate_size", 4 * D), "next_only": True,
+              "scale": (K / 2) ** -0.5, "rope": rope(c, K)[0] if c("use_mem_rope", False) else None,
+              "blocks": c("num_mem_blocks", 1), "rank": c("adapter_rank", 128),
+              "adapt_attention": c("use_shared_attention_adapter", False)},
+        "S": {"K": c("mamba_d_state", 64), "V": inner // c("n_mamba_heads", 8), "G": c("mamba_ngroups", 1),
+              "conv_size": c("mamba_d_conv", 4), "inner": inner, "dt_limit": (c("time_step_min", 0.001), math.inf),
+              "eps": 1e-5},
+    }  # fmt: skip
+    pattern = c.letters(shares, mamba="S", linear_attention="S", hybrid="ZS")
+    return base(c, pattern, eps=c("rms_norm_eps", 1e-5), tied=True, options=options, mlp="-")
+
+
 def lfm2(c):
     c.only(conv_bias=False)
     L, eps = range(c("num_hidden_layers")), c("norm_eps", 1e-5)
