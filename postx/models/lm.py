@@ -38,13 +38,13 @@ class LM(nn.Module):
     each; by default F after every mixer but Mamba's, which have their own gate. tied: the head is the embedding.
     norm: "rms" or "layer"; embed_norm: one after the embedding too (RWKV). form: how mixers compute ("auto", or a form
     that all of them have). embed_scale multiplies the embedding, logit_scale the logits; softcap=c then bends them to
-    c tanh(logits / c) (Gemma, Granite). What crosses places goes through one dictionary of each call: the embedding
-    and the shared block (Z), the first value of RWKV-7. Built under `torch.device("meta")` it takes no memory.
+    c tanh(logits / c) (Gemma, Granite). carried: see `Block`. What crosses places goes through one dictionary of each
+    call: the embedding and shared blocks (Z), the first value of RWKV-7. Built on the meta device it takes no memory.
     """
 
     def __init__(
         self, pattern, D, Y=256, *, mlp=None, options=None, tied=True, norm="rms", embed_norm=False,
-        eps=1e-5, std=0.02, form="auto", embed_scale=1.0, logit_scale=1.0, softcap=None,
+        eps=1e-5, std=0.02, form="auto", embed_scale=1.0, logit_scale=1.0, softcap=None, carried=(),
     ):  # fmt: skip
         super().__init__()
         names, options = places(pattern), options or {}
@@ -62,7 +62,7 @@ class LM(nn.Module):
         for letters, after in zip(names, follow, strict=True):
             first = {key: getattr(module(key), "FIRST", {}) for key in letters if key not in seen}
             mine = options | {key: options.get(key, {}) | more for key, more in first.items() if more}
-            self.blocks.append(Block(D, letters, after, mine, NORMS[norm], eps))
+            self.blocks.append(Block(D, letters, after, mine, NORMS[norm], eps, carried))
             seen.update(letters)
         for number, place in enumerate(part for block in self.blocks for part in block.mix if isinstance(part, Place)):
             place.number = number

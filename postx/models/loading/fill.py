@@ -86,7 +86,8 @@ def fill(config, tensors, dtype=torch.float32, device="cpu"):
             missing += absent
             continue
         parts = [tensors[name] for name in rule.names if name in there]
-        x = HOW[rule.how](c, inner, *parts) if rule.how else parts[0] if parts else torch.zeros(old.shape)
+        here = Config(c | {"layer": _layer(lm, int(key.split(".")[1]))}) if key.startswith("blocks.") else c
+        x = HOW[rule.how](here, inner, *parts) if rule.how else parts[0] if parts else torch.zeros(old.shape)
         if x.shape != old.shape:
             misshapen.append(f"{' + '.join(rule.names)} gives {list(x.shape)}, {key} is {list(old.shape)}")
             continue
