@@ -164,7 +164,7 @@ def test_what_a_config_says_is_heard(name, change, tmp_path):
 
 @torch.no_grad()
 def test_files_that_hold_more_or_other_names(tmp_path):
-    """Decays of MiniMax's lightning attention that the file holds; RWKV-7's six blends in one tensor, an unused value."""
+    """Decays of lightning attention that the file holds; RWKV-7's six blends in one tensor, and an unused value."""
     (tmp_path / "m").mkdir()
     tensors = write("minimax", tmp_path / "m")
     slopes = {f"model.layers.{i}.self_attn.slope_rate": torch.full((4, 1, 1), 0.25) for i in (0, 2, 3)}
