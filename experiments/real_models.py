@@ -10,9 +10,9 @@ unseen; the calibration text is Python's manual, which surely was seen: 8 window
 The weights of this SmolLM2 lie on a 4-bit grid already (Q4_1: groups of 32 with a scale and an offset). Rounding them
 to 4 bits proves little, 3 and 2 bits and activations do. MiniLM comes in float32, and was never rounded.
 
-parts: weights (method x group x bits), activations, cache (a KV cache of 8 to 2 bits), speed (tokens a second of one
-thread with packed weights), minilm (each layer's output error, on real inputs), outliers (of both models' activations),
-attention (some heads of SmolLM2 on one sentence, for pages).
+parts: weights (method x group x bits), activations, cache (a KV cache of 8 to 2 bits), minilm (each layer's output
+error, on real inputs), outliers (of both models' activations), attention (some heads of SmolLM2 on one sentence, for
+pages).
 """
 
 import argparse
@@ -149,37 +149,6 @@ def _round(A, how, s):
     return hook
 
 
-class Packed(nn.Linear):
-    """A linear layer that multiplies one token by the codes as they are stored, and more tokens by the weight."""
-
-    def __init__(self, layer, q):
-        super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
-        self.weight, self.q = layer.weight, q
-
-    def forward(self, x):
-        if x.numel() != x.shape[-1]:
-            return super().forward(x)
-        return self.q.matvec(x.flatten()).view(*x.shape[:-1], -1)
-
-
-def speed(models, kind):
-    """Tokens a second, written one by one after 64 of a text; weights as they are, in bfloat16, or packed."""
-    net, told = copy.deepcopy(models.lm), {}
-    if kind == "bfloat16":
-        net = net.bfloat16()
-    elif kind != "float32":
-        bits = int(kind.split()[0])
-        for name, layer in quantized.linears(net).items():
-            q = load("uniform").quantize(layer.weight, bits, group=128)
-            net.set_submodule(name, Packed(layer, q))
-            told["bits_per_weight"] = q.bits_per_weight
-    prompt = models.asked[:1, :64]
-    _, S = lm.generate(net, prompt, 2, temperature=0)  # kernels are compiled here
-    start = time.perf_counter()
-    lm.generate(net, models.asked[:1, 64:65], 32, temperature=0, S=S)
-    return told | {"tokens_a_second": 32 / (time.perf_counter() - start)}
-
-
 def gaussian(x):
     """How a tensor's numbers lie: largest over root mean square, excess kurtosis, and that of the worst channel."""
     x = x.double()
@@ -285,8 +254,6 @@ def runs():
     for bits in (2, 3, 4, 8):
         for method in ("mse", "plain"):
             yield {"part": "cache", "method": method, "bits": bits}
-    for kind in ("float32", "bfloat16", "4 bits", "3 bits", "2 bits"):
-        yield {"part": "speed", "method": kind, "bits": 16}
     yield {"part": "minilm", "method": "all", "bits": 16}
 
 
@@ -311,11 +278,6 @@ def make(run, models):
         with quantized_cache.rounded(models.lm, bits, form=method) as kept:
             found = models.judged(models.lm)
         return found | {"bits_per_number": kept.bits_per_number, "error": kept.error}
-    if part == "speed":
-        try:
-            return speed(models, method)
-        except ValueError as error:  # no packed kernel for these bits: the line says so
-            return {"tokens_a_second": None, "why": str(error)}
     return {"minilm": minilm, "outliers": outliers, "attention": attention}[part](models)
 
 

@@ -59,9 +59,12 @@ class MLP(nn.Module):
         self.norm = RMSNorm(F, sub_norm) if sub_norm is not None else None
         self.up, self.out = nn.Linear(D, F, bias=bias), nn.Linear(F, D, bias=bias)
 
-    def forward(self, x_BTD):
-        up = self.up(x_BTD)
-        hidden = self.act(up) if self.gate is None else self.act(self.gate(x_BTD)) * up
+    def forward(self, x_BTD, beside=None):
+        """y_BTD; beside: what is added to what `gate` and `up` give, side by side [B, T, 2 F]."""
+        up, gate = self.up(x_BTD), None if self.gate is None else self.gate(x_BTD)
+        if beside is not None:
+            gate, up = (x + more for x, more in zip((gate, up), beside.chunk(2, -1), strict=True))
+        hidden = self.act(up) if gate is None else self.act(gate) * up
         return self.out(hidden if self.norm is None else self.norm(hidden))
 
 

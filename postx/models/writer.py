@@ -60,6 +60,7 @@ def planned(block):
         all(type(part) in PLANS and PLANS[type(part)].fits(part) for part in parts)
         and all(type(child) in LEAVES for child in made_of)
         and all(type(norm) is RMSNorm for norm in (block.norm, block.mlp_norm) if norm is not None)
+        and block.carried == [None, None]
         and not changed(block)
     )
 
