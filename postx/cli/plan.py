@@ -16,7 +16,7 @@ def arguments(parser):
     add("--list", action="store_true", help="name the models and devices that are known")
     add("--context", metavar="N", help="tokens of each text (default 8k)")
     add("--batch", "--users", dest="batch", metavar="N", help="texts at once (default 1)")
-    add("--bits", metavar="B", help="bits a weight, with scales (default 16; --fit takes the most of 16, 8, 4 that fit)")
+    add("--bits", metavar="B", help="bits a weight, with scales (default 16; --fit: the most of 16, 8, 4 that fit)")
     add("--cache-bits", metavar="B", default="16", help="bits a number of the cache (default 16)")
     add("--state-bits", metavar="B", default="32", help="bits a number of the state (default 32)")
     add("--width", metavar="D", help="width of a pattern of your own (default 4096)")

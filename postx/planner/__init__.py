@@ -87,7 +87,7 @@ def plan(model, *, device=DEVICE, price=None, memory=None, share=facts.SHARE, wi
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a model survives what was asked, at the most bits a weight that fit, else the fewest; `reasons` why not."""
+    """Whether a model survives, at the most bits a weight that fit, else at the fewest; `reasons` say why not."""
 
     name: str
     weight_bits: float

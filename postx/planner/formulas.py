@@ -66,8 +66,8 @@ FORMULAS = {
     "pairs_crossing": "max(over(2 * active, read_pair + slide_pair),"
     " over(2 * active - slide_pair * window, read_pair))",
     # Users beyond whom the arithmetic takes longer than the reading; all experts are then read.
-    "compute_users": "over((matrix + routed) * weight_bits / 8 / bandwidth,"
-    " max(0, token_flops / batch / flops - (each_cache + 2 * each_state) / bandwidth))",
+    "compute_users": "max(1, over((matrix + routed) * weight_bits / 8 / bandwidth,"
+    " max(0, token_flops / batch / flops - (each_cache + 2 * each_state) / bandwidth)))",
 }
 
 

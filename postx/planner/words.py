@@ -17,16 +17,16 @@ SENTENCES = {
     "over": "It does not fit: {total} where {usable} can be used.",
     "bandwidth": "Bandwidth binds: reading {bytes} takes {memory}, the {flops} of arithmetic only {compute}.",
     "compute": "Compute binds: {flops} take {compute}, reading {bytes} only {memory}.",
-    "users": "{users} users at {context} tokens each would fit.",
-    "no_users": "Not one user at {context} tokens fits.",
-    "longest": "Up to {longest} tokens each fit, {batch} at once.",
-    "any_length": "A text of any length fits, {batch} at once.",
-    "no_length": "No text fits, {batch} at once.",
+    "users": "Texts of {context} tokens fit for {users}.",
+    "no_users": "A text of {context} tokens does not fit even for one user.",
+    "longest": "For {batch}, texts of up to {longest} tokens fit.",
+    "any_length": "For {batch}, texts of any length fit.",
+    "no_length": "For {batch}, no text fits.",
     "cache": "From {n} tokens on, the cache is larger than the weights.",
     "no_cache": "The cache never outgrows the weights: no layer keeps every token.",
     "pairs": "From {n} tokens on, attention takes more FLOPs for a written token than the matrices do.",
     "no_pairs": "Attention never takes more FLOPs than the matrices.",
-    "compute_users": "From {n} users at once on, compute would bind instead of bandwidth.",
+    "compute_users": "From {n} at once on, compute binds instead of bandwidth.",
     "no_compute_users": "At {context} tokens no number of users makes compute bind: each brings a cache to be read.",
     "needs": "needs {total} at {bits} bits: weights {weights}, cache {cache}, state {state}; {usable} can be used",
     "enough": "{needs}, enough for {users} users or {longest} tokens each",
@@ -73,26 +73,33 @@ def whole(n):
     return f"{n:,.0f}"
 
 
+def many(users):
+    """A number of users in words."""
+    return "any number of users" if math.isinf(users) else f"{three(users)} user{'s' if users != 1 else ''}"
+
+
 def told(found, choices):
     """The sentences that belong to what `postx.planner.formulas.evaluate` found, in their order."""
-    batch, context = whole(choices["batch"]), whole(choices["context"])
+    context = whole(choices["context"])
     fits = found["total_bytes"] <= found["usable"]
     binds = "compute" if found["compute_seconds"] > found["memory_seconds"] else "bandwidth"
     longest, users = found["longest"], found["most_users"]
 
     def n(key, missing):
         x = found[key]
-        return (missing, {"context": context}) if math.isinf(x) else (key.removesuffix("_crossing"), {"n": three(x)})
+        if math.isinf(x):
+            return missing, {"context": context}
+        return key.removesuffix("_crossing"), {"n": three(x) if "crossing" in key else many(x)}
 
     parts = [
         ("fits" if fits else "over",
          {"total": say(found["total_bytes"], "bytes"), "usable": say(found["usable"], "bytes")}),
         (binds, {"bytes": say(found["token_bytes"], "bytes"), "memory": say(found["memory_seconds"], "seconds"),
                  "flops": say(found["token_flops"], "flops"), "compute": say(found["compute_seconds"], "seconds")}),
-        ("users" if users else "no_users", {"users": "any number of" if math.isinf(users) else three(users),
+        ("users" if users else "no_users", {"users": many(users),
                                             "context": context}),
         ("any_length" if math.isinf(longest) else "longest" if longest else "no_length",
-         {"batch": batch, "longest": three(longest)}),
+         {"batch": many(choices["batch"]), "longest": three(longest)}),
         n("cache_crossing", "no_cache"), n("pairs_crossing", "no_pairs"), n("compute_users", "no_compute_users"),
     ]  # fmt: skip
     return [SENTENCES[key].format(**filled) for key, filled in parts]
