@@ -35,6 +35,9 @@ const planner = (figure, data) => {
         <label>Dollars an hour<input type="number" name="price" min="0" step="any"></label>
       </div>
     </div>
+    <div class="pl-answer" aria-live="polite"></div>
+    <div class="pl-memory"></div>
+    <div class="pl-key"></div>
     <div class="pl-layers">
       <div class="pl-few">
         <label class="pl-text">Layers, first to last<input type="text" name="layers" spellcheck="false" autocomplete="off"></label>
@@ -45,9 +48,6 @@ const planner = (figure, data) => {
       <div class="pl-strip" role="group" aria-label="Layers: arrow keys move, Enter changes one"></div>
       <p class="pl-wrong" role="status"></p>
     </div>
-    <div class="pl-answer" aria-live="polite"></div>
-    <div class="pl-memory"></div>
-    <div class="pl-key"></div>
     <div class="pl-pictures"><div class="pl-speed"></div><ul class="pl-told"></ul></div>
     <div class="pl-sums pl-scroll" tabindex="0" role="region" aria-label="Arithmetic, bytes, time and price"></div>
     <div class="pl-quality pl-scroll" tabindex="0" role="region" aria-label="What is published"></div>
@@ -133,7 +133,6 @@ const planner = (figure, data) => {
             Math.abs(dot.weight_bits - choices.weight_bits) < 0.5,
         )
       : [];
-    block("answer").innerHTML = P.answer(data, found, choices, ceilings);
     block("memory").innerHTML = P.memory(data, found, ceilings);
     block("speed").innerHTML = P.speed(
       data,
@@ -151,6 +150,7 @@ const planner = (figure, data) => {
       .join("");
     block("quality").innerHTML = P.quality(data, published, input.device.value, told);
     const verdicts = P.survivors(data, evaluate, choices, ceilings, input.recall.checked);
+    block("answer").innerHTML = P.answer(data, found, choices, ceilings, verdicts);
     block("count").textContent = P.count(data, verdicts, choices, ceilings, input.recall.checked);
     block("models").innerHTML = P.table(data, verdicts);
   };
@@ -193,6 +193,11 @@ const planner = (figure, data) => {
     input.model.value = target.dataset.model;
     input.model.dispatchEvent(new Event("input", { bubbles: true }));
     input.model.focus();
+  });
+  block("answer").addEventListener("click", ({ target }) => {
+    if (!target.closest("button")) return;
+    block("title").scrollIntoView();
+    input.recall.focus({ preventScroll: true });
   });
   const start = () => {
     let wrong = "";

@@ -66,10 +66,13 @@ postx.planner.speed = (data, speed, asked, dots) => {
   const now = speed(asked.context);
   const published = dots.map(
     (dot) =>
-      `<circle class="pl-dot" r="4" cx="${x(Math.max(dot.context, ends[0]))}" cy="${y(dot.tokens_a_second)}"/>` +
-      `<text x="${x(Math.max(dot.context, ends[0])) + 8}" y="${y(dot.tokens_a_second) + 14}">` +
-      `measured ${three(dot.tokens_a_second)}</text>`,
+      `<circle class="pl-dot" r="4" cx="${x(Math.max(dot.context, ends[0]))}" cy="${y(dot.tokens_a_second)}"/>`,
   );
+  if (dots.length)
+    published.push(
+      `<circle class="pl-dot" r="4" cx="${left + 12}" cy="${bottom - 12}"/>` +
+        `<text x="${left + 22}" y="${bottom - 8}">measured: ${dots.map((dot) => three(dot.tokens_a_second)).join(", ")}</text>`,
+    );
   return svg(
     400,
     200,

@@ -3,7 +3,7 @@ postx.planner ??= {};
 
 postx.planner.escape = (text) => String(text).replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
 
-postx.planner.answer = (data, found, { batch }, { price }) => {
+postx.planner.answer = (data, found, { batch }, { price }, verdicts) => {
   const { three, say, money, binds } = postx.planner;
   const card = (value, words) => `<div><strong>${value}</strong> ${words}</div>`;
   const fits = found.total_bytes <= found.usable;
@@ -16,11 +16,14 @@ postx.planner.answer = (data, found, { batch }, { price }) => {
     ),
     card(
       three(found.tokens_a_second),
-      `tokens a second at most${batch > 1 ? `, ${three(found.tokens_a_second / batch)} for each user` : ""}`,
+      `tokens a second at most${batch > 1 ? `, ${three(found.tokens_a_second / batch)} for each user` : ""}` +
+        (fits ? "" : ", if it fitted"),
     ),
     card(say(data.units.seconds, found.prompt_seconds), "at least to read one text"),
     price ? card(money(found.written_cost), "at least for a million written tokens") : "",
     card(binds(found), "is what binds"),
+    `<div><button type="button"><strong>${verdicts.filter(({ reasons }) => !reasons.length).length} of ${verdicts.length}</strong>
+      models do this</button></div>`,
   ].join("");
 };
 
@@ -99,10 +102,11 @@ postx.planner.table = (data, verdicts) => {
   const good = verdicts
     .filter(({ reasons }) => !reasons.length)
     .map(
-      ({ model, bits, found }) => `<tr><th scope="row">${name(model)}</th><td data-what="bits">${three(bits)}</td>
-        <td data-what="memory">${say(data.units.bytes, found.total_bytes)}</td>
+      ({ model, bits, found }) => `<tr><th scope="row">${name(model)}</th>
+        <td data-what="memory">${say(data.units.bytes, found.total_bytes)} at ${three(bits)} bits</td>
         <td data-what="tokens/s">${three(found.tokens_a_second)}</td>
         <td data-what="a million">${found.written_cost ? money(found.written_cost) : "no price"}</td>
+        <td data-what="longest text">${model.length ? postx.planner.short(model.length.tokens) : data.unknown}</td>
         <td data-what="recall">${figures(model, "recall")}</td>
         <td data-what="benchmark">${figures(model, "benchmark")}</td></tr>`,
     );
@@ -112,8 +116,8 @@ postx.planner.table = (data, verdicts) => {
       ({ model, reasons }) => `<tr class="pl-out"><th scope="row">${name(model)}</th>
         <td colspan="6">${reasons.map(escape).join("; ")}</td></tr>`,
     );
-  return `<table><thead><tr><th scope="col">Model</th><th scope="col">bits</th><th scope="col">memory</th>
-    <th scope="col">tokens/s at most</th><th scope="col">a million written</th><th scope="col">recall</th>
+  return `<table><thead><tr><th scope="col">Model</th><th scope="col">memory</th>
+    <th scope="col">tokens/s at most</th><th scope="col">a million written</th><th scope="col">longest text</th><th scope="col">recall</th>
     <th scope="col">benchmark</th></tr></thead><tbody>${[...good, ...bad].join("")}</tbody></table>`;
 };
 

@@ -128,8 +128,8 @@ def fitted(planner, args):
           f"{', must recall' if args.must else ''}: {len(good)} of {len(verdicts)} models survive")  # fmt: skip
     if good:
         print()
-        print(*table([cells(v, facts, say, three) for v in good],
-                     ["model", "bits", "memory", "tokens/s at most", "recall", "benchmark"]), sep="\n")  # fmt: skip
+        head = ["model", "bits", "memory", "tokens/s at most", "longest text", "recall", "benchmark"]
+        print(*table([cells(v, facts, say, three) for v in good], head), sep="\n")
         print(f"\nSpeeds are floors on {planner.facts.device(args.device)['name']}.")
     for v in verdicts:
         if not v.survives:
@@ -142,7 +142,9 @@ def cells(verdict, facts, say, three):
                for kind in ("recall", "benchmark")]  # fmt: skip
     found = verdict.plan.found
     total, speed = say(found["total_bytes"], "bytes"), three(found["tokens_a_second"])
-    return [verdict.name, three(verdict.weight_bits), total, speed, *figures]
+    length = facts.context(verdict.name)
+    return [verdict.name, three(verdict.weight_bits), total, speed,
+            f"{length['tokens']:,}" if length else facts.UNKNOWN, *figures]  # fmt: skip
 
 
 def listed(planner):

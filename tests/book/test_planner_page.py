@@ -172,7 +172,8 @@ def test_the_page_shows_what_python_finds(opened):
     assert planner.words.money(plan.found["written_cost"]) in answer
     assert found.inner_text(".pl-quality").count("not published") == 3  # recall, a benchmark, a measured speed
     dots = opened("#device=RTX+4090%2C+24+GB")
-    assert dots.eval_on_selector_all(".pl-dot", "all => all.length") == 2
+    assert dots.eval_on_selector_all(".pl-dot", "all => all.length") == 3  # with that of the legend
+    assert "measured: 54.3, 50.9" in dots.inner_html(".pl-speed")
     assert "2 published measurements" in dots.get_attribute(".pl-speed svg", "aria-label")
 
 
@@ -226,6 +227,8 @@ def test_layers_answer_mouse_and_keyboard(opened):
     before = found.input_value("[name=layers]")
     alone.first.dispatch_event("click")
     assert found.input_value("[name=layers]") == before
+    found.locator(".pl-answer button").click()
+    assert found.evaluate("document.activeElement.name") == "recall"
     found.locator(".pl-models [data-model='Mamba-2.8b']").click()
     assert found.input_value("[name=model]") == "Mamba-2.8b"
 
