@@ -43,7 +43,7 @@ def describe(app: Sphinx, pagename: str, templatename: str, context: dict, doctr
 def defer(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
     """Scripts run in their order behind the text; on the page of the search at once, as its own are not deferred.
 
-    Those of a widget, and its styles, are there on its pages only.
+    Those of a widget, NAME.js and NAME.what.js, and its styles, are there on its pages only.
     """
     on_search = pagename == "search"
     used = set(WIDGETS.findall(context.get("body", "")))
