@@ -62,8 +62,9 @@ def defer(app: Sphinx, pagename: str, templatename: str, context: dict, doctree)
 
 
 def _wanted(file, used: set) -> bool:
-    folder, _, name = str(file.filename or "").split("?")[0].rpartition("/")
-    return not folder.endswith("widgets") or name.rpartition(".")[0] in used
+    """A widget NAME has widgets/NAME.js and NAME.css, and perhaps more in a folder widgets/NAME."""
+    of = re.search(r"(?:^|/)widgets/([^/.]+)", str(file.filename or ""))
+    return of is None or of[1] in used
 
 
 def setup(app: Sphinx) -> None:
