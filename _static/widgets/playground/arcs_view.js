@@ -1,7 +1,7 @@
 // Where one head of attention looks from the cursor: arcs over the last bytes, as thick as the share they get.
 (() => {
   const page = (window.postx.playground ??= {});
-  const [MOST, STEP, HIGH] = [44, 13, 92];
+  const [MOST, STEP, HIGH] = [40, 14, 92];
 
   // Words for a look p over the places before the cursor. Source 0 is the byte 0 before the text.
   page.lookWords = (p, bytes) => {

@@ -25,13 +25,12 @@
     const [Wq, Wk, Wv, Wo] = ["q", "k", "v", "out"].map((name) => weights(`${name}.weight`));
     let [asked, keys, values, T] = [new Float32Array(0), new Float32Array(0), new Float32Array(0), 0];
 
-    // How head h of place t looks at the places 0..n-1: probabilities.
-    const look = (h, t, n) => {
-      const [group, score] = [Math.floor(h / (H / G)), new Float64Array(n)];
-      const q = asked.subarray((t * H + h) * K, (t * H + h + 1) * K);
-      for (let at = 0, k = group * K; at < n; at++, k += G * K) {
+    // How head h of place t looks at the places 0..t: probabilities.
+    const look = (h, t) => {
+      const [q, score] = [(t * H + h) * K, new Float64Array(t + 1)];
+      for (let at = 0, k = Math.floor(h / (H / G)) * K; at <= t; at++, k += G * K) {
         let sum = 0;
-        for (let i = 0; i < K; i++) sum += q[i] * keys[k + i];
+        for (let i = 0; i < K; i++) sum += asked[q + i] * keys[k + i];
         score[at] = sum / Math.sqrt(K);
       }
       return m.softmax(score);
@@ -50,13 +49,13 @@
         T++;
         const y = new Float32Array(H * V);
         for (let h = 0; h < H; h++) {
-          const p = look(h, T - 1, T);
+          const p = look(h, T - 1);
           for (let at = 0, v = Math.floor(h / (H / G)) * V; at < T; at++, v += G * V)
             for (let i = 0; i < V; i++) y[h * V + i] += p[at] * values[v + i];
         }
         return m.times(Wo, y, D);
       },
-      look: (h, t) => look(h, t, t + 1),
+      look,
       save: () => null,
       back(n) {
         T = n;

@@ -20,6 +20,7 @@
         make("svg:line", { x1: 24, x2: WIDE - 96, y1: y(bits), y2: y(bits), class: "pp-grid" }),
         text(18, y(bits) + 4, String(bits), { "text-anchor": "end" }),
       ]);
+      drawn.push(text(30, 16, "bits a byte, over the last 64"));
       drawn.push(make("svg:line", { x1: x(TRAINED), x2: x(TRAINED), y1: 6, y2: HIGH - 22, class: "pp-trained" }),
         text(x(TRAINED), HIGH - 7, "trained on 512 bytes", { "text-anchor": "middle" }));
       const ends = [];

@@ -9,7 +9,7 @@
 
   page.desk = (data) => {
     const { make } = page;
-    let [model, bits, reader, place, writing] = [data.first, "4", null, 0, false];
+    let [model, bits, reader, place, writing, fresh] = [data.first, "4", null, 0, false, true];
     const file = () => data.models[model].files[bits];
 
     // ---- the parts
@@ -80,6 +80,8 @@
       ask();
       if (busy) return;
       state();
+      if (fresh && !arcs.box.hidden) reader.ask("sharpest", { place });
+      fresh = false;
       if (text.bits.length) said.textContent = `${text.bits.length} bytes read: ${text.mean().toFixed(2)} bits a byte, the last 64 at ${text.mean(64).toFixed(2)}.`;
     };
     const on = {
@@ -87,6 +89,10 @@
       next: (told) => next.show(told.next),
       look: ({ p }) => arcs.show(p, text.bytes),
       table: (told) => table.show(told),
+      sharpest({ head }) {
+        arcs.picker.value = head.join("/");
+        look();
+      },
       failed: (words) => (said.textContent = `The model stopped: ${words}`),
     };
 
@@ -107,6 +113,7 @@
       arcs.offer(headsOf(reader.told, "attention"));
       table.offer(headsOf(reader.told, "ssd"));
       text.put(0, []);
+      fresh = true;
       views.hidden = false;
       offer();
       read();
@@ -136,8 +143,7 @@
 
     const views = make("div", { className: "pp-views", hidden: true },
       text.box, make("p", { className: "pp-line-of-words" }, said, " ", live), text.table,
-      make("div", { className: "pp-pair" }, next.box, meters.box), curve.box,
-      make("div", { className: "pp-pair" }, arcs.box, table.box));
+      make("div", { className: "pp-pair" }, next.box, meters.box), curve.box, arcs.box, table.box);
     return make("section", { className: "pp-desk", ariaLabel: "A model at work" },
       make("div", { className: "pp-switches" }, switches, widths), note, load,
       make("label", { className: "pp-text" }, "Your text", box),

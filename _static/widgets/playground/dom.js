@@ -30,5 +30,5 @@
 
   page.megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
   page.kibibytes = (bytes) => `${Math.round(bytes / 1024).toLocaleString("en-US")} KiB`;
-  page.percent = (p) => (p < 0.005 ? "under 1 %" : `${Math.round(100 * p)} %`);
+  page.percent = (p) => (p < 0.001 ? "< 0.1 %" : `${(100 * p).toFixed(p < 0.1 ? 1 : 0)} %`);
 })();

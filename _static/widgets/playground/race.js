@@ -29,7 +29,8 @@
           said.textContent = `After ${bytes.length} bytes, bits a byte over the last 64: ${racers.map((each) => `${names[each]} ${page.means(lines[each]).at(-1).toFixed(1)}`).join(", ")}.`;
         };
         try {
-          const reader = await page.reader(id, { rows });
+          const failed = (words) => (said.textContent = `${names[name]} stopped: ${words}`);
+          const reader = await page.reader(id, { rows, failed });
           running.push(reader);
           reader.ask("read", { bytes });
         } catch (error) {

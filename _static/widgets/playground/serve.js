@@ -52,7 +52,8 @@
       turn(until, clock) {
         const start = clock();
         let steps = 0;
-        while (clock() < until) {
+        // One byte at least: where the machine is busy, the time may be over before it began.
+        while (!steps || clock() < until) {
           if (!behind()) {
             if (!plan?.left) break;
             plan.left--;
@@ -63,7 +64,8 @@
         }
         if (!steps && !news) return null;
         news = false;
-        if (steps) ms = (clock() - start) / steps;
+        const weight = ms ? Math.min(1, steps / 32) : 1; // one slow byte is not the speed
+        if (steps) ms += weight * ((clock() - start) / steps - ms);
         const seen = Math.max(told, net.length - 1);
         const rows = bytes.slice(told, seen).map((byte, i) => [byte, surprise(logits[told + i], byte)]);
         const from = told;
@@ -77,6 +79,13 @@
         return { place: known(place), next: order.slice(0, 8).map((byte) => [byte, p[byte]]) };
       },
       look: (place, block, head) => ({ place: known(place), p: net.mixers[block].look(head, known(place)) }),
+      // The head of attention that looks hardest at one byte other than its own.
+      sharpest(place) {
+        const heads = net.mixers.flatMap((mixer, block) =>
+          mixer.look ? Array.from({ length: mixer.heads }, (_, head) => [block, head]) : []);
+        const share = ([block, head]) => Math.max(0, ...net.mixers[block].look(head, known(place)).slice(1, -1));
+        return heads.map((one) => [share(one), one]).sort((a, b) => b[0] - a[0])[0]?.[1];
+      },
       table(block, head) {
         const mixer = net.mixers[block];
         return { table: mixer.table(head), size: mixer.size, half: mixer.halfLife(head) };
@@ -107,6 +116,7 @@
       stop: () => reader.stop(),
       next: ({ place }) => reader.logits.length && say("next", reader.next(place)),
       look: ({ place, block, head }) => reader.logits.length && say("look", { block, head, ...reader.look(place, block, head) }),
+      sharpest: ({ place }) => say("sharpest", { head: reader.sharpest(place) }),
       table: ({ block, head }) => reader.logits.length && say("table", { block, head, ...reader.table(block, head) }),
       fill: (ask) => reader.fill(ask),
     };
