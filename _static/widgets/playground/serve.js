@@ -1,6 +1,7 @@
 // What the worker does: it reads the text byte by byte, writes on, and answers what the page asks about a place in it.
 // Before the text stands byte 0, as before every document that the models were trained on. Place n is before byte n.
 (window.postx.parts ??= {}).serve = (m) => {
+  const LAST = 40; // bytes that the picture of attention shows
   const TURN = 24; // milliseconds of work between two looks at what the page has asked meanwhile
   const surprise = (logits, byte) => -Math.log2(m.softmax(logits)[byte]);
 
@@ -83,7 +84,7 @@
       sharpest(place) {
         const heads = net.mixers.flatMap((mixer, block) =>
           mixer.look ? Array.from({ length: mixer.heads }, (_, head) => [block, head]) : []);
-        const share = ([block, head]) => Math.max(0, ...net.mixers[block].look(head, known(place)).slice(1, -1));
+        const share = ([block, head]) => Math.max(0, ...net.mixers[block].look(head, known(place)).slice(-LAST, -1));
         return heads.map((one) => [share(one), one]).sort((a, b) => b[0] - a[0])[0]?.[1];
       },
       table(block, head) {
