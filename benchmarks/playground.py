@@ -59,7 +59,8 @@ def typing(chrome, address, slower):
     """The longest time for which the page's thread answered nobody, while 60 keys are pressed."""
     page = open_page(chrome, address, slower)
     page.click(".pp-main")
-    page.wait_for_function("document.querySelector('.pp-said').textContent.includes('bits a byte')", timeout=120_000)
+    said = "document.querySelector('.pp-said').textContent"
+    page.wait_for_function(f"{said}.includes('bits a byte')", timeout=120_000)
     page.focus("textarea")
     session = page.context.new_cdp_session(page)
     session.send("Tracing.start", {"categories": "toplevel,devtools.timeline", "transferMode": "ReportEvents"})

@@ -72,8 +72,9 @@ def script(path):
     told = json.loads(path.with_suffix(".json").read_text(encoding="utf8"))["page"]
     body = base64.b64encode(path.with_suffix(".safetensors").read_bytes()).decode()
     out = path.with_name(SCRIPT.format(path.name))
-    out.write_text(f'postx.take("{path.name}", {json.dumps(told)}, "{body}");\n', encoding="utf8")
-    return out
+    part = out.with_suffix(".part")  # a build that is stopped leaves no half of a script
+    part.write_text(f'postx.take("{path.name}", {json.dumps(told)}, "{body}");\n', encoding="utf8")
+    return part.replace(out)
 
 
 def _mixer(i, layer, both_ways):

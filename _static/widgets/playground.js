@@ -5,6 +5,6 @@ addEventListener("DOMContentLoaded", () =>
     const page = window.postx.playground;
     figure.querySelectorAll("svg, figcaption").forEach((still) => still.remove());
     figure.setAttribute("aria-label", "A model in the page");
-    figure.append(page.desk(data), page.race(data), page.beside(data));
+    figure.append(page.desk(data), page.race(data), page.beside(data), page.fill(data));
   }),
 );
