@@ -45,7 +45,7 @@ SOURCES = ("postx/export.py", "postx/quant/__init__.py", "postx/quant/_pack.py",
 
 
 def prepare(root: Path) -> Path:
-    """The folder with the packed models of today's code, their scripts, and curves.json: a text read by three of them."""
+    """The folder with today's packed models, their scripts, and curves.json: a text read by three of them."""
     digest = hashlib.sha256(sys.version.encode())
     for name in (*SOURCES, *(f"postx/weights/{model}.safetensors" for model in (*FILES, FILLER))):
         digest.update((root / name).read_bytes())

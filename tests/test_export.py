@@ -70,7 +70,7 @@ const jobs = {
 };
 process.stdout.write(JSON.stringify(jobs[job]()));
 """
-pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="no node on this machine: it runs the page's files")
+pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="no node here: it runs the files of the page")
 
 
 def node(job, ask, script=""):
