@@ -62,8 +62,9 @@ def defer(app: Sphinx, pagename: str, templatename: str, context: dict, doctree)
 
 
 def _wanted(file, used: set) -> bool:
-    folder, _, name = str(file.filename or "").split("?")[0].rpartition("/")
-    return not folder.endswith("widgets") or re.split(r"[-.]", name)[0] in used  # state-machines.js is of "state"
+    """A widget NAME has widgets/NAME.js and NAME.css, and perhaps NAME-part.js, NAME.part.js or a folder NAME."""
+    of = re.search(r"(?:^|/)widgets/([^/.-]+)", str(file.filename or ""))
+    return of is None or of[1] in used
 
 
 def setup(app: Sphinx) -> None:
