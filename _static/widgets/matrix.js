@@ -1,5 +1,5 @@
-// The matrix a text makes: the table M of y = M v for eight mixers. What the numbers mean, and every word that is shown,
-// stands in postx/widgets/matrix.py; here is the same algebra, which tests/explore/test_matrix_widget.py holds to it.
+// The matrix a text makes: M of y = M v for eight mixers. What the numbers mean, and the words that are shown,
+// stand in postx/widgets/matrix.py; here is the same algebra, which tests/explore/test_matrix_widget.py holds to it.
 (() => {
   const dot = (a, b) => a.reduce((sum, x, i) => sum + x * b[i], 0);
   const rows = (T, entry) =>
@@ -74,10 +74,10 @@
       if (i > t) return `<td class="later" tabindex="-1"><i></i><span>later</span></td>`;
       return `<td tabindex="-1">${shade(x)}<span>${number(x)}</span></td>`;
     };
-    const head = (word, axis) => `<th scope="${axis}"${axis === "row" ? ' tabindex="-1"' : ""}><b>${safe(word)}</b></th>`;
-    return `<thead><tr><td></td>${words.map((word) => head(word, "col")).join("")}</tr></thead><tbody>${M.map(
-      (row, t) => `<tr>${head(words[t], "row")}${row.map((x, i) => cell(x, t, i)).join("")}</tr>`
-    ).join("")}</tbody>`;
+    const head = (scope, more = "") => (word) => `<th scope="${scope}"${more}><b>${safe(word)}</b></th>`;
+    const asks = words.map(head("row", ' tabindex="-1"'));
+    const lines = M.map((row, t) => `<tr>${asks[t]}${row.map((x, i) => cell(x, t, i)).join("")}</tr>`);
+    return `<thead><tr><td></td>${words.map(head("col")).join("")}</tr></thead><tbody>${lines.join("")}</tbody>`;
   };
 
   const say = (words, M, t, i) => {
@@ -99,11 +99,12 @@
         `<label><input type="radio" name="mixer" value="${key}"${key === data.start ? " checked" : ""}>${title}</label>`
     );
     tool.innerHTML =
-      `<label class="pm-text">Your text <input type="text" maxlength="160" autocomplete="off" spellcheck="false"></label>` +
-      `<p class="pm-note" role="status"></p><fieldset class="pm-menu"><legend>Mixer</legend>${menu.join("")}</fieldset>` +
-      `<div class="px-controls"></div><div class="pm-both"><div><table role="grid" aria-readonly="true"></table>` +
-      `<p class="pm-scale"></p></div><div class="pm-said"><output aria-live="polite"></output><p class="pm-entry"></p>` +
-      `<p class="pm-because"></p></div><div class="pm-block"></div></div><p class="pm-honest">${data.honest}</p>`;
+      `<label class="pm-text">Your text <input type="text" maxlength="160" autocomplete="off" spellcheck="false">` +
+      `</label><p class="pm-note" role="status"></p>` +
+      `<fieldset class="pm-menu"><legend>Mixer</legend>${menu.join("")}</fieldset><div class="px-controls"></div>` +
+      `<div class="pm-both"><div><table role="grid" aria-readonly="true"></table><p class="pm-scale"></p></div>` +
+      `<div class="pm-said"><output aria-live="polite"></output><p class="pm-entry"></p><p class="pm-because"></p></div>` +
+      `<div class="pm-block"></div></div><p class="pm-honest">${data.honest}</p>`;
     tool.className = "pm";
     figure.querySelector("svg").replaceWith(tool);
     const at = (selector) => tool.querySelector(selector);
@@ -159,7 +160,8 @@
       const cell = target.closest("tbody td, tbody th");
       return cell && [cell.parentElement.sectionRowIndex, cell.cellIndex - 1];
     };
-    const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Home: [0, -99], End: [0, 99] };
+    const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+    Object.assign(moves, { Home: [0, -data.most], End: [0, data.most] });
     board.addEventListener("keydown", (event) => {
       const way = moves[event.key];
       if (!way || event.ctrlKey || event.metaKey || event.altKey) return;
