@@ -92,19 +92,21 @@
     `<label><span class="px-name">${label}</span><input type="range" name="${key}" min="${least}" max="${most}" ` +
     `step="${step}" value="${start}"><span class="px-value"></span></label>`;
 
+  let figures = 0;
   const make = (figure, data) => {
+    const group = `mixer${++figures}`; // radio buttons of two figures on one page are two groups
     const tool = document.createElement("div");
-    const menu = Object.entries(data.menu).map(
-      ([key, { title }]) =>
-        `<label><input type="radio" name="mixer" value="${key}"${key === data.start ? " checked" : ""}>${title}</label>`
-    );
+    const menu = Object.entries(data.menu).map(([key, { title }]) => {
+      const checked = key === data.start ? " checked" : "";
+      return `<label><input type="radio" name="${group}" value="${key}"${checked}>${title}</label>`;
+    });
     tool.innerHTML =
       `<label class="pm-text">Your text <input type="text" maxlength="160" autocomplete="off" spellcheck="false">` +
       `</label><p class="pm-note" role="status"></p>` +
       `<fieldset class="pm-menu"><legend>Mixer</legend>${menu.join("")}</fieldset><div class="px-controls"></div>` +
       `<div class="pm-both"><div><table role="grid" aria-readonly="true"></table><p class="pm-scale"></p></div>` +
-      `<div class="pm-said"><output aria-live="polite"></output><p class="pm-entry"></p><p class="pm-because"></p></div>` +
-      `<div class="pm-block"></div></div><p class="pm-honest">${data.honest}</p>`;
+      `<div class="pm-said"><output aria-live="polite"></output><p class="pm-entry"></p>` +
+      `<p class="pm-because"></p></div><div class="pm-block"></div></div><p class="pm-honest">${data.honest}</p>`;
     tool.className = "pm";
     figure.querySelector("svg").replaceWith(tool);
     const at = (selector) => tool.querySelector(selector);
@@ -123,7 +125,8 @@
     };
 
     const draw = () => {
-      const one = data.menu[at("[name=mixer]:checked").value];
+      const name = at(".pm-menu :checked").value;
+      const one = data.menu[name];
       const found = split(input.value, data.most);
       const left = found.left === 1 ? "1 word" : `${found.left} words`;
       at(".pm-note").textContent = found.left
@@ -138,7 +141,7 @@
         slider.nextElementSibling.textContent = text;
         slider.setAttribute("aria-valuetext", text);
       });
-      M = compute(at("[name=mixer]:checked").value, words, values, data);
+      M = compute(name, words, values, data);
       board.innerHTML = grid(words, M);
       board.setAttribute("aria-label", `M of ${one.title}: a row for the word that asks, a column for the word asked`);
       at(".pm-scale").innerHTML =
@@ -148,7 +151,7 @@
     };
 
     const choose = () => {
-      const one = data.menu[at("[name=mixer]:checked").value];
+      const one = data.menu[at(".pm-menu :checked").value];
       knobs.innerHTML = Object.entries(one.knobs).map(([key, told]) => knob(key, told)).join("");
       at(".pm-block").innerHTML = one.block;
       at(".pm-entry").innerHTML = one.entry;

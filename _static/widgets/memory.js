@@ -67,20 +67,21 @@
     const cell = (r, c) => `<div role="gridcell" tabindex="-1" aria-label="row ${r + 1}, column ${c + 1}"></div>`;
     const rows = range(SIDE).map((r) => `<div role="row">${range(SIDE).map((c) => cell(r, c)).join("")}</div>`);
     const says = "A picture to draw: arrow keys move, the space bar paints";
-    return `<div class="pw-paper" role="grid" aria-multiselectable="true" aria-label="${says}">${rows.join("")}</div>`;
+    const grid = `role="grid" aria-multiselectable="true" aria-label="${says}"`;
+    return `<div class="pw-paper" ${grid}>${rows.join("")}</div>`;
   };
 
   const layout = (id, data) =>
     choice("Rule", `rule${id}`, Object.entries(data.rules).map(([rule, told]) => [rule, told.title]), data.rule) +
     choice("Rows of the table", `rows${id}`, same(data.choices), data.rows) +
     `<div class="px-controls"><label><span class="px-name">likeness of the keys</span>` +
-    `<input type="range" name="alike" min="0" max="1" step="0.05" value="${data.alike}"><span class="px-value"></span>` +
-    `</label></div><div class="pw-three"><section><h4>Draw</h4>${drawing()}` +
+    `<input type="range" name="alike" min="0" max="1" step="0.05" value="${data.alike}">` +
+    `<span class="px-value"></span></label></div><div class="pw-three"><section><b>Draw</b>${drawing()}` +
     `<p>${buttons("preset", [...Object.keys(data.presets), "clear"])}</p>` +
     `<p>write under ${buttons("write", NAMES)}</p></section>` +
-    `<section><h4>Table</h4><canvas role="img"></canvas><p class="pw-rows"></p>` +
+    `<section><b>Table</b><canvas role="img"></canvas><p class="pw-rows"></p>` +
     `<p>${buttons("strangers", ["write 8 strangers"])}${buttons("empty", ["empty it"])}</p></section>` +
-    `<section><h4>Read</h4><div class="pw-read"></div>` +
+    `<section><b>Read</b><div class="pw-read"></div>` +
     `${choice("with", `asked${id}`, same(NAMES), "A")}</section></div>` +
     `<output class="px-readout" aria-live="polite"></output><p class="pw-because"></p>`;
 

@@ -37,7 +37,7 @@ LAYERS = {
     "retnet": Block(("q", "k", "v", "gate"), ("S ← γ S + k v′", "y = S′q"), ("norm per head", "×", "out"), (TURNED,)),
     "gla": Block(
         ("q", "k", "v", "g", "gate"), ("S ← diag(eᵍ) S + k v′", "y = S′q"), ("norm per head", "×", "out"),
-        (("log σ / 16", "g"),),
+        (("ln σ\n÷ 16", "g"),),
     ),
     "deltanet": Block(
         ("q", "k", "v", "beta"), ("S ← S + β k (v − S′k)′", "y = S′q"), ("norm per head", "out"),
