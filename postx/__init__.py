@@ -11,6 +11,7 @@
     cost         FLOPs, bytes and state in closed form
     cli          generate, look, quantize, compare on a command line; __main__ beside it
     explore      sliders, live and static; style and fieldmap beside it
+    widgets      tools of the pages: the matrix a text makes, a memory one paints on, diagrams of the layers
 
 `import postx` loads none of them.
 """

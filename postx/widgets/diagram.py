@@ -114,7 +114,7 @@ def parts(name):
     over(mixed, block.rule, "rule")
     y = down[mixed[0]]
     for text in block.after:
-        top, half = y + ROW - BOX, BOX / 2 if text == "×" else 52
+        top, half = y + ROW - BOX, BOX / 2 if text == "×" else 56
         lines.append((middle, y, middle, top))
         if text == "×":
             beside = top + BOX / 2
@@ -150,6 +150,6 @@ def draw(ax, name):
         shape = {"boxstyle": "round,pad=0,rounding_size=5", "fc": "white", "zorder": 2, **looks[box.kind]}
         ax.add_patch(FancyBboxPatch((box.x, box.y), box.width, box.height, **shape))
         for x, y, text in box.places:
-            ax.text(x, y, text, ha="center", va="center", size=7.5)
+            ax.text(x, y, text, ha="center", va="center", size=7)
     ax.set(xlim=(-2, WIDTH + 2), ylim=(height + 2, -2), aspect="equal")
     ax.axis("off")

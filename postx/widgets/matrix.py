@@ -102,8 +102,8 @@ MENU = {
     ),
     "hyena": Shown(
         "Hyena", "hyena", "M<sub>ti</sub> = x<sub>2,t</sub> h<sub>t−i</sub> x<sub>1,i</sub>, one channel",
-        "Stripes run along the diagonals, because the filter h knows only the distance; no word is compared with "
-        "another, gates scale whole columns and rows.",
+        "Signs run in stripes along the diagonals, because the filter h knows only the distance; of the stripes whole "
+        "rows and columns are left, because gates compare no two words.",
         {
             "window": Knob("window of the filter, in words", 1, 12, 1, 6),
             "gates": Knob("gates", 0, 2, 1, 2, ("none", "on rows", "on columns and rows")),
@@ -173,7 +173,10 @@ def _rows(said):
     return torch.tensor(chosen, dtype=torch.float64)
 
 
-def matrix(name, text=words.TEXT, *, caption=None):
+CAPTION = "The table M of y = M v: row t, column i is how much of word i goes into the output at word t."
+
+
+def matrix(name, text=words.TEXT, *, caption=CAPTION):
     """The tool, opened at one mixer of the menu and one text. Raises ValueError as `matrix_of` does."""
     said, _ = words.split(text)
     M = matrix_of(name, said)
@@ -192,9 +195,9 @@ def matrix(name, text=words.TEXT, *, caption=None):
 
 def _still(name, said, M):
     """M with its words, and the layer's diagram beside it."""
-    fig = Figure(figsize=(style.RC["figure.figsize"][0], 3.9))
-    left, right = fig.subplots(1, 2, width_ratios=(1.75, 1))
-    shade = np.ma.masked_array(np.sign(M) * np.sqrt(abs(M)), np.triu(np.ones_like(M), 1))
+    fig = Figure(figsize=(style.RC["figure.figsize"][0], 4.1))
+    left, right = fig.subplots(1, 2, width_ratios=(1.6, 1))
+    shade = np.ma.masked_array(np.sign(M) * abs(M) ** 0.75, np.triu(np.ones_like(M), 1))
     most = abs(shade).max()
     left.imshow(shade, cmap="PuOr", vmin=-most, vmax=most)
     left.set_title(f"M of {MENU[name].title}")

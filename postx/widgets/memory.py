@@ -93,7 +93,10 @@ def replay(writes, rows, alike, rule):
     return S[0, 0]
 
 
-def memory(rule="add", rows=4, alike=0.5, *, caption=None):
+CAPTION = "Pictures of 8 by 8 pixels are written into one table under keys, and read back with a key."
+
+
+def memory(rule="add", rows=4, alike=0.5, *, caption=CAPTION):
     """The tool, opened with a heart under A and a face under B. Raises ValueError as `replay` does."""
     S = replay([(name, pixels(PRESETS[drawn])) for name, drawn in START], rows, alike, rule)
     with style.look():
@@ -110,7 +113,7 @@ def memory(rule="add", rows=4, alike=0.5, *, caption=None):
 
 
 def _still(S, alike):
-    fig = Figure(figsize=(style.RC["figure.figsize"][0], 2.2))
+    fig = Figure(figsize=(style.RC["figure.figsize"][0], 1.8))
     read = S.T @ key("A", len(S), alike)
     side = math.isqrt(len(S))
     tiles = S.view(side, side, SIDE, SIDE).transpose(1, 2).reshape(side * SIDE, side * SIDE)
@@ -122,6 +125,7 @@ def _still(S, alike):
         most = picture.abs().max().item()
         ax.imshow(picture.numpy(), cmap="gray_r", vmin=-most, vmax=most)
         ax.set(xticks=[], yticks=[])
+        ax.spines[["top", "right"]].set_visible(True)
         ax.set_title(title)
         ax.grid(visible=False)
     return fig
