@@ -13,8 +13,9 @@ from postx import mixers
 from postx.widgets import diagram, matrix, words
 
 DATA = {"fillers": sorted(words.FILLERS), "K": words.K}
-COMPUTE = "(postx, { cases, data }) => cases.map(([name, said, at]) => postx.matrix.compute(name, said, at, data))"
-SPLIT = "(postx, texts) => texts.map((text) => postx.matrix.split(text, 12))"
+SCRIPTS = "postx.js", "widgets/matrix.js"
+COMPUTE = "cases.map(([name, said, at]) => postx.matrix.compute(name, said, at, data))"
+SPLIT = "texts.map((text) => postx.matrix.split(text, 12))"
 TEXTS = (
     words.TEXT, "", "  one  ", "Don't stop; don’t — STOP!", "naïve Ωmega Straße 42,5 %", "ein Satz 日本語 و كلمة",
     " ".join(f"w{i}" for i in range(15)), "<b>bold</b> & \"quoted\" a_b\tc\nd",
@@ -39,7 +40,7 @@ def cases():
 @pytest.fixture(scope="module")
 def both():
     made = list(cases())
-    pages = node.run("matrix", COMPUTE, {"cases": made, "data": DATA})
+    pages = node.run(SCRIPTS, COMPUTE, cases=made, data=DATA)
     return [(*case, np.array(page)) for case, page in zip(made, pages, strict=True)]
 
 
@@ -80,7 +81,7 @@ def test_rows_of_shares_sum_to_one(both, name):
 
 
 def test_a_text_is_cut_into_the_same_words():
-    for text, cut in zip(TEXTS, node.run("matrix", SPLIT, list(TEXTS)), strict=True):
+    for text, cut in zip(TEXTS, node.run(SCRIPTS, SPLIT, texts=TEXTS), strict=True):
         assert words.split(text) == (cut["words"], cut["left"]), text
 
 

@@ -12,7 +12,8 @@ import torch
 from postx.mixers import deltanet, gla, retnet
 from postx.widgets import memory
 
-REPLAY = """(postx, cases) => cases.map(({ writes, setting }) => {
+SCRIPTS = "postx.js", "widgets/memory.js"
+REPLAY = """cases.map(({ writes, setting }) => {
     const { replay, read, key, stranger } = postx.memory;
     const S = replay(writes.map(([name, v]) => [name, v ?? stranger(name)]), setting);
     const asked = (name) => [name, read(S, key(name, setting.rows, setting.alike))];
@@ -50,7 +51,7 @@ def pages():
         }
         for writes, rows, alike, rule in made
     ]
-    return list(zip(made, node.run("memory", REPLAY, told), strict=True))
+    return list(zip(made, node.run(SCRIPTS, REPLAY, cases=told), strict=True))
 
 
 def mixers_table(writes, rows, alike, rule):

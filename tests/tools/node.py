@@ -1,4 +1,4 @@
-"""Runs the pure functions of a page's script in node, beside their counterparts in Python."""
+"""Scripts of the pages under node: their functions, without a browser."""
 
 import json
 import shutil
@@ -8,27 +8,24 @@ from pathlib import Path
 import pytest
 
 STATIC = Path(__file__).resolve().parents[2] / "_static"
-RUN = """
-const { readFileSync } = require("fs"), vm = require("vm");
-const { files, work, told } = JSON.parse(readFileSync(0, "utf8"));
-const window = {}, document = { querySelectorAll: () => [] };
-const context = vm.createContext({ window, document, console });
-files.forEach((file) => vm.runInContext(readFileSync(file, "utf8"), context, file));
-context.told = told;
-console.log(JSON.stringify(vm.runInContext(`(${work})(window.postx, told)`, context)));
-"""
+# What a script finds when it is loaded: a window that is the global object, events that never come, an empty page.
+STUB = "globalThis.window = globalThis; globalThis.addEventListener = () => {};"
+STUB += "globalThis.document = { querySelectorAll: () => [] };"
 
 
-def run(name, work, told):
-    """What the JavaScript function `work(postx, told)` returns when _static/widgets/NAME.js is loaded.
+def run(scripts, expression, **given):
+    """The value of a JavaScript expression with the scripts of _static/ loaded; `given` are its constants.
 
-    Skips the test where there is no node; `told` and the result are whatever JSON can say.
+    Numbers that JSON has no word for come back as "NaN", "Infinity" or "-Infinity". Skips where there is no node.
     """
     node = shutil.which("node")
     if node is None:
-        pytest.skip("no node on this machine")
-    files = [str(STATIC / "postx.js"), str(STATIC / "widgets" / f"{name}.js")]
-    told = json.dumps({"files": files, "work": work, "told": told})
-    done = subprocess.run([node, "-e", RUN], input=told, capture_output=True, text=True, timeout=60, check=False)
+        pytest.skip("no node on this machine: the browser tests ask the same functions")
+    constants = "".join(f"const {name} = {json.dumps(value)};" for name, value in given.items())
+    loads = "".join(f"vm.runInThisContext(fs.readFileSync({json.dumps(str(STATIC / s))}, 'utf8'));" for s in scripts)
+    odd = "(key, value) => typeof value === 'number' && !Number.isFinite(value) ? String(value) : value"
+    code = f"const vm = require('vm'), fs = require('fs');{STUB}{loads}{constants}"
+    code += f"process.stdout.write(JSON.stringify(({expression}), {odd}) ?? 'null')"
+    done = subprocess.run([node, "-"], input=code, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
