@@ -1,4 +1,4 @@
-# make book · make page PAGE=NAME · make test · make test-real · make lab · make notebooks · make ledger · make bench · make clean
+# make book · make pdf · make exercises · make page PAGE=NAME · make test · make test-real · make lab · make notebooks · make ledger · make bench · make clean
 # Every target sets up .venv by itself. Without make (Windows): see the plain commands in the README.
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ PY     := $(BIN)/python
 # Two processes for the tests; more only share the memory bandwidth that the kernels live on.
 JOBS   ?= 2
 
-.PHONY: book page test test-real lab notebooks ledger bench insert clean
+.PHONY: book pdf exercises page test test-real lab notebooks ledger bench insert clean
 .DELETE_ON_ERROR:
 
 $(STAMP): requirements.txt pyproject.toml
@@ -23,6 +23,14 @@ $(STAMP): requirements.txt pyproject.toml
 book: $(STAMP)
 	$(PY) -m _ext.run -n $(JOBS)
 	$(BIN)/jupyter-book build . -W --keep-going -n
+
+# The built book as one PDF, printed by Chromium.
+pdf: $(STAMP)
+	$(PY) -m _ext.pdf _build/postx.pdf
+
+# Exercises without their solutions, a notebook for each chapter.
+exercises: $(STAMP)
+	$(PY) -m _ext.exercises _build/exercises
 
 # One chapter, to look at while it is written: make page PAGE=05_linear_attention; the others keep their committed outputs.
 page: $(STAMP)

@@ -16,7 +16,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
-from _ext import cells, evidence, evidence_page, head, marks, mixers_page, pages, typography
+from _ext import cells, evidence, evidence_page, head, marks, mixers_page, pages, site, typography
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +131,6 @@ def setup(app: Sphinx) -> dict:
     app.connect("html-page-context", mend_body)
     app.connect("build-finished", redirect_old_names)
     app.connect("build-finished", forget_failed_build)
-    for part in (cells, evidence_page, head, marks, mixers_page, typography):
+    for part in (cells, evidence_page, head, marks, mixers_page, site, typography):
         part.setup(app)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -5,12 +5,8 @@ addEventListener("DOMContentLoaded", () => {
   document.querySelectorAll("button.copybtn").forEach((button) => (button.tabIndex = -1));
 });
 
-// Answers and checks are printed open, code that was folded stays folded.
-const unfolded = [];
-addEventListener("beforeprint", () => {
-  document.querySelectorAll("details:not([open]):not(.hide)").forEach((box) => {
-    box.open = true;
-    unfolded.push(box);
-  });
-});
-addEventListener("afterprint", () => unfolded.splice(0).forEach((box) => (box.open = false)));
+// Served over http, what was read stays readable without a network. sw.js lies at the root of the book.
+if (navigator.serviceWorker && location.protocol.startsWith("http")) {
+  const root = document.documentElement.dataset.content_root;
+  addEventListener("load", () => navigator.serviceWorker.register(`${root}sw.js`));
+}

@@ -1,6 +1,6 @@
 """The text of the experiments in one file, so that every machine trains on the same bytes.
 
-    python -m experiments.runner.corpus FILE.npz [packages]
+    python -m experiments.runner.corpus FILE.npz [packages [BYTES]]
 
 What an interpreter ships differs a little between Python versions. The file is written where the published numbers
 belong (Python 3.11) and carried to the GPU; the text's hash stands in every run, and so in its key.
@@ -38,6 +38,15 @@ def write(path, text, python):
     np.savez_compressed(path, source=text.source, python=python, **{s: getattr(text, s) for s in texts.SPLITS})
 
 
+def cut(text, most, long=65_536):
+    """The text with about `most` bytes to train on: even stretches, so that every package keeps its share."""
+    pieces = min(most, len(text.train)) // long
+    if pieces < 1:
+        raise ValueError(f"most: expected {long} bytes or more, got {most} of {len(text.train)}")
+    at = np.linspace(0, len(text.train) - long, pieces).astype(int)
+    return dataclasses.replace(text, train=np.concatenate([text.train[i : i + long] for i in at]))
+
+
 def batches(text, run):
     """(ids_NBT, targets_NBT) of every step of a run: stretches at places drawn by the run's seed and the step."""
     batch = text.batches("train", run["B"], run["T"], seed=run["seed"])
@@ -51,6 +60,7 @@ def bits(lm, text, split, T, rows=64):
 
 
 if __name__ == "__main__":
-    found = texts.load(*sys.argv[2:])
+    found = texts.load(*sys.argv[2:3])
+    found = cut(found, int(sys.argv[3])) if len(sys.argv) > 3 else found
     write(sys.argv[1], found, platform.python_version())
     print(found.source, found.sizes, found.sha256)

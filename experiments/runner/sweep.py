@@ -91,16 +91,17 @@ def _drop(lm, share):
 def size(lm, run):
     """What stands beside every accuracy: parameters, and the floats of state after T tokens of one text."""
     total = sum(p.numel() for p in lm.parameters())
-    return {"parameters": total, "state_floats": lm.state_floats(run["T"])}
+    carried = {"state_floats": lm.state_floats(run["T"])} if hasattr(lm, "state_floats") else {}
+    return {"parameters": total} | carried
 
 
-def sweep(studies, *, data, score, args, watch=None):
+def sweep(studies, *, data, score, args, watch=None, build=build):
     """Serve {name: study} until all are done or the time is over; returns the records made or found.
 
     `data(run) -> (ids_NBT, targets_NBT)`, the batches of steps 0, 1, ... on the CPU (N divides or exceeds steps:
-    batch t mod N is step t's); `score(lm, run) -> dict` is called after training, on the run's device. A run that
-    says "watch": n also has `watch(lm, run, step) -> dict` called every n steps and after the last; what it returned
-    stands in the record's "curve".
+    batch t mod N is step t's); `build(run)` is the model; `score(lm, run) -> dict` is called after training, on the
+    run's device. A run that says "watch": n also has `watch(lm, run, step) -> dict` called every n steps and after
+    the last; what it returned stands in the record's "curve".
     """
     part, parts = map(int, args.shard.split("/"))
     names = [name for name in studies if args.only is None or name in args.only]
@@ -116,7 +117,7 @@ def sweep(studies, *, data, score, args, watch=None):
     if device.type == "cuda":
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
-    serve(desk, _batches(data), (score, watch), device, args, lambda: time.monotonic() - start < args.seconds)
+    serve(desk, _batches(data), (build, score, watch), device, args, lambda: time.monotonic() - start < args.seconds)
     seconds, left = time.monotonic() - start, f"; {len(desk.waiting)} were not started" if desk.waiting else ""
     print(f"{desk.made} runs, {desk.steps} steps in {seconds:.0f} s: {desk.steps / seconds:.0f} a second{left}")
     return desk.records
@@ -220,12 +221,12 @@ def _finish(desk, run, program, score, where, points):
 
 
 def _on_cpu(desk, request, looks, device, args, in_time):
-    score, watch = looks
+    make, score, watch = looks
     where = f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
     while desk.waiting and in_time():
         run = desk.waiting.popleft()
         try:
-            program = Program(build(run), *request(run).result(), run, device)
+            program = Program(make(run), *request(run).result(), run, device)
             points = []
             for step in range(1, run["steps"] + 1):
                 program.step()
@@ -236,7 +237,7 @@ def _on_cpu(desk, request, looks, device, args, in_time):
 
 
 def _on_gpu(desk, request, looks, device, args, in_time):
-    score, watch = looks
+    make, score, watch = looks
     where = torch.cuda.get_device_name(device)
     slots = [Slot(device) for _ in range(args.streams)]
     on_device = functools.lru_cache(maxsize=8)(lambda future: [x.to(device) for x in future.result()])
@@ -249,7 +250,7 @@ def _on_gpu(desk, request, looks, device, args, in_time):
                     slot.run = run = desk.waiting.popleft()
                     for later in list(desk.waiting)[:4]:
                         request(later)
-                    slot.begin(build(run), on_device(request(run)), device)
+                    slot.begin(make(run), on_device(request(run)), device)
                     moved = True
                 elif run is not None and slot.due and slot.events[-1].query():
                     with torch.cuda.stream(slot.stream):

@@ -125,7 +125,7 @@ def _read(name, folder):
 def _find(name, folder, suffix):
     path = Path(folder) / f"{name}{suffix}"
     if not path.exists():
-        there = ", ".join(kept(folder)) or "none"
+        there = ", ".join(kept(folder)) or "none (an installed wheel has none; a checkout of the repository has)"
         raise FileNotFoundError(
             f"name: {path.name} is not in {path.parent}; kept models there: {there}; and there is no folder or .gguf "
             f"file {name!r}"

@@ -138,7 +138,7 @@ def test_a_step_asks_nothing_of_the_host(name):
     """On torch's meta device the Layers choose what they choose on a GPU, and a value cannot be read at all."""
     letter, options = recall.MIXERS[name]
     with torch.device("meta"):
-        lm = LM(letter * 2, 32, 40, options={letter: options})
+        lm = LM([letter] * 2, 32, 40, options={letter: options})
         ids = torch.zeros(2, 70, dtype=torch.int64)
     with NoHost():
         lm.loss(ids, ids).backward()
@@ -217,3 +217,20 @@ def test_the_results_in_the_repository_are_complete():
         records = results.read(path)
         assert records, path.name
         assert all("error" not in r for r in records), path.name
+
+
+def test_the_large_recall_study_asks_beyond_what_it_trained_and_leaves_the_small_ones_keys():
+    small = next(recall.study("attention"))
+    known = {r["key"] for r in results.read(results.RESULTS / "recall.jsonl")}
+    assert {sweep.key(r) for r in small} <= known
+    tiny = recall.LARGE | {"keys": 40, "values": 30, "fillers": 6, "pairs": [2, 4], "longer": [[48, 8], [96, 16]]}
+    (spec, *_) = next(recall.study("KDA", widths=(16,), steps=3, B=4, T=24, task=tiny))
+    assert spec["Y"] == tasks.vocabulary(keys=40, values=30, fillers=6)
+    ids, targets = recall.data(spec)
+    assert ids.shape == (3, 4, 24)
+    assert int(ids.max()) < spec["Y"]
+    lm = sweep.build(spec).eval()
+    found = recall.score(lm, spec)
+    assert set(found) == {"2", "4", "8", "16", "score"}
+    assert found["score"] == pytest.approx(sum(found[n] for n in ("2", "4", "8", "16")) / 4)
+    assert recall.LARGE["longer"][-1][1] >= 1024

@@ -1,0 +1,34 @@
+"""Less, not more: no chapter grows past what it had, so every addition names its cut."""
+
+import re
+
+import nbformat
+import pytest
+
+from _ext import pages
+
+# Words of prose when this was written, rounded up to fifty. Lower a number when its chapter gets shorter.
+MOST = {
+    "attention_cost": 4900, "state_space_models": 4150, "selective_ssm": 4050, "ssd_duality": 5000,
+    "linear_attention": 4150, "rnn_comeback": 4350, "long_convolutions": 4400, "recall_lab": 5400, "hybrids": 4400,
+    "quantization_error": 4250, "sub_four_bit": 4950, "liquid_networks": 4100, "diffusion": 5150, "the_race": 4500,
+}  # fmt: skip
+NO_PROSE = re.compile(r"^(`{3,})\{?(?:python|code)\b.*?^\1|\$\$.*?\$\$|^[`:]{3,}.*?$|^:\w+:.*?$", re.M | re.S)
+
+
+def words(text):
+    """Words of Markdown: code, displayed formulas and the lines of directives are none."""
+    return len(NO_PROSE.sub("", text).split())
+
+
+def test_what_counts_as_a_word():
+    text = "Two words, $x$ and\n\n$$ a b c $$\n\n```python\nx = 1\n```\n````{exercise} Derive\n:label: ex\nGo on.\n````"
+    assert words(text) == 6
+
+
+@pytest.mark.parametrize("name", [name for name, path in pages.files().items() if path.suffix == ".ipynb"])
+def test_a_chapter_does_not_grow(name):
+    cells = nbformat.read(pages.find(name), as_version=4).cells
+    found = words("\n".join(cell.source for cell in cells if cell.cell_type == "markdown"))
+    assert name in MOST, f"{name}: {found} words; a new chapter names its limit here"
+    assert found <= MOST[name], f"{name}: {found} words, {MOST[name]} allowed: what can go?"
