@@ -5,6 +5,7 @@ channel divided by SmoothQuant's factor, which the weights take up).
 """
 
 import importlib.util
+import math
 from pathlib import Path
 
 import torch
@@ -108,15 +109,15 @@ def minilm(models, candidates):
                                        output_error(W, q.dequantize(), new)]  # fmt: skip
         rows[name] = row
     first = seen[next(iter(seen))]
-    return {"layers": rows, "fitted_to": sum(map(len, first[:half])), "judged_on": sum(map(len, first[half:]))}
+    return {"layers": short(rows), "fitted_to": sum(map(len, first[:half])), "judged_on": sum(map(len, first[half:]))}
 
 
 @torch.no_grad()
 def outliers(models):
     """Where SmolLM2's activations are large: of every linear layer's inputs, on one window of the prose.
 
-    `channels` are those of the layer with the largest input, its largest value of each in order, three ways; `tokens`
-    the largest value of each of its first 16 tokens; `tokens_of_layers` those of every layer that reads hidden units.
+    `channels` are those of the layer with the largest input, the largest value of each, three ways; `tokens` the
+    largest of each of the first 16.
     """
     layers = quantized.linears(models.lm)
     folds = smoothing(layers, widest(models.lm, [row[None] for row in models.ids]))
@@ -127,15 +128,22 @@ def outliers(models):
     largest = max(seen, key=lambda name: float(seen[name].abs().max()))
     x = seen[largest].abs()
     token, channel = divmod(int(x.argmax()), x.shape[1])
-    return {"layers": found, "largest": {"layer": largest, "value": float(x.max()), "token": token, "channel": channel,
-                                         "median": float(x.median())},
-            "channels": {way: _short(shown(seen[largest], way, folds[largest]).abs().amax(0)) for way in WAYS},
-            "tokens": _short(x.amax(1)[:16]),
-            "words": [models.words.decode([i]) for i in models.asked[0, :16].tolist()]}  # fmt: skip
+    return short({
+        "layers": found, "tokens": x.amax(1)[:16].tolist(),
+        "largest": {"layer": largest, "value": float(x.max()), "token": token, "channel": channel,
+                    "median": float(x.median())},
+        "channels": {way: shown(seen[largest], way, folds[largest]).abs().amax(0).tolist() for way in WAYS},
+        "words": [models.words.decode([i]) for i in models.asked[0, :16].tolist()],
+    })  # fmt: skip
 
 
-def _short(x):
-    return [float(f"{v:.4g}") for v in x.tolist()]
+def short(found):
+    """The same with four digits of every fraction: a record of many layers stays small."""
+    if isinstance(found, dict):
+        return {name: short(x) for name, x in found.items()}
+    if isinstance(found, list):
+        return [short(x) for x in found]
+    return float(f"{found:.4g}") if isinstance(found, float) else found
 
 
 def heads(lm, ids):
@@ -159,19 +167,19 @@ def heads(lm, ids):
 
 @torch.no_grad()
 def attention(models):
-    """What heads of SmolLM2 look at in SENTENCE: the first token, the one before, far, and what followed a name.
+    """What heads of SmolLM2 look at in SENTENCE: the two that do most of each of five things.
 
-    Two heads that do most of each. The last is an induction head: from the second place of a name it looks at the token
-    after the first one. `repeated` asks the same of all heads on 64 random tokens, read twice.
+    The first token; the one before; all (the entropy, in bits); from the second place of a name the first one; and from
+    there the token after the first one, which is what an induction head does. `repeated` asks the last of all heads on
+    64 random tokens, read twice.
     """
     ids = torch.tensor([models.words.encode(SENTENCE)])
     tokens = [models.words.decode([i]) for i in ids[0].tolist()]
-    n = len(tokens)
-    far = (torch.arange(n)[:, None] - torch.arange(n)).clamp(min=0)
     again = [[i for i, word in enumerate(tokens) if word == name][:2] for name in NAMES if tokens.count(name) > 1]
     does = {
         "first token": lambda p: p[1:, 0].mean(), "token before": lambda p: p.diagonal(-1).mean(),
-        "far": lambda p: (p * far)[:, 1:].sum(-1).mean(),
+        "all": lambda p: -torch.xlogy(p, p).sum(1).mean() / math.log(2),
+        "same name": lambda p: sum(p[second, first] for first, second in again) / max(1, len(again)),
         "after the name": lambda p: sum(p[second, first + 1] for first, second in again) / max(1, len(again)),
     }  # fmt: skip
     all_ = {f"{layer}.{head}": p for layer, head, p in heads(models.lm, ids)}
@@ -182,7 +190,7 @@ def attention(models):
     chosen = {}
     for why, score in scores.items():
         for name in sorted(score, key=lambda name: -score[name])[:2]:
-            chosen[name] = {"why": why, "score": score[name], "repeated": repeated[name],
+            chosen[name] = {"why": why, "score": short(score[name]), "repeated": short(repeated[name]),
                             "p": [[round(float(v), 3) for v in row] for row in all_[name]]}  # fmt: skip
     order = sorted(repeated, key=lambda name: -repeated[name])
     return {"tokens": tokens, "heads": chosen, "names": again,
