@@ -120,7 +120,7 @@ def outliers(models):
     largest of each of the first 16.
     """
     layers = quantized.linears(models.lm)
-    folds = smoothing(layers, widest(models.lm, [row[None] for row in models.ids]))
+    folds = smoothing(layers, models.widest)
     seen = quantized.inputs(models.lm, models.asked[:1, :-1], layers)
     found = {name: gaussian(x) | {"rounded": faces(x, layers[name], folds[name]), "largest": float(x.abs().max()),
                                   "token": int(x.abs().amax(1).argmax())}

@@ -48,7 +48,7 @@ OTHERS = {  # name: (quantizer, its arguments, bits)
     "awq": ("awq", {"group": 128}, BITS), "lattice (E8P)": ("lattice", {}, (4, 2)), "nf4": ("nf4", {}, (4,)),
     "mxfp4": ("microscaling", {"form": "mxfp4"}, (4,)), "nvfp4": ("microscaling", {"form": "nvfp4"}, (4,)),
 }  # fmt: skip
-ACTIVATIONS = [(W, A, how) for W, A in ((8, 8), (8, 4), (4, 8), (4, 4)) for how in ("plain", "turned", "smoothed")]
+ACTIVATIONS = [(W, A, how) for W, A in ((8, 8), (4, 4), (8, 4), (4, 8)) for how in ("plain", "turned", "smoothed")]
 
 
 class Models:
@@ -65,7 +65,14 @@ class Models:
         self.ids = torch.tensor(learn[: (1 if small else READ) * T]).view(-1, T)
         self.bytes_B = torch.tensor([len(self.words.decode(row[1:].tolist()).encode()) for row in self.asked])
         self.lm, self.prose = checkpoints.load(self.path), prose
-        self.full_B = None
+        self.full_B = self._widest = None
+
+    @property
+    def widest(self):
+        """The largest input of each channel of every layer, over the calibration text."""
+        if self._widest is None:
+            self._widest = widest(self.lm, [row[None] for row in self.ids])
+        return self._widest
 
     @torch.no_grad()
     def judged(self, model):
@@ -73,7 +80,8 @@ class Models:
         bits = []
         for row in self.asked:
             logits = model(row[None, :-1])[0][0]
-            bits.append(float(nn.functional.cross_entropy(logits.double(), row[1:], reduction="sum")) / math.log(2))
+            wrong = nn.functional.cross_entropy(logits, row[1:], reduction="none")
+            bits.append(float(wrong.double().sum()) / math.log(2))
         bits_B = torch.tensor(bits, dtype=torch.float64) / self.bytes_B
         if self.full_B is None:
             self.full_B = bits_B if model is self.lm else self._full()
@@ -93,10 +101,10 @@ class Models:
 
 
 def in_fewer_bits(models, name, bits, kw):
-    """(model, what is known of its layers): errors on the calibration text, its first 1,024 tokens if none is read."""
+    """(model, what is known of its layers): output errors on 1,024 tokens of the calibration text."""
     start = time.perf_counter()
     fed = getattr(load(kw.get("base", name)), "CALIBRATED", False)
-    small, report = quantized.quantized(models.lm, name, bits, models.ids if fed else models.ids[:2], **kw)
+    small, report = quantized.quantized(models.lm, name, bits, models.ids if fed else models.ids[:2], judged=1024, **kw)
     return small, {
         "bits_per_weight": report.bits_per_weight, "kept": report.kept,
         "weight_error": sum(r.weight_error for r in report.rows) / len(report.rows),
@@ -115,7 +123,7 @@ def rounded_inputs(models, W, A, how):
     """
     small = copy.deepcopy(models.lm)
     layers = quantized.linears(small)
-    folds = smoothing(layers, widest(models.lm, [row[None] for row in models.ids])) if how == "smoothed" else {}
+    folds = smoothing(layers, models.widest) if how == "smoothed" else {}
     for name, layer in layers.items():
         weight, s = layer.weight, folds.get(name)
         if how == "smoothed":
@@ -183,18 +191,20 @@ def runs():
     yield {"part": "weights", "method": "full", "bits": 16}
     for part in ("outliers", "attention"):
         yield {"part": part, "method": part, "bits": 16}
-    for W, A, how in ACTIVATIONS:
+    for W, A, how in ACTIVATIONS[:6]:
         yield {"part": "activations", "method": how, "bits": W, "inputs": A}
-    for bits in (2, 3, 4, 8):
+    named = {f"{name}|{bits}": (name, bits) for name, (_, _, bits) in candidates()}
+    weights = {wanted: [{"part": "weights", "method": name, "bits": bits} for name, bits in named.values()
+                        if bits == wanted] for wanted in BITS}  # fmt: skip
+    yield from weights[2]
+    for bits in (3, 2, 4, 8):
         for method in ("mse", "plain"):
             yield {"part": "cache", "method": method, "bits": bits}
-    named = {f"{name}|{bits}": (name, bits) for name, (_, _, bits) in candidates()}
-    for wanted in (2, 3, 4):
-        for name, bits in named.values():
-            if bits == wanted:
-                yield {"part": "weights", "method": name, "bits": bits}
-        if wanted == 3:
-            yield {"part": "minilm", "method": "all", "bits": 16}
+    yield from weights[3]
+    yield {"part": "minilm", "method": "all", "bits": 16}
+    for W, A, how in ACTIVATIONS[6:]:
+        yield {"part": "activations", "method": how, "bits": W, "inputs": A}
+    yield from weights[4]
     for kind in ("float32", "bfloat16", "4 bits", "3 bits", "2 bits"):
         yield {"part": "speed", "method": kind, "bits": 16}
 
@@ -249,12 +259,14 @@ def main():
     torch.set_num_threads(1)
     scans.set_threads(1)
     mine, of = shard(args.shard)
-    done, models = {r["key"] for r in read(args.out)}, Models(args.small)
+    there, models = {r["key"]: r["metrics"] for r in read(args.out)}, Models(args.small)
+    if not args.small and (full := there.get("weights|full|16")):
+        models.full_B = torch.tensor([*full["windows"].values()], dtype=torch.float64)
     todo = list(runs())
     todo = todo[:4] + todo[4::8] if args.small else todo
     for i, run in enumerate(todo):
         name = ("small|" if args.small else "") + key(run)
-        if i % of != mine or name in done or (args.only and run["part"] not in args.only):
+        if i % of != mine or name in there or (args.only and run["part"] not in args.only):
             continue
         start = time.perf_counter()
         found = make(run, models)

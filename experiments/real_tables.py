@@ -182,6 +182,18 @@ def table(folder=RESULTS):
     ]  # fmt: skip
 
 
+def heads(folder=RESULTS):
+    """(tokens, {what it does: (layer, head, p)}) of SmolLM2: of each thing the head that does most of it.
+
+    Numbers count from 0, p[t][m] is the weight that token t gives to token m.
+    """
+    (found,) = (r["metrics"] for r in read(Path(folder) / "real_models.jsonl") if r["run"]["part"] == "attention")
+    most = {}
+    for name, head in sorted(found["heads"].items(), key=lambda pair: -pair[1]["score"]):
+        most.setdefault(head["why"], (*map(int, name.split(".")), head["p"]))
+    return found["tokens"], most
+
+
 def line(row):
     """A row as text: the sentence, and below it the numbers and the verdict."""
     def said(x, times=""):

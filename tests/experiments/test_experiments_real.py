@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 
-from experiments import real_models
+from experiments import real_inside, real_models
 from postx.models import quantized
 from postx.models.lm import LM
 
@@ -24,6 +24,7 @@ def models():
     made.judged = types.MethodType(real_models.Models.judged, made)
     made._full = types.MethodType(real_models.Models._full, made)
     made.sample = lambda model: ""
+    made.widest = real_inside.widest(made.lm, [row[None] for row in made.ids])
     return made
 
 
