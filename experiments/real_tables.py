@@ -182,15 +182,24 @@ def table(folder=RESULTS):
     ]  # fmt: skip
 
 
-def heads(folder=RESULTS):
-    """(tokens, {what it does: (layer, head, p)}) of SmolLM2: of each thing the head that does most of it.
+class Head(NamedTuple):
+    """A head of SmolLM2, layer and number counted from 0: p[t][m] is the weight that token t gives to token m.
 
-    Numbers count from 0, p[t][m] is the weight that token t gives to token m.
+    repeated is what it gives, on random tokens read twice, to the token after the first of two places.
     """
+
+    layer: int
+    number: int
+    p: list[list[float]]
+    repeated: float
+
+
+def heads(folder=RESULTS):
+    """(the tokens of a sentence, {what it does: the head that does most of it})."""
     (found,) = (r["metrics"] for r in read(Path(folder) / "real_models.jsonl") if r["run"]["part"] == "attention")
     most = {}
     for name, head in sorted(found["heads"].items(), key=lambda pair: -pair[1]["score"]):
-        most.setdefault(head["why"], (*map(int, name.split(".")), head["p"]))
+        most.setdefault(head["why"], Head(*map(int, name.split(".")), head["p"], head["repeated"]))
     return found["tokens"], most
 
 
