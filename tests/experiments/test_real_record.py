@@ -14,10 +14,15 @@ ROWS = {row["key"]: row for row in read(RESULTS / "real_models.jsonl")}
 ASKED = {key: row for key, row in ROWS.items() if "windows" in (row["metrics"] or {})}
 
 
-def test_every_run_is_recorded_once():
+# Named in results/README.md too. A run that is made leaves this set.
+MISSING = {}
+
+
+def test_every_run_is_recorded_once_but_for_those_named():
     lines = (RESULTS / "real_models.jsonl").read_text(encoding="utf8").splitlines()
     assert len(lines) == len(ROWS)
-    assert set(ROWS) == {real_models.key(run) for run in real_models.runs()}
+    assert set(ROWS) | MISSING == {real_models.key(run) for run in real_models.runs()}
+    assert not set(ROWS) & MISSING
 
 
 def test_all_runs_read_the_frozen_text():
