@@ -16,7 +16,19 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
-from _ext import cells, evidence, evidence_page, head, marks, mixers_page, pages, planner_page, playground_page, site, typography
+from _ext import (
+    cells,
+    evidence,
+    evidence_page,
+    head,
+    marks,
+    mixers_page,
+    pages,
+    planner_page,
+    playground_page,
+    site,
+    typography,
+)
 
 log = logging.getLogger(__name__)
 

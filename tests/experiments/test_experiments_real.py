@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 
-from experiments import real_models, real_speed
+from experiments import real_inside, real_models, real_speed
 from postx.models import quantized
 from postx.models.lm import LM
 
@@ -25,6 +25,7 @@ def models():
     made.judged = types.MethodType(real_models.Models.judged, made)
     made._full = types.MethodType(real_models.Models._full, made)
     made.sample = lambda model: ""
+    made.widest = real_inside.widest(made.lm, [row[None] for row in made.ids])
     return made
 
 
