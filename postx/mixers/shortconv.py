@@ -21,6 +21,7 @@ from postx.cost import Cost
 from postx.cost import short_convolution as _bill
 from postx.mixers import by_form, packed
 from postx.parts import conv
+from postx.scans import operators
 from postx.shapes import named, state_dtype
 
 FAMILY, LETTER = "conv", "C"
@@ -54,6 +55,13 @@ def parallel(b_BTD, c_BTD, x_BTD, *, weight_DW, S=None, lengths_B=None):
     written = b_BTD.to(state_dtype(x_BTD.dtype)) * x_BTD
     y, S = conv.short_convolution(written, weight_DW, None, S, lengths_B, impl="torch")
     return (c_BTD * y).to(x_BTD.dtype), S
+
+
+@named
+def operator(b_BTD, c_BTD, x_BTD, *, weight_DW):
+    """What these tokens do to any state: see `postx.scans.operators`."""
+    S = recurrent(b_BTD, c_BTD, x_BTD, weight_DW=weight_DW)[1]
+    return operators.Recent(torch.tensor(min(x_BTD.shape[1], S.shape[1]), device=S.device), S)
 
 
 def example(T, *, B=2, D=5, W=3, seed=0):

@@ -42,17 +42,36 @@ class Full(NamedTuple):
 
 
 class Logspace(NamedTuple):
-    """Sums stored times e^-max fade by e^A: their maximum takes the decay. b = (num, den, max)."""
+    """Sums stored times e^-max fade by e^A: their maximum takes the decay. b = (num, den, max).
+
+    A maximum carries no gradient, so that of A goes through a factor of 1.
+    """
 
     A: torch.Tensor
     b: tuple
 
     def __call__(self, S):
         num, den, top = S
-        return merge((num, den, top + self.A), self.b)
+        finite = self.A.masked_fill(self.A == -torch.inf, 0)
+        one = torch.exp(finite - finite.detach())
+        return merge((one * num, one * den, top + self.A.detach()), self.b)
 
     def then(self, after):
         return Logspace(after.A + self.A, after(self.b))
+
+
+class Recent(NamedTuple):
+    """The state is the last W-1 inputs: A new ones (a whole number) push out as many. b_BWD ends with these."""
+
+    A: torch.Tensor
+    b: torch.Tensor
+
+    def __call__(self, S):
+        new = int(self.A)
+        return torch.cat([S[:, new:], self.b[:, self.b.shape[1] - new :]], 1)
+
+    def then(self, after):
+        return Recent((self.A + after.A).clamp(max=self.b.shape[1]), after(self.b))
 
 
 def fade(g, S):
