@@ -100,7 +100,7 @@ def _flash_backward(dy, q, k, v, y, lse, causal, scale):
     q, k, v = _whole_heads(q, k, v)
     dy, y, lse = dy.to(q.dtype).transpose(1, 2), y.to(q.dtype).transpose(1, 2), lse.mT.contiguous()
     if q.is_cuda:  # without dropout no random number is drawn, and its state is not read
-        unused = torch.zeros(2, dtype=torch.uint64, device=q.device), torch.zeros(0, dtype=torch.uint64, device=q.device)
+        unused = [torch.zeros(n, dtype=torch.uint64, device=q.device) for n in (2, 0)]
         grads = torch.ops.aten._scaled_dot_product_flash_attention_backward(
             dy, q, k, v, y, lse, None, None, q.shape[2], k.shape[2], 0.0, causal, *unused, scale=scale
         )

@@ -36,12 +36,14 @@ class Layout:
         if kind not in KINDS:
             raise ValueError(f"kind: expected one of {', '.join(map(repr, KINDS))}, got {kind!r}")
         count = ranks if kind == "straight" else 2 * ranks
-        if T < count:
+        if count > T:
             raise ValueError(f"T: {kind} over {ranks} ranks needs a token for each of {count} pieces, got T={T}")
         self.T, self.ranks, self.kind = T, ranks, kind
         cuts = [i * T // count for i in range(count + 1)]
-        owners = [min(i, count - 1 - i) if kind == "zigzag" else i for i in range(count)]
-        self.pieces = [Piece(a, b - a, o) for a, b, o in zip(cuts, cuts[1:], owners, strict=False)]
+        self.pieces = []
+        for i in range(count):
+            first, size = cuts[i], cuts[i + 1] - cuts[i]
+            self.pieces.append(Piece(first, size, min(i, count - 1 - i) if kind == "zigzag" else i))
 
     def of(self, rank):
         """The numbers of the pieces that a rank holds, in the order of the text."""

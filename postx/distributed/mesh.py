@@ -51,15 +51,17 @@ def require():
 
 
 @contextmanager
-def watched(hint=""):
-    """Within, a message that fails raises `RankLost`, which says who waited, and `hint`; what else fails stays."""
+def watched(hint=str):
+    """Within, a message that fails raises `RankLost`, which says who waited, and what `hint()` says; others stay."""
     try:
         yield
-    except RankLost:
-        raise
+    except RankLost as error:
+        if not (more := hint()):
+            raise
+        raise RankLost(f"{error} {more}") from error
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and not any(word in str(error) for word in LOST):
             raise
         rank, ranks = dist.get_rank(), dist.get_world_size()
         first = str(error).strip().splitlines()[0]
-        raise RankLost(f"rank {rank} of {ranks} lost another rank ({first[:200]}). {hint}".rstrip()) from error
+        raise RankLost(f"rank {rank} of {ranks} lost another rank ({first[:200]}). {hint()}".rstrip()) from error

@@ -63,7 +63,7 @@ def run(mixer, *z, layout, wire, S=None, form="auto", how="turn", **w):
 
 
 def refuse(mixer):
-    """Raise ValueError for a mixer whose state is not passed on: a cache of all tokens, a filter as long as the text."""
+    """Raise ValueError for a mixer whose state is as long as the text: a cache, the inputs of a long filter."""
     name = mixer.__name__.rpartition(".")[2]
     if mixer.FAMILY == "attention":
         raise ValueError(f"{name}: its state is a cache that grows with the text; use distributed.ring.attend")

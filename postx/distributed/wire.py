@@ -28,21 +28,32 @@ class Wire:
         """
         kept = [_plain(x.detach()).contiguous() for x, _ in sends]  # alive until they are sent
         places = [torch.empty_like(like, memory_format=torch.contiguous_format) for like, _ in receives]
-        works = [dist.P2POp(dist.isend, x, group=self.group, group_peer=to)
-                 for x, (_, to) in zip(kept, sends, strict=True)]  # fmt: skip
-        works += [dist.P2POp(dist.irecv, _plain(x), group=self.group, group_peer=source)
-                  for x, (_, source) in zip(places, receives, strict=True)]  # fmt: skip
         self.sent += sum(x.numel() * x.element_size() for x in kept)
-        with watched():
-            works = dist.batch_isend_irecv(works) if works else []
+        waits = self.post([(x, to) for x, (_, to) in zip(kept, sends, strict=True)],
+                          [(_plain(x), source) for x, (_, source) in zip(places, receives, strict=True)])  # fmt: skip
 
         def wait(kept=kept):
-            with watched():
-                for work in works:
-                    work.wait()
+            for each in waits:
+                each()
             return places
 
         return wait
+
+    def post(self, sends, receives):
+        """Hand messages to torch; returns functions that wait for them."""
+        works = [dist.P2POp(dist.isend, x, group=self.group, group_peer=to) for x, to in sends]
+        works += [dist.P2POp(dist.irecv, x, group=self.group, group_peer=source) for x, source in receives]
+        if not works:
+            return []
+        with watched():
+            works = dist.batch_isend_irecv(works)
+
+        def wait():
+            with watched():
+                for work in works:
+                    work.wait()
+
+        return [wait]
 
     def flush(self):
         """Wait until all that `send` began to send has gone."""

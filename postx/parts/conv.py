@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from postx import scans
-from postx.scans.runtime import COMPILED
 from postx.shapes import named, pick, real, state_dtype, whole
 
 STATE = "S_BW-1D"
@@ -62,7 +61,7 @@ def short_convolution(x_BTD, weight_DW, bias_D=None, S=None, lengths_B=None, res
     """
     T, W = x_BTD.shape[1], weight_DW.shape[1]
     S, seen = _with_past(x_BTD, W, S)
-    there = ("torch", "numba") if COMPILED and x_BTD.device.type == "cpu" and reset_BT is None else ("torch",)
+    there = ("torch", "numba") if scans.runtime.COMPILED and x_BTD.device.type == "cpu" and reset_BT is None else ("torch",)
     part = _parts(reset_BT, W)  # which sequence of its row each entry of `seen` belongs to
     if pick(impl, there) == "numba":
         y = scans.fir(seen, weight_DW.to(S.dtype), impl="numba")

@@ -52,26 +52,12 @@ class Logspace(NamedTuple):
 
     def __call__(self, S):
         num, den, top = S
-        finite = self.A.masked_fill(self.A == -torch.inf, 0)
+        finite = self.A.masked_fill(-torch.inf == self.A, 0)
         one = torch.exp(finite - finite.detach())
         return merge((one * num, one * den, top + self.A.detach()), self.b)
 
     def then(self, after):
         return Logspace(after.A + self.A, after(self.b))
-
-
-class Recent(NamedTuple):
-    """The state is the last W-1 inputs: A new ones (a whole number) push out as many. b_BWD ends with these."""
-
-    A: torch.Tensor
-    b: torch.Tensor
-
-    def __call__(self, S):
-        new = int(self.A)
-        return torch.cat([S[:, new:], self.b[:, self.b.shape[1] - new :]], 1)
-
-    def then(self, after):
-        return Recent((self.A + after.A).clamp(max=self.b.shape[1]), after(self.b))
 
 
 def fade(g, S):

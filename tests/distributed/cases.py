@@ -12,7 +12,6 @@ import torch.distributed as dist
 
 from postx import distributed, mixers
 from postx.mixers import attention
-from postx.parts.rope import Rope
 
 torch.set_num_threads(1)
 RANKS, FOUND = 4, {}

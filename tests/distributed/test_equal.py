@@ -81,7 +81,7 @@ def test_the_passed_state_sends_one_state(found, P):
 
 
 def test_rounds_send_operators(found):
-    """Of a delta rule an operator is a table of K x K beside the state; the first rank sends its state in each round."""
+    """Of a delta rule an operator is a table of K x K beside the state; the first rank sends a state each round."""
     state, table = 2 * 2 * 6 * 5 * 8, 2 * 2 * 6 * 6 * 8
     sent = [row[0] for row in found["passed deltanet log auto T23 P4"]["bytes"]]
     assert sent == [2 * state, 2 * state + table, state + table, 0]
@@ -108,8 +108,8 @@ def test_what_is_refused():
         distributed.attend(*mixers.load("attention").example(4)[0], layout, type("A", (), {"rank": 0, "ranks": 3})())
     with pytest.raises(ValueError, match="every rank needs as many"):
         distributed.layer(ssd.Layer(8), torch.zeros(1, 2, 8), distributed.Layout(4, 2), wire)
+    part = mixers.load("attention").Layer(8, causal=False)
     with pytest.raises(ValueError, match="causal=False"):
-        part = mixers.load("attention").Layer(8, causal=False)
         distributed.layer(part, torch.zeros(1, 4, 8), layout, wire)
 
 
