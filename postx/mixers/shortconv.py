@@ -58,7 +58,7 @@ def parallel(b_BTD, c_BTD, x_BTD, *, weight_DW, S=None, lengths_B=None):
 
 
 class Recent(NamedTuple):
-    """The state is the last W-1 inputs: A new ones (a whole number) push out as many. b ends with these. See `operators`."""
+    """The state is the last W-1 inputs: A (a number) new ones, the end of b, push out as many. See `operators`."""
 
     A: torch.Tensor
     b: torch.Tensor

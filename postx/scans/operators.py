@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from postx.scans import merge
+from postx.scans import START, merge
 from postx.shapes import map_state, state_dtype
 
 
@@ -52,7 +52,7 @@ class Logspace(NamedTuple):
 
     def __call__(self, S):
         num, den, top = S
-        finite = self.A.masked_fill(-torch.inf == self.A, 0)
+        finite = torch.clamp(self.A, min=START)
         one = torch.exp(finite - finite.detach())
         return merge((one * num, one * den, top + self.A.detach()), self.b)
 
