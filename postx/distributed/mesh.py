@@ -8,6 +8,9 @@ between GPUs.
 
 import datetime
 import os
+import re
+import signal
+import threading
 from contextlib import contextmanager
 
 import torch
@@ -63,5 +66,22 @@ def watched(hint=str):
         if not isinstance(error, dist.DistError) and not any(word in str(error) for word in LOST):
             raise
         rank, ranks = dist.get_rank(), dist.get_world_size()
-        first = str(error).strip().splitlines()[0]
-        raise RankLost(f"rank {rank} of {ranks} lost another rank ({first[:200]}). {hint()}".rstrip()) from error
+        what = re.sub(r"^\[\S*\] ", "", str(error).strip()).split(". ")[0]
+        raise RankLost(f"rank {rank} of {ranks} lost another rank ({what[:200]}). {hint()}".rstrip()) from error
+
+
+@contextmanager
+def stoppable():
+    """Within, the SIGTERM by which torchrun ends the others when a rank has died raises `RankLost`: last words."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+
+    def stop(*_):
+        raise RankLost(f"rank {dist.get_rank()} of {dist.get_world_size()} is stopped, because another rank is lost.")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

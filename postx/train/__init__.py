@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn import functional
 
 from postx.distributed.data import WAYS
-from postx.distributed.mesh import RankLost, watched
+from postx.distributed.mesh import RankLost, stoppable, watched
 from postx.train.blame import NotFinite
 from postx.train.loop import DTYPES, Loop, autocast, decayed
 from postx.train.progress import Progress
@@ -100,7 +100,9 @@ def train(
     Raises NotFinite; RankLost; TypeError for an answer of `evaluate` that no checkpoint can hold; ValueError where a
     batch is not [B, T], a parameter is complex, or a checkpoint belongs to another run.
     """
-    with watched(lambda: _held(config)) if config.ranks else nullcontext():
+    if not config.ranks:
+        return _train(model, batch, config, evaluate)
+    with watched(lambda: _held(config)), stoppable():
         return _train(model, batch, config, evaluate)
 
 

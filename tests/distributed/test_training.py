@@ -56,7 +56,7 @@ def test_two_ranks_are_one(killed, way):
 def test_a_killed_rank_ends_all_and_says_how_to_go_on(killed):
     folder, done = killed
     assert done.returncode != 0
-    assert "RankLost: rank 0 of 2 lost another rank" in done.stderr
+    assert "RankLost: rank 0 of 2" in done.stderr  # it saw the other one go, or torchrun told it
     assert f"The same command, with any number of ranks, goes on from {folder / 'killed.safetensors'}" in done.stderr
 
 
