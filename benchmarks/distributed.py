@@ -81,11 +81,11 @@ def inputs(mixer, sizes, layout, wire, device, **more):
 
 
 def timed(wire, device, run, z):
-    """{forward_s, both_s, bytes, peak_bytes}: medians of three passes, of the slowest rank."""
+    """{forward_s, both_s, bytes, peak_bytes}: medians of seven passes, of the slowest rank."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     times, sent = {"forward_s": [], "both_s": []}, 0
-    for again in range(4):
+    for again in range(8):
         for name, found in times.items():
             before = wire.sent
             wait(device)
