@@ -51,7 +51,7 @@ def test_reading_and_writing_are_columns_of_their_own():
 
 
 def test_two_chapters_give_one_state_one_size():
-    """Jamba's 28 Mamba layers in 32 bits: chapter 9 in MiB, chapter 14 in MB."""
+    """Jamba's 28 Mamba layers in 32 bits: chapter 9 in MiB, chapter 15 in MB."""
     hybrids, race = ((ROOT / "chapters" / name).read_text() for name in ("09_hybrids.ipynb", "15_the_race.ipynb"))
     mebibytes = float(re.search(r"28 Mamba layers together: ([\d.]+) MiB in 32 bits", hybrids)[1])
     megabytes = float(re.search(r"Jamba\s+51\.6B weights,\s+([\d.]+) MB", race)[1])
