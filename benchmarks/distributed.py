@@ -46,7 +46,8 @@ PATIENCE = 60.0  # seconds of a pass; four times that is what twice the length o
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/distributed.json"))
+    name = "distributed_gpu" if torch.cuda.is_available() else "distributed"  # one device a file
+    parser.add_argument("--json", type=Path, default=Path(f"benchmarks/results/{name}.json"))
     parser.add_argument("--lengths", type=int, nargs="+")
     parser.add_argument("--only", nargs="+", default=["ring", "context", "passed", "ddp"])
     options = parser.parse_args()

@@ -14,7 +14,7 @@ from postx import distributed, tasks
 from postx.models.lm import LM
 from postx.train import Config, train
 
-SMALL = Config(steps=8, B=6, lr=3e-3, warmup=2, log_every=1, clip=0.5, quiet=True, data="recall")
+SMALL = Config(steps=8, B=5, lr=3e-3, warmup=2, log_every=1, clip=0.5, quiet=True, data="recall")
 
 
 def model(way):
@@ -23,7 +23,7 @@ def model(way):
 
 
 def batch(step):
-    return tasks.recall(6, 16, pairs=3, keys=8, values=8, fillers=4, seed=(3, step))
+    return tasks.recall(5, 16, pairs=3, keys=8, values=8, fillers=4, seed=(3, step))
 
 
 def stop_at(step, action):
