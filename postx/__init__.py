@@ -7,6 +7,7 @@
     models       LM("SSSA"), published models, kept weights, models in fewer bits
     quant        quantizers, from 8 bits down to 1.58
     diffusion    bounds and samplers over any denoiser
+    distributed  a text over several devices: ring attention, the passed state; rows over them for train
     train        one loop with exact resume; tasks, text, packages and ngram beside it
     cost         FLOPs, bytes and state in closed form
     planner      what a model costs on a device, and which models do what is asked

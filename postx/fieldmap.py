@@ -35,7 +35,8 @@ LANES = (
         {"Elman's RNN": 1990.2, "LSTM": 1997.9, "attention in RNNs": 2014.7},
     ),
     Lane(
-        "attention", "Transformer", "every token looks at every earlier one", ("attention_cost",),
+        "attention", "Transformer", "every token looks at every earlier one",
+        ("attention_cost", "beyond_one_machine"),
         {
             "Transformer": 2017.45, "MQA": 2019.85, "sliding window": 2020.3, "FlashAttention": 2022.4,
             "GQA": 2023.4, "MLA": 2024.35,
