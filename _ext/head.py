@@ -11,7 +11,11 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.builders.html._assets import _JavaScript
 
-NOW = ("documentation_options.js", "postx.js")  # the figures call postx.js while the page is still being read
+# What the figures call while the page is still being read, in the order in which one needs the other.
+NOW = ("documentation_options.js", "postx.js", "handles.js", "live.js")
+# Files that only those pages load whose body has this in it.
+ONLY = {"live.js": "postx?.live", "guess.js": "px-guess", "guess.css": "px-guess"}
+ONLY |= {"terms.js": "px-terms", "terms.css": "px-terms"}
 SEARCH = "search.js"
 WIDGETS = re.compile(r'<figure class="px-fig px-widget" data-widget="([a-z_]+)"')
 
@@ -43,14 +47,15 @@ def describe(app: Sphinx, pagename: str, templatename: str, context: dict, doctr
 def defer(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
     """Scripts run in their order behind the text; on the page of the search at once, as its own are not deferred.
 
-    Those of a widget, NAME.js and NAME.what.js, and its styles, are there on its pages only.
+    Those of a widget, and its styles, are there on its pages only.
     """
     on_search = pagename == "search"
-    used = set(WIDGETS.findall(context.get("body", "")))
+    body = context.get("body", "")
+    used = {*WIDGETS.findall(body), *(name for name, mark in ONLY.items() if mark in body)}
     context["css_files"] = [file for file in context.get("css_files", []) if _wanted(file, used)]
     kept = []
     for script in context.get("script_files", []):
-        name = str(script.filename or "").split("?")[0].rpartition("/")[2]
+        name = _name(script)
         if (name == SEARCH and not on_search) or not _wanted(script, used):
             continue
         if name and name not in NOW and not on_search and "async" not in script.attributes:
@@ -58,13 +63,19 @@ def defer(app: Sphinx, pagename: str, templatename: str, context: dict, doctree)
             attributes = {"priority": script.priority, **script.attributes, "defer": "defer"}
             script = _JavaScript(script.filename, **attributes)
         kept.append(script)
-    context["script_files"] = kept
+    context["script_files"] = sorted(kept, key=lambda script: NOW.index(name) if (name := _name(script)) in NOW else -1)
+
+
+def _name(file) -> str:
+    return str(file.filename or "").split("?")[0].rpartition("/")[2]
 
 
 def _wanted(file, used: set) -> bool:
     """A widget NAME has widgets/NAME.js and NAME.css, and perhaps NAME-part.js, NAME.part.js or a folder NAME."""
-    of = re.search(r"(?:^|/)widgets/([^/.-]+)", str(file.filename or ""))
-    return of is None or of[1] in used
+    if of := re.search(r"(?:^|/)widgets/([^/.-]+)", str(file.filename or "")):
+        return of[1] in used
+    name = _name(file)
+    return name not in ONLY or name in used
 
 
 def setup(app: Sphinx) -> None:

@@ -20,6 +20,7 @@ from _ext import (
     cells,
     evidence,
     evidence_page,
+    guess,
     head,
     marks,
     mixers_page,
@@ -27,6 +28,7 @@ from _ext import (
     planner_page,
     playground_page,
     site,
+    terms,
     typography,
 )
 
@@ -143,6 +145,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("html-page-context", mend_body)
     app.connect("build-finished", redirect_old_names)
     app.connect("build-finished", forget_failed_build)
-    for part in (cells, evidence_page, head, marks, mixers_page, planner_page, playground_page, site, typography):
+    written = (evidence_page, mixers_page, planner_page, playground_page)  # pages, or parts of one, that code writes
+    for part in (cells, guess, head, marks, site, terms, typography, *written):
         part.setup(app)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,45 +1,29 @@
 // Moves the sliders of a built page: every group of the picture that differs is swapped for its look in that frame.
 // Each figure calls this in a script of its own right behind its data, so no slider waits for the rest of the page.
 window.postx = (figure) => {
-  const data = JSON.parse(figure.querySelector("script[type='application/json']").textContent);
-  const inputs = [...figure.querySelectorAll(".px-controls input[type=range]")];
+  const data = postx.data(figure);
   const picture = figure.querySelector("svg");
   const readout = figure.querySelector(".px-readout");
   const groups = data.slots.map(({ slot }) => picture.querySelector(`[data-slot="${slot}"]`));
   const shown = data.slots.map(() => -1);
   const of = (texts, frame) => texts[texts.length > 1 ? frame : 0];
 
-  const move = () => {
-    const at = inputs.map((input) => Number(input.value));
+  postx.handles(figure, data, data.texts, groups, (at) => {
     const frame = at.reduce((sum, place, i) => sum * data.texts[i].length + place, 0);
     data.slots.forEach(({ looks, picks }, i) => {
       if (shown[i] !== picks[frame]) groups[i].innerHTML = looks[picks[frame]];
       shown[i] = picks[frame];
     });
-    inputs.forEach((input, i) => {
-      input.setAttribute("aria-valuetext", data.texts[i][at[i]]);
-      input.parentElement.querySelector(".px-value").textContent = data.texts[i][at[i]];
-    });
     picture.setAttribute("aria-label", of(data.alts, frame));
     if (readout) readout.textContent = of(data.readouts, frame);
-  };
-
-  inputs.forEach((input) => {
-    input.disabled = false;
-    input.addEventListener("input", move);
   });
-  // A reload, or a way back to the page, keeps where sliders stood; browsers differ in when they say so.
-  const catchUp = () =>
-    inputs.some((input, i) => data.texts[i][input.value] !== input.getAttribute("aria-valuetext")) && move();
-  catchUp();
-  addEventListener("pageshow", catchUp);
 };
 
+postx.data = (figure) => JSON.parse(figure.querySelector("script[type='application/json']").textContent);
+
 // A tool of the page's own: what `make` does with the figures of this name and with their data (postx/explore/widget.py).
-window.postx.widget = (name, make) =>
-  document.querySelectorAll(`figure[data-widget="${name}"]`).forEach((figure) => {
-    make(figure, JSON.parse(figure.querySelector("script[type='application/json']").textContent));
-  });
+postx.widget = (name, make) =>
+  document.querySelectorAll(`figure[data-widget="${name}"]`).forEach((figure) => make(figure, postx.data(figure)));
 
 // Endless numbers in [0, 1) that depend on a name alone, as postx/widgets/words.py has them.
 window.postx.numbers = (name) => {

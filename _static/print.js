@@ -10,22 +10,25 @@
       undo.push(() => (box.open = false));
     });
 
-  // Of the figure's first control, the two ends; the picture itself shows where it stands.
+  // Of the figure's first slider, or of its first row of buttons, the two ends; the picture shows where it stands.
   const ends = (figure) => {
-    const control = figure.querySelector(".px-controls input[type=range]:enabled");
-    if (!control) return;
-    const now = control.value;
-    const go = (value) => {
-      control.value = value;
-      control.dispatchEvent(new Event("input"));
+    const slider = figure.querySelector(".px-controls input[type=range]:enabled");
+    const buttons = slider ? [] : within(figure, ".px-choice:first-child input:enabled");
+    if (!slider && !buttons.length) return;
+    const now = slider ? slider.value : buttons.findIndex((button) => button.checked);
+    const go = (at) => {
+      if (slider) slider.value = at;
+      else buttons[at].checked = true;
+      (slider ?? buttons[at]).dispatchEvent(new Event("input"));
     };
+    const words = (at) =>
+      slider ? `${slider.ariaLabel}: ${slider.getAttribute("aria-valuetext")}` : buttons[at].parentElement.textContent;
     const row = document.createElement("div");
     row.className = "px-ends";
-    for (const value of [control.min, control.max].filter((end) => end !== now)) {
-      go(value);
+    for (const at of (slider ? [slider.min, slider.max] : [0, buttons.length - 1]).filter((end) => end !== now)) {
+      go(at);
       const end = document.createElement("div");
-      end.append(figure.querySelector("svg").cloneNode(true));
-      end.append(`${control.ariaLabel}: ${control.getAttribute("aria-valuetext")}`);
+      end.append(figure.querySelector("svg").cloneNode(true), words(at));
       row.append(end);
     }
     go(now);

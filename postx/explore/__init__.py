@@ -16,13 +16,9 @@ gives the live sliders too, for a test that executes a page once and judges both
 
 import base64
 import itertools
-import math
 import os
-import string
 import sys
 from contextlib import nullcontext
-from functools import partial
-from html import escape
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -30,28 +26,32 @@ from matplotlib.layout_engine import PlaceHolderLayoutEngine
 
 from postx import style
 from postx.explore import html, svg
-from postx.explore.sliders import Choice, Int, Log, Slider
+from postx.explore.sliders import Choice, Int, Log, Real, Slider, check, check_frames
 
-__all__ = ["Choice", "Int", "Log", "explore", "show"]
+__all__ = ["Choice", "Int", "Log", "Real", "explore", "show"]
 
 MOST_FRAMES = 200
 SHORTEST_ALT = 20
 
 
-def explore(draw, /, *, alt, caption=None, height=3.3, **sliders):
+def explore(draw, /, *, alt, caption=None, height=3.3, ghost=False, **sliders):
     """Draw a picture once and move it with one to three sliders.
 
     draw(fig) builds the picture in an empty matplotlib Figure, 5.6 inches wide and `height` inches tall, and
     returns update(**values). From then on only update is called, with one value for each slider; it changes
     artists (set_data, set_text, set_xlim, ...) and may return a sentence, the readout under the picture.
     `alt` says what the picture shows, for those who do not see it; {name} in it becomes that slider's value.
+    With `ghost` the page leaves the picture that a move began with behind the new one, pale and without its words.
+
+    Where all that moves is a formula of the sliders, draw returns Live(...) of postx.explore.live in place of update:
+    the page then computes it, at as many stops as one likes.
 
     Raises TypeError or ValueError, saying which argument and what to do, when: there are no sliders or more
     than three; their values make more than 200 frames; `alt` is missing, too short or has a field that is no
     slider; the picture is empty; update is not callable, returns something other than a sentence, or adds,
-    removes or reorders artists.
+    removes or reorders artists; a slider's axis is dragged and its stops are not on it.
     """
-    return Explorer(draw, alt, caption, height, sliders)
+    return Explorer(draw, alt, caption, height, sliders, ghost)
 
 
 def show(fig, *, alt, caption=None, pages=None):
@@ -135,16 +135,16 @@ class Picture:
 class Explorer(Picture):
     """A figure with sliders. `values` are the present ones; `move` sets them as the sliders do."""
 
-    def __init__(self, draw, alt, caption, height, sliders):
-        _check_sliders(sliders, alt)
-        if isinstance(height, Slider) or isinstance(caption, Slider):
-            name = "height" if isinstance(height, Slider) else "caption"
-            raise TypeError(f"{name} is an argument of explore; call the slider something else")
+    def __init__(self, draw, alt, caption, height, sliders, ghost):
+        check(sliders, alt)
+        for name, own in {"height": height, "caption": caption, "ghost": ghost}.items():
+            if isinstance(own, Slider):
+                raise TypeError(f"{name} is an argument of explore; call the slider something else")
         if not isinstance(height, (int, float)) or not 1 <= height <= 12:
             raise ValueError(f"height must be between 1 and 12 inches, got {height!r}")
         if not callable(draw):
             raise TypeError(f"draw must be a function of a figure, got {type(draw).__name__}")
-        self.sliders = sliders
+        self.sliders, self._ghost = sliders, ghost
         self.values = {name: slider.start for name, slider in sliders.items()}
         self.readout, self._artists, self._widget = None, None, None
         with style.look():
@@ -154,6 +154,10 @@ class Explorer(Picture):
             if not callable(self._update):
                 got = type(self._update).__name__
                 raise TypeError(f"draw must return the function update(**values), got {got}")
+            if hasattr(self._update, "bind"):  # a Live of live.py, which is not imported here: SymPy is slow to load
+                self._update.bind(sliders)
+            else:
+                check_frames(sliders, MOST_FRAMES)
             self._artists = list(svg.leaves(fig))
             self._fig = fig
             self.move(**self.values)
@@ -164,6 +168,11 @@ class Explorer(Picture):
     def alt(self):
         texts = {name: slider.text(self.values[name]) for name, slider in self.sliders.items()}
         return self._alt.format(**texts)
+
+    @property
+    def size(self):
+        """Width and height in inches."""
+        return self._fig.get_size_inches()
 
     def _look(self):
         return style.look()
@@ -193,20 +202,47 @@ class Explorer(Picture):
         return readout
 
     def _build_page(self):
+        start, drag = dict(self.values), self._drag()
+        if hasattr(self._update, "bind"):
+            marked = [slot for slot, artist in enumerate(self._stage.artists) if artist in self._update.moves]
+            frames = svg.frames(self._stage, [lambda: self.move(**start)], 0, marked)
+            told = self._update.told(self._stage, self._alt)
+            if drag and list(self.sliders.values())[drag["slider"]].axis == "x":
+                drag = {**drag, "x": [], "axis": self._update.axis(self._fig.axes[0], 0)}  # the page knows the numbers
+            return html.live(frames, told, self.alt, self.readout, self.caption, self.sliders, drag, self._ghost,
+                             self._update.latex())  # fmt: skip
         grid = list(itertools.product(*(slider.values for slider in self.sliders.values())))
         places = list(itertools.product(*(range(len(slider.values)) for slider in self.sliders.values())))
-        start = dict(self.values)
         alts, readouts = [], []
 
         def move_to(point):
             readouts.append(self.move(**dict(zip(self.sliders, point, strict=True))) or "")
             alts.append(self.alt)
+            if self._drag() != drag:
+                raise ValueError("axis: the x axis that a slider is dragged along must not change")
 
         moves = [lambda point=point: move_to(point) for point in grid]
         at = tuple(slider.index(start[name], name) for name, slider in self.sliders.items())
         frames = svg.frames(self._stage, moves, places.index(at))
         self.move(**start)
-        return html.figure(frames, alts=alts, caption=self.caption, sliders=self.sliders, readouts=readouts)
+        return html.figure(frames, alts=alts, caption=self.caption, sliders=self.sliders, readouts=readouts, drag=drag,
+                           ghost=self._ghost)  # fmt: skip
+
+    def _drag(self):
+        """Which slider is dragged in the picture: where its stops lie, and the box of the axes, in points."""
+        for number, slider in enumerate(self.sliders.values()):
+            if slider.axis is not None:
+                ax, scale = self._fig.axes[0], 72 / self._fig.dpi
+                at = slider.values if slider.axis == "x" else [slider.axis(value) for value in slider.values]
+                x = ax.transData.transform([(value, ax.get_ylim()[0]) for value in at])[:, 0] * scale
+                box = ax.get_window_extent()
+                left, width, height = (float(n) * scale for n in (box.x0, box.width, box.height))
+                if not (left - 1 <= x.min() and x.max() <= left + width + 1):
+                    raise ValueError(f"axis: {slider.text(slider.values[x.argmax()])} or another stop is not on it")
+                top = 72 * self.size[1] - box.y1 * scale
+                box = [round(n, 1) for n in (left, float(top), width, height)]
+                return {"slider": number, "x": [round(float(n), 1) for n in x], "box": box}
+        return None
 
     def _plain(self):
         settings = [f"{s.name(key)}: {s.text(self.values[key])}" for key, s in self.sliders.items()]
@@ -215,76 +251,10 @@ class Explorer(Picture):
     def _repr_mimebundle_(self, include=None, exclude=None):
         data, metadata = super()._repr_mimebundle_()
         if _live():
-            self._widget = self._widget or self._panel()
+            if self._widget is None:
+                from postx.explore import panel  # slow to import, and a built page does not need it
+
+                self._widget = panel.make(self)
             view = "application/vnd.jupyter.widget-view+json"
             data[view] = self._widget._repr_mimebundle_()[view]
         return data, metadata
-
-    def _panel(self):
-        import ipywidgets  # slow to import, and a built page does not need it
-
-        wide = ipywidgets.Layout(width="100%", max_width="640px")
-        picture, readout = ipywidgets.HTML(layout=wide), ipywidgets.HTML(layout=wide)
-
-        def refresh():
-            # An <img>, as an Image widget cannot carry alt text. The ratio keeps its place while it loads.
-            width, height = self._fig.get_size_inches()
-            shape = f"width:100%;aspect-ratio:{width:g}/{height:g}"
-            data = base64.b64encode(self.png()).decode()
-            source = f"data:image/png;base64,{data}"
-            picture.value = f'<img alt="{escape(self.alt)}" style="{shape}" src="{source}">'
-            readout.value = f'<div role="status">{escape(self.readout or "")}</div>'
-
-        def turned(name, change):
-            value = self.sliders[name].values[change["new"]]
-            if change["new"] == self.sliders[name].index(self.values[name], name):
-                return
-            try:
-                self.move(**{name: value})
-                refresh()
-            except Exception as error:  # the front end hides what a callback raises: say it here as well
-                readout.value = f'<div role="alert">update failed: {escape(str(error))}</div>'
-                raise
-
-        handles = []
-        for name, slider in self.sliders.items():
-            handle = ipywidgets.SelectionSlider(
-                options=[(slider.text(value), place) for place, value in enumerate(slider.values)],
-                value=slider.index(self.values[name], name),
-                description=slider.name(name),
-                continuous_update=True,  # a new value is sent only when the kernel is done with the last
-                style={"description_width": "initial"},
-                layout=wide,
-            )
-            handle.observe(partial(turned, name), names="value")
-            handles.append(handle)
-        refresh()
-        return ipywidgets.VBox([picture, *handles, readout])
-
-
-def _check_sliders(sliders, alt):
-    if not 1 <= len(sliders) <= 3:
-        raise ValueError(
-            f"explore takes one to three sliders, got {len(sliders)}: add e.g. n=Int(1, 8), "
-            "or use show(fig) for a picture without any"
-        )
-    for name, slider in sliders.items():
-        if name in ("draw", "fig"):
-            raise ValueError(f"a slider cannot be called {name!r}: that is an argument of explore; rename it")
-        if not isinstance(slider, Slider):
-            raise TypeError(f"{name} must be Int(...), Log(...) or Choice(...), got {type(slider).__name__}")
-    count = math.prod(len(slider.values) for slider in sliders.values())
-    if count > MOST_FRAMES:
-        shares = " x ".join(f"{name} {len(slider.values)}" for name, slider in sliders.items())
-        widest = max(sliders, key=lambda name: len(sliders[name].values))
-        raise ValueError(
-            f"{shares} = {count} frames, and a page holds at most {MOST_FRAMES}: make a grid coarser "
-            f"(a larger step, a smaller per_octave, fewer options), first that of {widest}"
-        )
-    if isinstance(alt, str):
-        for _, field, spec, conversion in string.Formatter().parse(alt):
-            if field is not None and (field not in sliders or spec or conversion):
-                raise ValueError(
-                    f"alt has the field {{{field}}}, which is no slider; a field is a bare name of "
-                    f"{', '.join(sliders)} (write {{{{ and }}}} for braces)"
-                )

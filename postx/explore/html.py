@@ -1,11 +1,12 @@
-"""A figure of a built page: the picture, native sliders, and the frames that _static/postx.js swaps in."""
+"""A figure of a built page: the picture, native controls, and what the page's scripts move it with."""
 
+import hashlib
 import json
 import re
 from html import escape
 
 
-def figure(frames, *, alts, caption=None, sliders=None, readouts=(), pages=None):
+def figure(frames, *, alts, caption=None, sliders=None, readouts=(), drag=None, ghost=False, pages=None):
     """The HTML of one figure. `alts` and `readouts` hold one text for each frame, or one for all of them.
 
     `pages` names the addresses that its artists link to (`links`).
@@ -14,23 +15,37 @@ def figure(frames, *, alts, caption=None, sliders=None, readouts=(), pages=None)
     start = 0
     for slider in sliders.values():
         start = start * len(slider.values) + slider.index(slider.start, "start")
+    alt = alts[start] if len(alts) > 1 else alts[0]
+    if not sliders:
+        return _figure(frames, alt, None, caption, sliders, pages=pages)
+    data = json_of(_data(frames, alts, sliders, readouts) | _more(drag, ghost))
+    # Alive as soon as it is parsed; what the page loads further on may take seconds.
+    script = "window.postx?.(document.currentScript.parentElement)"
+    return _figure(frames, alt, readouts[start] if any(readouts) else None, caption, sliders, data, script)
+
+
+def live(frames, told, alt, readout, caption, sliders, drag, ghost, latex=()):
+    """The HTML of a figure whose formulas the page computes; `told` is its data and its functions (live.py)."""
+    data, code = told
+    script = f"window.postx?.live?.(document.currentScript.parentElement,{code})"
+    return _figure(frames, alt, readout, caption, sliders, json_of(data | _more(drag, ghost)), script, latex)
+
+
+def _figure(frames, alt, readout, caption, sliders, data=None, script=None, latex=(), pages=None):
     names = " and ".join(slider.name(key) for key, slider in sliders.items())
     name = f' aria-label="{escape("Figure with sliders for " + names)}"' if sliders else ""
-    parts = [f'<figure class="px-fig" role="group"{name}>']
-    picture = frames.svg.replace("\0alt\0", escape(alts[start] if len(alts) > 1 else alts[0]))
-    parts.append(links(picture, pages) if pages else picture)
+    picture = frames.svg.replace("\0alt\0", escape(alt))
+    parts = [f'<figure class="px-fig" role="group"{name}>', links(picture, pages) if pages else picture]
     if sliders:
-        parts.append('<div class="px-controls">')
-        parts += [_control(slider.name(key), key, slider) for key, slider in sliders.items()]
-        parts.append("</div>")
-    if any(readouts):
-        parts.append(f'<output class="px-readout" aria-live="polite">{escape(readouts[start])}</output>')
+        own = "px" + hashlib.sha256(frames.svg.encode()).hexdigest()[:6]  # a name in one figure is one on the page
+        parts += ['<div class="px-controls">', *(_row(own, key, s) for key, s in sliders.items()), "</div>"]
+    if readout is not None:
+        parts.append(f'<output class="px-readout" aria-live="polite">{escape(readout)}</output>')
+    parts += [f'<div class="math notranslate nohighlight">\\[{escape(line)}\\]</div>' for line in latex]
     if caption:
         parts.append(f"<figcaption>{escape(caption)}</figcaption>")
     if sliders:
-        parts.append(f'<script type="application/json">{_data(frames, alts, sliders, readouts)}</script>')
-        # Alive as soon as it is parsed; what the page loads further on may take seconds.
-        parts.append("<script>window.postx?.(document.currentScript.parentElement)</script>")
+        parts.append(f'<script type="application/json">{data}</script><script>{script}</script>')
     return "".join([*parts, "</figure>"])
 
 
@@ -52,29 +67,42 @@ def links(picture, pages):
     return picture.replace('role="img"', 'role="group"', 1)  # what is inside an img is no link
 
 
-def _control(name, key, slider):
+def _row(own, key, slider):
     # Disabled until the script is there to answer: without it the reader sees the value, not a dead slider.
-    now, place = slider.text(slider.start), slider.index(slider.start, "start")
+    name, place = escape(slider.name(key)), slider.index(slider.start, "start")
+    if slider.buttons:
+        options = "".join(
+            f'<label><input type="radio" name="{own}-{escape(key)}" value="{i}"{" checked" * (i == place)} disabled>'
+            f"{escape(slider.text(value))}</label>"
+            for i, value in enumerate(slider.values)
+        )
+        return (f'<div class="px-row px-choice" role="radiogroup" aria-label="{name}">'
+                f'<span class="px-name">{name}</span><span class="px-options">{options}</span></div>')  # fmt: skip
+    now = escape(slider.text(slider.start))
     width = max(len(slider.text(value)) for value in slider.values)
+    button = f'<button type="button" class="px-play" aria-label="Play: {name}" disabled>▶</button>'
     return (
-        f'<label><span class="px-name">{escape(name)}</span>'
-        f'<input type="range" name="{escape(key)}" min="0" max="{len(slider.values) - 1}" step="1" '
-        f'value="{place}" aria-label="{escape(name)}" aria-valuetext="{escape(now)}" disabled>'
-        f'<span class="px-value" style="min-width:{width}ch">{escape(now)}</span></label>'
+        f'<div class="px-row"><label class="px-name" for="{own}-{escape(key)}">{name}</label>{button * slider.play}'
+        f'<input type="range" id="{own}-{escape(key)}" name="{escape(key)}" min="0" max="{len(slider.values) - 1}" '
+        f'step="1" value="{place}" aria-label="{name}" aria-valuetext="{now}" disabled>'
+        f'<span class="px-value" style="min-width:{width}ch">{now}</span></div>'
     )
+
+
+def _more(drag, ghost):
+    return ({"drag": drag} if drag else {}) | ({"ghost": 1} if ghost else {})
 
 
 def _data(frames, alts, sliders, readouts):
     def once(texts):
         return texts[:1] if len(set(texts)) == 1 else list(texts)
 
-    data = {
+    return {
         "texts": [[slider.text(value) for value in slider.values] for slider in sliders.values()],
         "alts": once(alts),
         "readouts": once(readouts) if any(readouts) else [],
         "slots": [{"slot": slot, "looks": looks, "picks": picks} for slot, looks, picks in frames.changing],
     }
-    return json_of(data)
 
 
 def json_of(data):

@@ -1,10 +1,13 @@
 """The sliders of explore(): a list of values, where it starts, and how a value is written."""
 
 import math
+import string
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+
+MOST_BUTTONS = 5
 
 
 def _equal(a, b):
@@ -15,13 +18,19 @@ def _equal(a, b):
 
 @dataclass(frozen=True)
 class Slider:
-    """The values of a slider, in order; `start` is one; `fmt` writes a value and `unit` follows it."""
+    """The values of a slider, in order; `start` is one; `fmt` writes a value and `unit` follows it.
+
+    `play` gives a slider that is time a button. `axis="x"` lets the reader drag in the picture: a value is then a
+    place on the x axis of the first axes; a function in its place says where a value lies there.
+    """
 
     values: tuple
     start: object = None
     label: str | None = None
     unit: str = ""
     fmt: Callable[[object], str] | str | None = None
+    play: bool = False
+    axis: Callable[[object], float] | str | None = None
 
     def __post_init__(self):
         kind = type(self).__name__
@@ -36,9 +45,18 @@ class Slider:
             raise TypeError(f"{kind} unit must be text, got {type(self.unit).__name__}")
         if not (self.fmt is None or isinstance(self.fmt, str) or callable(self.fmt)):
             raise TypeError(f"{kind} fmt must be a format such as '{{:,}}' or a function, got {self.fmt!r}")
+        if not (self.axis in (None, "x") or callable(self.axis)):
+            raise ValueError(f"{kind} axis must be 'x' or a function from a value to a place, got {self.axis!r}")
+        if self.buttons and (self.play or self.axis):
+            raise ValueError(f"{kind} of {len(self.values)} options is a row of buttons: no play or axis there")
         texts = [self.text(value) for value in self.values]
         if len(set(texts)) < len(texts):
             raise ValueError(f"{kind} fmt writes two values alike: {', '.join(texts)}")
+
+    @property
+    def buttons(self):
+        """Whether the reader sees all options at once, as a row of radio buttons, in place of a slider."""
+        return isinstance(self, Choice) and len(self.values) <= MOST_BUTTONS
 
     def index(self, value, name):
         """The place of `value` on the grid; ValueError when it is not there."""
@@ -75,18 +93,18 @@ def _whole(**numbers):
 class Int(Slider):
     """Whole numbers lo, lo + step, ..., hi. Raises ValueError when hi or start is not among them."""
 
-    def __init__(self, lo, hi, *, start=None, step=1, label=None, unit="", fmt=None):
+    def __init__(self, lo, hi, *, start=None, step=1, **look):
         _whole(lo=lo, hi=hi, step=step)
         if step < 1 or hi <= lo or (hi - lo) % step:
             got = f"got {lo}, {hi}, step={step}"
             raise ValueError(f"Int needs lo < hi, and hi a whole number of steps from lo; {got}")
-        super().__init__(tuple(range(lo, hi + 1, step)), start, label, unit, fmt)
+        super().__init__(tuple(range(lo, hi + 1, step)), start, **look)
 
 
 class Log(Slider):
     """Whole numbers lo * 2^(k / per_octave), rounded, up to hi. ValueError when hi or start is not one."""
 
-    def __init__(self, lo, hi, *, start=None, per_octave=1, label=None, unit="", fmt=None):
+    def __init__(self, lo, hi, *, start=None, per_octave=1, **look):
         _whole(lo=lo, hi=hi, per_octave=per_octave)
         if lo < 1 or hi <= lo or per_octave < 1:
             got = f"got {lo}, {hi}, per_octave={per_octave}"
@@ -95,11 +113,64 @@ class Log(Slider):
         grid = tuple(dict.fromkeys(round(lo * 2 ** (k / per_octave)) for k in range(steps + 1)))
         if hi not in grid:
             raise ValueError(f"Log hi = {hi} is not on the grid; use {grid[-2]} or {grid[-1]}")
-        super().__init__(grid[: grid.index(hi) + 1], start, label, unit, fmt)
+        super().__init__(grid[: grid.index(hi) + 1], start, **look)
 
 
 class Choice(Slider):
     """One of a few options, in the order given. Raises ValueError when start is not one of them."""
 
-    def __init__(self, *options, start=None, label=None, unit="", fmt=None):
-        super().__init__(options, start, label, unit, fmt)
+    def __init__(self, *options, start=None, **look):
+        super().__init__(options, start, **look)
+
+
+class Real(Slider):
+    """`stops` numbers from lo to hi, evenly or, with log, by equal factors, each rounded to 3 significant digits.
+
+    Raises ValueError when start is not one of them.
+    """
+
+    def __init__(self, lo, hi, *, start=None, stops=501, log=False, **look):
+        _whole(stops=stops)
+        if not lo < hi or stops < 2 or (log and lo <= 0):
+            raise ValueError(f"Real needs lo < hi (0 < lo with log) and stops >= 2; got {lo}, {hi}, stops={stops}")
+        shares = [k / (stops - 1) for k in range(stops)]
+        grid = [lo * (hi / lo) ** share if log else lo + (hi - lo) * share for share in shares]
+        grid = dict.fromkeys(float(f"{value:.3g}") for value in grid)
+        start = start if start is None else float(start)
+        super().__init__(tuple(grid), start, **({"fmt": "{:.3g}"} | look))
+        object.__setattr__(self, "rule", {"low": lo, "high": hi, "n": stops, "log": log})  # a page need not list them
+
+
+def check(sliders, alt):
+    """Raise unless there are one to three sliders, well named, and every field of the alt text is one of them."""
+    if not 1 <= len(sliders) <= 3:
+        raise ValueError(
+            f"explore takes one to three sliders, got {len(sliders)}: add e.g. n=Int(1, 8), "
+            "or use show(fig) for a picture without any"
+        )
+    for name, slider in sliders.items():
+        if name in ("draw", "fig"):
+            raise ValueError(f"a slider cannot be called {name!r}: that is an argument of explore; rename it")
+        if not isinstance(slider, Slider):
+            raise TypeError(f"{name} must be Int(...), Log(...), Real(...) or Choice(...), got {type(slider).__name__}")
+    if sum(slider.axis is not None for slider in sliders.values()) > 1:
+        raise ValueError("axis: one slider at most can be dragged along the x axis")
+    if isinstance(alt, str):
+        for _, field, spec, conversion in string.Formatter().parse(alt):
+            if field is not None and (field not in sliders or spec or conversion):
+                raise ValueError(
+                    f"alt has the field {{{field}}}, which is no slider; a field is a bare name of "
+                    f"{', '.join(sliders)} (write {{{{ and }}}} for braces)"
+                )
+
+
+def check_frames(sliders, most):
+    """Raise where the sliders' values make more pictures than a page holds."""
+    count = math.prod(len(slider.values) for slider in sliders.values())
+    if count > most:
+        shares = " x ".join(f"{name} {len(slider.values)}" for name, slider in sliders.items())
+        widest = max(sliders, key=lambda name: len(sliders[name].values))
+        raise ValueError(
+            f"{shares} = {count} frames, and a page holds at most {most}: make a grid coarser "
+            f"(a larger step, a smaller per_octave, fewer options), first that of {widest}"
+        )

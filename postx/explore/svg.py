@@ -144,8 +144,8 @@ class Frames:
     changing: tuple[tuple[int, list[str], list[int]], ...]
 
 
-def frames(stage, moves, start):
-    """Draw one frame after each of `moves` (functions without arguments) and keep what differs.
+def frames(stage, moves, start, marked=()):
+    """Draw one frame after each of `moves` (functions without arguments); keep what differs, name `marked` slots too.
 
     Raises ValueError when the drawing order of the artists changes from frame to frame.
     """
@@ -167,7 +167,7 @@ def frames(stage, moves, start):
             picks.setdefault(name, []).append(variants.setdefault(last[name], len(variants)))
     inside = {
         name: list(looks[name])[picks[name][start]]
-        if len(looks[name]) == 1
+        if len(looks[name]) == 1 and _number(name) not in marked
         else f'<g data-slot="{_number(name)}">{list(looks[name])[picks[name][start]]}</g>'
         for name in order
     }

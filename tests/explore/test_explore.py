@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from postx import style
-from postx.explore import Choice, Int, Log, explore, show, svg
+from postx.explore import Choice, Int, Log, Real, explore, show, svg
 
 ALT = "A curve to the power {power}, steeper as it grows."
 X = np.linspace(0, 1, 50)
@@ -79,6 +79,8 @@ def test_grids():
     assert Log(512, 4096).values == (512, 1024, 2048, 4096)
     assert Log(1, 4, per_octave=2).values == (1, 2, 3, 4)  # 1, 1.41, 2, 2.83, 4 rounded, each once
     assert Choice("a", "b").start == "a"
+    assert Real(0, 1, stops=3).values == (0.0, 0.5, 1.0)
+    assert Real(0.001, 10, start=1, stops=5, log=True).values == (0.001, 0.01, 0.1, 1.0, 10.0)
 
 
 def test_text_of_values():
@@ -102,6 +104,11 @@ def test_text_of_values():
         (lambda: Choice("a", "b", start="c"), "start = 'c' is not on the grid"),
         (lambda: Choice(0.121, 0.123, fmt="{:.1f}"), "writes two values alike"),
         (lambda: Int(1, 2, label=" "), "label must be text"),
+        (lambda: Int(1, 2, axis="y"), "axis must be 'x' or a function"),
+        (lambda: Choice("a", "b", play=True), "row of buttons: no play"),
+        (lambda: Real(2, 1), "lo < hi"),
+        (lambda: Real(0, 1, log=True), "0 < lo with log"),
+        (lambda: Real(0, 1, start=0.3141), "the nearest is 0.314"),
     ],
 )
 def test_sliders_refuse(build, message):
@@ -275,6 +282,40 @@ def test_moving_the_widget_moves_the_picture():
     assert "The power is 4 &amp; the shape round." in readout.value
 
 
+def test_options_are_buttons_and_time_has_a_clock_with_a_kernel():
+    picture = make(power=Int(1, 4, start=2, play=True), shape=Choice("round", "square"))
+    picture._repr_mimebundle_()
+    _, playing, choice, readout = picture._widget.children
+    clock, handle = playing.children
+    assert (clock.min, clock.max, clock.value) == (0, 3, 1)
+    assert type(choice).__name__ == "RadioButtons"
+    choice.value = 1
+    handle.value = 3
+    assert picture.values == {"power": 4, "shape": "square"}
+    assert "The power is 4 &amp; the shape square." in readout.value
+
+
+def test_a_slider_may_lie_on_the_x_axis_of_the_picture(page):
+    _, data = page(power=Int(1, 2, start=1, axis=lambda power: (power - 1) / 2))
+    drag = data["drag"]
+    left, top, width, height = drag["box"]
+    assert drag["slider"] == 0
+    # at 0 and 1/2 of an axis that runs from -0.05 to 1.05 (the margins of matplotlib)
+    assert drag["x"] == pytest.approx([left + width * share / 1.1 for share in (0.05, 0.55)], abs=0.2)
+    with pytest.raises(ValueError, match="axis: 4 or another stop is not on it"):
+        page(power=Int(1, 4, axis="x"))
+    with pytest.raises(ValueError, match="must not change"):
+        page(draw=grows, power=Int(1, 4, axis="x"))
+    with pytest.raises(ValueError, match="one slider at most"):
+        page(power=Int(1, 4, axis="x"), shape=Int(1, 4, axis="x"))
+
+
+def grows(fig):
+    ax = fig.subplots()
+    ax.plot([0, 5], [0, 5])
+    return lambda power: ax.set_xlim(0, 5 + power) and None
+
+
 def test_the_widget_says_when_update_fails():
     def fragile(fig):
         fig.subplots().plot(X, X)
@@ -345,9 +386,10 @@ def drawing(tree):
 
 
 def test_page_holds_picture_controls_and_frames(page):
-    sliders = {"power": Int(1, 4, start=2, label="the <power>"), "shape": Choice("round", "square")}
+    sliders = {"power": Int(1, 4, start=2, label="the <power>", play=True), "shape": Choice("round", "square")}
     html, data = page(**sliders)
     markup = re.sub(r"<script.*</script>", "", re.sub(r"<input([^>]*) disabled>", r"<input\1/>", html))
+    markup = markup.replace(" checked/>", ' checked="checked"/>').replace(" disabled>", ">")
     tree = ElementTree.fromstring(markup)
     group = {"class": "px-fig", "role": "group", "aria-label": "Figure with sliders for the <power> and shape"}
     assert tree.attrib == group
@@ -358,9 +400,14 @@ def test_page_holds_picture_controls_and_frames(page):
     assert "round <2>" in words  # the picture stands at the start values, not at the first
     assert "x, for power 2" in words
     inputs = tree.findall(".//input")
-    assert [i.get("type") for i in inputs] == ["range", "range"]
-    assert [i.get("aria-valuetext") for i in inputs] == ["2", "round"]
-    assert [(i.get("min"), i.get("max"), i.get("value")) for i in inputs] == [("0", "3", "1"), ("0", "1", "0")]
+    assert [i.get("type") for i in inputs] == ["range", "radio", "radio"]
+    assert [inputs[0].get(key) for key in ("min", "max", "value", "aria-valuetext")] == ["0", "3", "1", "2"]
+    assert tree.find(".//button").get("aria-label") == "Play: the <power>"
+    row = tree.find(".//*[@role='radiogroup']")
+    assert row.get("aria-label") == "shape"
+    assert ["".join(label.itertext()) for label in row.iter("label")] == ["round", "square"]
+    assert [(i.get("value"), i.get("checked")) for i in inputs[1:]] == [("0", "checked"), ("1", None)]
+    assert len({i.get("name") for i in inputs}) == 2
     assert tree.find("output").attrib == {"class": "px-readout", "aria-live": "polite"}
     assert tree.find("output").text == "The power is 2 & the shape round."
     assert data["texts"] == [["1", "2", "3", "4"], ["round", "square"]]

@@ -1,0 +1,58 @@
+"""The chapters' figures that are a formula: the page's script, Python and the formula shown are one expression."""
+
+import re
+
+import formulas
+import nbformat
+import pytest
+
+from _ext import pages
+
+# What a cell finds computed further up on its page, where running all of that would take minutes.
+GIVEN = {
+    "the_race": {"plan": {"Llama-3-8B": (8.03e9, 0.0, 131072.0), "Nemotron-H-8B": (8.1e9, 2.6e7, 16384.0)}},
+}
+
+
+def cells(name):
+    return [c.source for c in nbformat.read(pages.find(name), as_version=4).cells if c.cell_type == "code"]
+
+
+def figures():
+    for name, path in pages.files().items():
+        if path.suffix == ".ipynb":
+            yield from ((name, source) for source in cells(name) if "return Live(" in source)
+
+
+ALL = list(figures())
+
+
+@pytest.fixture
+def built(monkeypatch):
+    def build(name, source):
+        """The figure of one cell, run behind the imports of its page, and its HTML."""
+        monkeypatch.setenv("POSTX_STATIC", "1")
+        monkeypatch.chdir(pages.find(name).parent)
+        made, scope = [], dict(GIVEN.get(name, {}))
+        above = cells(name)[: cells(name).index(source)]
+        exec("\n".join(line for cell in above for line in re.findall(r"^(?:from|import) .*", cell, re.M)), scope)
+        explore = scope["explore"]
+        scope["explore"] = lambda *args, **more: made.append(explore(*args, **more))
+        exec(source, scope)
+        (figure,) = made
+        return figure, figure._repr_mimebundle_()[0]["text/html"]
+
+    return build
+
+
+def test_chapters_have_such_figures():
+    assert len(ALL) >= 8
+
+
+@pytest.mark.parametrize(("name", "source"), ALL, ids=[f"{name}-{i}" for i, (name, _) in enumerate(ALL)])
+def test_the_page_computes_what_python_computes(built, name, source):
+    figure, html = built(name, source)
+    assert formulas.disagreements(figure, html) == []
+    stops = [len(slider.values) for slider in figure.sliders.values()]
+    assert max(stops) > 60, "a formula needs no coarse slider"
+    assert len(figure._update.latex()) == html.count("\\[")
