@@ -4,7 +4,8 @@
 
 After 64 tokens of the book's own prose (real_prose.txt) 32 more are read one by one, each time from the same state; all
 kinds take turns, so that a slow minute hits them alike. A line a kind: the median, least and most of its repetitions in
-tokens a second, after one that is not counted, and the bytes of all weights that a token reads.
+tokens a second, after one that is not counted, the bytes of all weights that a token reads, and how many processes
+wanted the machine's cores in the five minutes before (load_average).
 
 kinds: float32 and bfloat16, and 4, 3 and 2 bits with a scale for 128 weights, each layer a call (of torch, or of
 `Quantized.product`); the same but bfloat16 by `postx.models.writer`, two calls a layer of the model; and llama.cpp on
@@ -18,6 +19,7 @@ import argparse
 import copy
 import datetime
 import json
+import os
 import statistics
 import time
 from pathlib import Path
@@ -143,7 +145,8 @@ def main():
         metrics = {"tokens_a_second": statistics.median(rates), "least": min(rates), "most": max(rates),
                    "repeats": len(rates), "weight_bytes": kinds[name].bytes}  # fmt: skip
         lines.append({"key": f"speed|{name}", "run": {"kind": name, "seed": 0} | same, "metrics": metrics,
-                      "device": "CPU, 1 thread", "about": getattr(kinds[name], "about", ""),
+                      "device": "CPU, 1 thread", "load_average": os.getloadavg()[1],
+                      "about": getattr(kinds[name], "about", ""),
                       "torch": torch.__version__, "date": datetime.date.today().isoformat()})  # fmt: skip
         print(name, {k: round(v, 2) for k, v in metrics.items()}, flush=True)
     args.out.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf8")
