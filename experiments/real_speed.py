@@ -4,12 +4,13 @@
 
 After 64 tokens of the book's own prose (real_prose.txt) 32 more are read one by one, each time from the same state; all
 kinds take turns, so that a slow minute hits them alike. A line a kind: the median, least and most of its repetitions in
-tokens a second, after one that is not counted, and the bytes of all weights that a token reads.
+tokens a second, after one that is not counted, the bytes of all weights that a token reads, and how many processes
+wanted the machine's cores in the five minutes before (load_average).
 
-kinds: float32 and bfloat16, each layer a call of torch; float32 written by `postx.models.writer`; 4, 3 and 2 bits, a
-scale for 128 weights, by `Quantized.product`, each layer a call; and llama.cpp on the very file (its own clock, its
-own text: it writes what is likeliest). The embedding, which is the head as well, stays in float32 with ours; the file
-has it in 8 bits (Q8_0).
+kinds: float32 and bfloat16, and 4, 3 and 2 bits with a scale for 128 weights, each layer a call (of torch, or of
+`Quantized.product`); the same but bfloat16 by `postx.models.writer`, two calls a layer of the model; and llama.cpp on
+the very file (its own clock, its own text: it writes what is likeliest). The embedding, which is the head as well,
+stays in float32 with ours; the file has it in 8 bits (Q8_0).
 llama.cpp comes with the package xllamacpp, which has it compiled; llama-cpp-python, which has not, was not built within
 the ten minutes that were set for it.
 """
@@ -18,41 +19,29 @@ import argparse
 import copy
 import datetime
 import json
+import os
 import statistics
 import time
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from experiments.real_models import Models
 from postx import scans
 from postx.models import quantized, writer
+from postx.models.nn import Packed
 from postx.quant import load
 from postx.shapes import map_state, trusted
 
 READ, WRITTEN, GROUP = 64, 32, 128
-KINDS = ("float32", "float32, writer", "bfloat16", "4 bits", "3 bits", "2 bits", "llama.cpp")
-
-
-class Packed(nn.Linear):
-    """A linear layer that has only its packed weight: a token is one product, more of them a matrix product."""
-
-    def __init__(self, layer, bits):
-        super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
-        self.q = load("uniform").quantize(layer.weight, bits, group=GROUP)
-        self.product, self.bias, self.weight = self.q.product(), layer.bias, nn.Parameter(torch.empty(0))
-
-    def forward(self, x):
-        one = x.numel() == x.shape[-1]
-        y = self.product(x.flatten()).view(*x.shape[:-1], -1) if one else x @ self.q.dequantize().T
-        return y if self.bias is None else y + self.bias
+KINDS = ("float32", "bfloat16", "4 bits", "3 bits", "2 bits", *(f"{kind}, writer" for kind in
+         ("float32", "4 bits", "3 bits", "2 bits")), "llama.cpp")  # fmt: skip
 
 
 def packed(net, bits):
     """The network with every linear layer of its blocks in so many bits: in place."""
     for name, layer in quantized.linears(net).items():
-        net.set_submodule(name, Packed(layer, bits))
+        net.set_submodule(name, Packed(load("uniform").quantize(layer.weight, bits, group=GROUP), layer.bias))
     return net
 
 
@@ -76,20 +65,23 @@ class Kind:
 
     def __init__(self, name, models):
         self.name, self.ids = name, models.asked[0, READ : READ + WRITTEN]
-        self.net = copy.deepcopy(models.lm) if name != "float32, writer" else models.lm
+        self.net = models.lm if name.startswith("float32") else copy.deepcopy(models.lm)
         if name == "bfloat16":
             self.net = self.net.bfloat16()
-        elif name.endswith("bits"):
+        elif "bits" in name:
             packed(self.net, int(name.split()[0]))
         self.S = self.net(models.asked[:1, :READ])[1]
         self.bytes, self.last = weights(self.net), None
+        self.write = writer.Writer(self.net, self.S) if name.endswith("writer") else None
 
     def run(self):
-        if self.name == "float32, writer":
-            write = writer.Writer(self.net, self.S)
+        if self.write is not None:
+            for stage in self.write.run:  # back to the state: slots behind the position are not read
+                if hasattr(stage, "position"):
+                    stage.position[0] = READ
             begun = time.perf_counter()
             for i in self.ids:
-                self.last = write(i.view(1))[0]
+                self.last = self.write(i.view(1))[0]
             return time.perf_counter() - begun
         begun = time.perf_counter()
         self.last = by_calls(self.net, self.S, self.ids)
@@ -153,7 +145,8 @@ def main():
         metrics = {"tokens_a_second": statistics.median(rates), "least": min(rates), "most": max(rates),
                    "repeats": len(rates), "weight_bytes": kinds[name].bytes}  # fmt: skip
         lines.append({"key": f"speed|{name}", "run": {"kind": name, "seed": 0} | same, "metrics": metrics,
-                      "device": "CPU, 1 thread", "about": getattr(kinds[name], "about", ""),
+                      "device": "CPU, 1 thread", "load_average": os.getloadavg()[1],
+                      "about": getattr(kinds[name], "about", ""),
                       "torch": torch.__version__, "date": datetime.date.today().isoformat()})  # fmt: skip
         print(name, {k: round(v, 2) for k, v in metrics.items()}, flush=True)
     args.out.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf8")

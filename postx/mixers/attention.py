@@ -250,8 +250,7 @@ class Layer(nn.Module):
     @property
     def slopes_H(self):
         """ALiBi's slopes, or None. No buffer: no file keeps it, so a module built on meta and loaded would lack it."""
-        like = self.q.weight
-        return alibi_slopes(self.heads[0][0], like.device).to(like.dtype) if self.alibi else None
+        return alibi_slopes(self.heads[0][0], self.q.weight.device).to(self.q.weight.dtype) if self.alibi else None
 
     def forward(self, x_BTD, S=None, *, form="auto", lengths_B=None, reset_BT=None, inplace=False, beside=None):
         check({"D": self.q.in_features}, x_BTD=x_BTD)

@@ -201,3 +201,26 @@ class MoE(nn.Module):
         """Weights that one token does not read: those of the E - k experts that it does not choose."""
         experts = [w for w in (self.up_EDF, self.out_EFD, self.gate_EDF) if w is not None]
         return sum(w[0].numel() for w in experts) * (self.router.out_features - self.k)
+
+
+class Packed(nn.Module):
+    """A linear layer that keeps its weight as a quantizer stores it: x [..., I] -> [..., O].
+
+    One row of x in float32 is a product with the codes (`Quantized.product`); more rows are one with the weight that
+    they stand for, which is made anew each time. On a CPU, not for training. Raises ValueError for a q that has no
+    kernel.
+    """
+
+    def __init__(self, q, bias=None):
+        super().__init__()
+        self.q, self.bias, self.product = q, bias, q.product()
+        self.out_features, self.in_features = q.shape
+
+    @property
+    def weight(self):
+        return self.q.dequantize()
+
+    def forward(self, x):
+        one = x.numel() == self.in_features and x.dtype == torch.float32
+        y = self.product(x.flatten()).view(*x.shape[:-1], -1) if one else x @ self.weight.to(x.dtype).T
+        return y if self.bias is None else y + self.bias

@@ -26,7 +26,7 @@ import torch
 from torch.nn import functional
 
 from postx.quant import Quantized, rotate, uniform
-from postx.quant._pack import TRITS, WORD
+from postx.quant._pack import TRITS, WORD, unpack
 from postx.scans import lanes
 from postx.scans.lanes import LANES
 from postx.scans.runtime import COMPILED, jit, serial
@@ -182,6 +182,17 @@ class Product:
         run = _codes if COMPILED else _codes_plain
         run(self.packed, x.contiguous().numpy(), *self.args, total.numpy(), y.numpy())
         return y
+
+    @property
+    def grid(self):
+        """(bits, inputs of a group) where W is scale * (code - zero) of the inputs as they come; else None."""
+        how, plain = self.q.how, self.q.method in ("uniform", "gptq") and "order" not in self.q.parts
+        return (how["bits"], self.size) if plain else None
+
+    def codes(self):
+        """(codes_OI, scale [O, groups], scale * zero) of such a weight."""
+        codes = unpack(self.q.parts["codes"], self.q.how["bits"], self.q.shape[1])
+        return codes, *(torch.from_numpy(part).T for part in self.args[-2:])
 
     def _turned(self, x):
         """The inputs as the codes are for them: turned, divided, or in the order in which they were rounded."""

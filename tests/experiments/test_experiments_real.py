@@ -86,11 +86,14 @@ def test_packed_layers_read_what_rounded_ones_read(models, bits):
 @torch.no_grad()
 def test_kinds_read_the_same_and_take_turns(models):
     models.asked = torch.randint(0, 64, (1, 97), generator=torch.Generator().manual_seed(2))
-    kinds = {name: real_speed.Kind(name, models) for name in real_speed.KINDS[:4]}
+    names = "float32", "float32, writer", "bfloat16", "4 bits", "4 bits, writer"
+    kinds = {name: real_speed.Kind(name, models) for name in names}
     found = real_speed.measured(kinds, 2)
     assert all(len(rates) == 2 and min(rates) > 0 for rates in found.values())
     want = models.lm(models.asked[:, :96])[0][0, -1]
-    for name, far in zip(kinds, (1e-4, 1e-4, 0.1, 2), strict=True):
+    assert set(kinds) < set(real_speed.KINDS)
+    torch.testing.assert_close(kinds["4 bits, writer"].last, kinds["4 bits"].last, rtol=1e-3, atol=1e-4)
+    for name, far in zip(kinds, (1e-4, 1e-4, 0.1, 2, 2), strict=True):
         assert float((kinds[name].last.float() - want).abs().max() / want.abs().max()) < far
     assert kinds["bfloat16"].bytes * 2 == kinds["float32"].bytes > kinds["4 bits"].bytes
 
