@@ -7,6 +7,8 @@ from postx import distributed, mixers
 from postx.distributed.rehearsal import rehearse
 from postx.mixers import attention
 
+MIXERS = {name: mixers.load(name) for name in mixers.names()}  # imported before a mutant takes the place of a module
+
 
 def leaf(x):
     return x.detach().clone().requires_grad_()
@@ -53,7 +55,7 @@ def test_the_ring(kind, P, window):
 @pytest.mark.parametrize("how", ["turn", "log"])
 @pytest.mark.parametrize("name", ["ssd", "deltanet", "rglru", "shortconv"])
 def test_a_passed_state(name, how):
-    mixer, layout = mixers.load(name), distributed.Layout(12, 5)
+    mixer, layout = MIXERS[name], distributed.Layout(12, 5)
     z, w = mixer.example(12)
     error = worst(
         layout, z, lambda wire, *z: distributed.run(mixer, *z, layout=layout, wire=wire, how=how, **w)[0],
@@ -64,7 +66,7 @@ def test_a_passed_state(name, how):
 
 def test_a_passed_state_teaches_the_decay():
     """RWKV-4's sums are stored by their maximum, which has no gradient; the decay's must come all the same."""
-    mixer, layout = mixers.load("rwkv4"), distributed.Layout(12, 3)
+    mixer, layout = MIXERS["rwkv4"], distributed.Layout(12, 3)
     z, w = mixer.example(12)
 
     def gradient(run, first):
@@ -84,7 +86,7 @@ def test_a_passed_state_teaches_the_decay():
 @pytest.mark.parametrize("name", ["ssd", "retnet", "rwkv6", "attention"])
 def test_a_whole_layer(name):
     torch.manual_seed(0)
-    part = mixers.load(name).Layer(16, **({"K": 4, "V": 4} if name == "ssd" else {})).double()
+    part = MIXERS[name].Layer(16, **({"K": 4, "V": 4} if name == "ssd" else {})).double()
     layout, x = distributed.Layout(14, 3), torch.randn(2, 14, 16, dtype=torch.float64)
     error = worst(layout, [x], lambda wire, x: distributed.layer(part, x, layout, wire), lambda x: part(x)[0])
     assert error < 1e-10
