@@ -10,9 +10,10 @@ A finding has one test or more, each of a kind of this closed list:
 
 `value` is a dotted path into a record; with `unfold` each entry of a dict in it is a record first, as "entry" and
 "it". `where`, and the sides, are filters {path: value, or list of values}. Pairs are the values of `pair` (run.seed
-if nothing is said): three or more. With `rate`, a side's rate is the one with the best mean `score` (`best` says
-whether "most" or "least" is best) over the records of `tuned`, and must lie inside those tried. `same` names paths
-that must be equal on both sides, `parameters` the relative difference that is allowed.
+if nothing is said): three or more. Layers, or windows of one text, are pairs as well; they say nothing of other seeds.
+With `rate`, a side's rate is the one with the best mean `score` (`best` says whether "most" or "least" is best) over
+the records of `tuned`, and must lie inside those tried. `same` names paths that must be equal on both sides,
+`parameters` the relative difference that is allowed.
 """
 
 import json

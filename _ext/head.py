@@ -71,9 +71,10 @@ def _name(file) -> str:
 
 
 def _wanted(file, used: set) -> bool:
+    """A widget NAME has widgets/NAME.js and NAME.css, and perhaps NAME-part.js, NAME.part.js or a folder NAME."""
+    if of := re.search(r"(?:^|/)widgets/([^/.-]+)", str(file.filename or "")):
+        return of[1] in used
     name = _name(file)
-    if "/widgets/" in str(file.filename):
-        return name.rpartition(".")[0] in used
     return name not in ONLY or name in used
 
 

@@ -25,6 +25,8 @@ from _ext import (
     marks,
     mixers_page,
     pages,
+    planner_page,
+    playground_page,
     site,
     terms,
     typography,
@@ -143,6 +145,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("html-page-context", mend_body)
     app.connect("build-finished", redirect_old_names)
     app.connect("build-finished", forget_failed_build)
-    for part in (cells, evidence_page, guess, head, marks, mixers_page, site, terms, typography):
+    written = (evidence_page, mixers_page, planner_page, playground_page)  # pages, or parts of one, that code writes
+    for part in (cells, guess, head, marks, site, terms, typography, *written):
         part.setup(app)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

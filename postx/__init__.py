@@ -7,10 +7,13 @@
     models       LM("SSSA"), published models, kept weights, models in fewer bits
     quant        quantizers, from 8 bits down to 1.58
     diffusion    bounds and samplers over any denoiser
+    distributed  a text over several devices: ring attention, the passed state; rows over them for train
     train        one loop with exact resume; tasks, text, packages and ngram beside it
     cost         FLOPs, bytes and state in closed form
-    cli          generate, look, quantize, compare on a command line; __main__ beside it
-    explore      sliders, live and static; style and fieldmap beside it
+    planner      what a model costs on a device, and which models do what is asked
+    cli          generate, look, quantize, compare, plan on a command line; __main__ beside it
+    explore      sliders, live and static; style, fieldmap and the game of slots beside it
+    widgets      tools of the pages: the matrix a text makes, a memory one paints on, diagrams of the layers
 
 `import postx` loads none of them.
 """

@@ -1,5 +1,6 @@
-"""The map of the field: a lane for each family, its works by year, and who descends from whom."""
+"""The map of the field: a lane for each family, its works by year, who descends from whom, and links to chapters."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,8 @@ LANES = (
         {"Elman's RNN": 1990.2, "LSTM": 1997.9, "attention in RNNs": 2014.7},
     ),
     Lane(
-        "attention", "Transformer", "every token looks at every earlier one", ("attention_cost",),
+        "attention", "Transformer", "every token looks at every earlier one",
+        ("attention_cost", "beyond_one_machine"),
         {
             "Transformer": 2017.45, "MQA": 2019.85, "sliding window": 2020.3, "FlashAttention": 2022.4,
             "GQA": 2023.4, "MLA": 2024.35,
@@ -61,7 +63,7 @@ LANES = (
         {"H3": 2022.98, "Hyena": 2023.15},
     ),
     Lane(
-        "hybrid", "Hybrids", "keep a few attention layers, make the rest cheap", ("recall_lab", "hybrids"),
+        "hybrid", "Hybrids", "keep a few attention layers, make the rest cheap", ("hybrids", "recall_lab"),
         {
             "StripedHyena": 2023.95, "Griffin": 2024.15, "Jamba": 2024.25, "Zamba": 2024.4,
             "MiniMax-01": 2025.05, "Nemotron-H": 2025.25, "LFM2": 2025.5, "Qwen3-Next": 2025.7,
@@ -96,6 +98,13 @@ DESCENT = (
     ("Gated DeltaNet", "Kimi Linear"), ("MLA", "Kimi Linear"), ("LTC", "CfC"), ("D3PM", "SEDD"),
     ("D3PM", "MDLM"), ("MDLM", "LLaDA"),
 )
+# Where a work is told, if not in the first chapter of its lane.
+TOLD = {
+    "RWKV-4": "rnn_comeback", "RWKV-6": "rnn_comeback", "RWKV-7": "rnn_comeback", "RetNet": "rnn_comeback",
+    "DeltaNet": "rnn_comeback", "Gated DeltaNet": "rnn_comeback", "Mamba": "selective_ssm", "Mamba-2": "ssd_duality",
+    "Mamba-3": "selective_ssm", "QuIP#": "sub_four_bit", "BitNet b1.58": "sub_four_bit", "SpinQuant": "sub_four_bit",
+    "TurboQuant": "sub_four_bit",
+}  # fmt: skip
 
 # Points on paper. The years before 2017 are squeezed, those from 2023 on stretched: there the works are.
 WIDTH, SIZE, ROW, HEAD, PAD, GAP = 400.0, 11.0, 15.0, 34.0, 3.0, 5.0
@@ -136,16 +145,37 @@ def _free(start, end, spans):
 
 
 def chapters(lane):
-    """The chapters of a lane as the map writes them, with a star on the core path: "ch. 2, 3★, 4★"."""
-    return "ch. " + ", ".join(f"{number(name)}{'★' * (name in CORE)}" for name in lane.chapters)
+    """The chapters of a lane as the map writes them, with a star on the core path: {"selective_ssm": "3★"}."""
+    return {name: f"{number(name)}{'★' * (name in CORE)}" for name in sorted(lane.chapters, key=number)}
+
+
+def file(chapter):
+    """The notebook of a chapter, by its name. Raises ValueError where there is no such chapter."""
+    found = list(CHAPTERS.glob(f"[0-9][0-9]_{chapter}.ipynb"))
+    if len(found) != 1:
+        raise ValueError(f"chapter: no {chapter!r} in {CHAPTERS}")
+    return found[0]
 
 
 def number(chapter):
-    """The number of a chapter, which its file carries. Raises ValueError where there is no such chapter."""
-    found = [path.name[:2] for path in CHAPTERS.glob(f"[0-9][0-9]_{chapter}.ipynb")]
-    if len(found) != 1:
-        raise ValueError(f"chapter: no {chapter!r} in {CHAPTERS}")
-    return int(found[0])
+    """The number of a chapter, which its file carries."""
+    return int(file(chapter).name[:2])
+
+
+def page(chapter):
+    """The built page of a chapter, as the other pages reach it: "05_linear_attention.html"."""
+    return f"{file(chapter).stem}.html"
+
+
+def pages():
+    """{page: name} of every chapter on the map, such as "Chapter 5: Linear attention"."""
+    names = {name for lane in LANES for name in lane.chapters} | {COMPARED}
+    return {page(name): f"Chapter {number(name)}: {_title(name)}" for name in sorted(names, key=number)}
+
+
+def _title(chapter):
+    first = json.loads(file(chapter).read_text(encoding="utf8"))["cells"][0]["source"]
+    return "".join(first).splitlines()[0].removeprefix("# ")
 
 
 def draw():
@@ -166,7 +196,8 @@ def draw():
         for lane, layout, tall in zip(LANES, layouts, heights, strict=True):
             dots.update(_lane(ax, lane, layout, y, tall))
             y += tall + GAP
-        ax.text(9, height - 4, f"All lanes compared: ch. {number(COMPARED)}", size=SIZE, va="bottom")
+        compared = f"All lanes compared: ch. {number(COMPARED)}"
+        ax.text(9, height - 4, compared, size=SIZE, va="bottom", url=page(COMPARED))
         ax.text(WIDTH - 9, height - 4, "★ core path", size=SIZE, ha="right", va="bottom")  # not one line of text
         for older, newer in DESCENT:
             _arrow(ax, dots[older], dots[newer])
@@ -175,17 +206,22 @@ def draw():
 
 def _lane(ax, lane, layout, y, tall):
     color = FAMILY[lane.family]
-    ax.add_patch(Rectangle((2, y), WIDTH - 4, tall, facecolor=color, alpha=0.13, linewidth=0))
+    first = page(lane.chapters[0])
+    ax.add_patch(Rectangle((2, y), WIDTH - 4, tall, facecolor=color, alpha=0.13, linewidth=0, url=first))
     ax.add_patch(Rectangle((2, y), 3, tall, facecolor=color, linewidth=0))
-    ax.text(9, y + 3, lane.title, size=SIZE + 1, weight="bold", va="top")
-    ax.text(WIDTH - 7, y + 3, chapters(lane), size=SIZE, va="top", ha="right")
-    ax.text(9, y + 19, lane.cuts, size=SIZE, va="top")
+    ax.text(9, y + 3, lane.title, size=SIZE + 1, weight="bold", va="top", url=first)
+    numbers, x = chapters(lane), WIDTH - 7
+    for name, words in [*reversed(numbers.items()), (lane.chapters[0], "ch.")]:
+        ax.text(x, y + 3, words, size=SIZE, va="top", ha="right", url=page(name))
+        x -= TextPath((0, 0), words, size=SIZE).get_extents().x1 + 7
+    ax.text(9, y + 19, lane.cuts, size=SIZE, va="top", url=first)
     dots = {}
     for name, (row, left) in layout.items():
         x, middle = year_x(lane.works[name]), y + HEAD + ROW * (row + 0.5)
         ax.plot([x], [middle], "o", color=color, ms=5, zorder=3)
         side = {"x": x - 5, "ha": "right"} if left else {"x": x + 5, "ha": "left"}
-        ax.text(y=middle, s=name, size=SIZE, va="center", zorder=4, **side)
+        told = page(TOLD.get(name, lane.chapters[0]))
+        ax.text(y=middle, s=name, size=SIZE, va="center", zorder=4, url=told, **side)
         dots[name] = x, middle, color
     return dots
 
@@ -208,7 +244,7 @@ def _arrow(ax, older, newer):
 def alt():
     """The map in words, for those who do not see it."""
     lanes = "; ".join(
-        f"{lane.title}, {chapters(lane).replace('★', '')}: "
+        f"{lane.title}, ch. {', '.join(chapters(lane).values()).replace('★', '')}: "
         + ", ".join(f"{name} {int(year)}" for name, year in lane.works.items())
         for lane in LANES
     )

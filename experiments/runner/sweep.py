@@ -51,8 +51,9 @@ def arguments(doc, **defaults):
     parser.add_argument(
         "--have", type=Path, nargs="*", default=[], help="files whose runs are not made again"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--shard", default="0/1", help="i/n: only every n-th study, from the i-th")
+    device, shard = place(os.environ, torch.cuda.device_count())
+    parser.add_argument("--device", default=device)
+    parser.add_argument("--shard", default=shard, help="i/n: only every n-th study, from the i-th; torchrun sets it")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after these no new run starts")
     parser.add_argument("--streams", type=int, default=8, help="runs at the same time on a GPU")
     parser.add_argument("--small", action="store_true", help="a miniature: two CPU cores, three minutes")
@@ -61,6 +62,18 @@ def arguments(doc, **defaults):
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
     return parser.parse_args()
+
+
+def place(environ, gpus):
+    """(device, shard) of this process: a GPU and a share of the studies for each rank that torchrun started.
+
+    `python -m torch.distributed.run --nproc-per-node 8 -m experiments.recall --out FILE` spreads the studies over 8
+    GPUs. The processes need not talk to each other: each appends whole lines to the same file.
+    """
+    rank, ranks = environ.get("RANK", "0"), environ.get("WORLD_SIZE", "1")
+    if not gpus:
+        return "cpu", f"{rank}/{ranks}"
+    return f"cuda:{int(environ.get('LOCAL_RANK', 0)) % gpus}" if "RANK" in environ else "cuda", f"{rank}/{ranks}"
 
 
 def key(run):
@@ -164,8 +177,8 @@ class Desk:
             "date": datetime.date.today().isoformat(),
         }  # fmt: skip
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        with self.out.open("a", encoding="utf8") as file:
-            file.write(json.dumps(line) + "\n")
+        with self.out.open("ab", buffering=0) as file:  # one write: lines of several processes do not mix
+            file.write((json.dumps(line) + "\n").encode())
         self.have[line["key"]] = line
         self.made, self.steps = self.made + 1, self.steps + run["steps"]
         shown = found.get("metrics") or found.get("nonfinite") or found["error"].splitlines()[-1]

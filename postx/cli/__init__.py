@@ -1,4 +1,4 @@
-"""The command line: postx generate, look, quantize, compare (or python -m postx ...).
+"""The command line: postx generate, look, quantize, compare, plan (or python -m postx ...).
 
 Each command is a file of this folder with `arguments(parser)` and `run(args)`. What goes wrong is said in one line, and
 the exit code is 1; 2 where the command itself cannot be understood.
@@ -15,6 +15,7 @@ COMMANDS = {
     "look": "say what a model is made of, and where its bytes are",
     "quantize": "write the model in fewer bits, with the loss before and after",
     "compare": "bits a byte, size, state and speed of several models on a text of yours",
+    "plan": "memory, time and price of a model on a device; which models fit",
 }
 MODELS = """A model (PATH) is
   the name of one that comes with the package: attention, hybrid, ssd, masked, ternary (2.9 million weights, bytes);
@@ -33,7 +34,8 @@ def parser():
     each = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, told in COMMANDS.items():
         module = importlib.import_module(f"postx.cli.{name}")
-        one = each.add_parser(name, help=told, description=f"{told[0].upper()}{told[1:]}.", epilog=MODELS,
+        one = each.add_parser(name, help=told, description=f"{told[0].upper()}{told[1:]}.",
+                              epilog=getattr(module, "EPILOG", MODELS),
                               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
         module.arguments(one)
         one.add_argument("--threads", type=int, default=1, metavar="N",

@@ -42,11 +42,11 @@ def run(args):
     print("" if args.chat else prompt, end="", flush=True)
     begun = time.perf_counter()
     if can.streams:
-        write, S, n = Writer(words, ids), None, 0
-        for n, (i, S) in enumerate(stream(model, ids, args.tokens, words.ends, draw), 1):  # noqa: B007, said below
+        write, state, n = Writer(words, ids), tuple, 0
+        for n, (i, state) in enumerate(stream(model, ids, args.tokens, words.ends, draw), 1):  # noqa: B007, said below
             print(write(i), end="", flush=True)
         print(write.rest(), end="")
-        told = f"state {size(0 if S is None else lms.size(S))}"
+        told = f"state {size(lms.size(state()))}"
         told += f", which it never exceeds ({size(can.state_bytes)})" if can.bounded else ", growing with the text"
     else:
         n, told = args.tokens, "no state; all tokens at once, hidden ones shown two at a time"
@@ -57,24 +57,33 @@ def run(args):
 
 
 def stream(model, ids, n, ends, draw):
-    """(token, state) one after the other, at most n, up to one of `ends`."""
+    """(token, what gives the state before it) one after the other, at most n, up to one of `ends`.
+
+    Tokens are read as `postx.models.lm.generate` reads them: by what is faster than calls of the model, where it fits.
+    """
     import torch
 
-    from postx.models.lm import sample
+    from postx.models.lm import faster, sample
     from postx.shapes import trusted
 
     with torch.no_grad():
         S = None
         for t in range(0, len(ids), PIECE):
             logits, S = model(torch.tensor([ids[t : t + PIECE]]), S)
+        logits_BY, fast = logits[:, -1], faster(model, S, 1, n - 1)
         for k in range(n):
-            new = sample(logits[:, -1], draw["temperature"], draw["top_k"], draw["generator"], top_p=draw["top_p"])
-            if int(new) in ends:
+            new_B = sample(logits_BY, draw["temperature"], draw["top_k"], draw["generator"], top_p=draw["top_p"])
+            if int(new_B) in ends:
                 return
-            yield int(new), S
-            if k < n - 1:
-                with trusted():  # the model's own state: what fits the prompt fits a token
-                    logits, S = model(new[:, None], S, inplace=True)
+            yield int(new_B), (lambda S=S: S) if fast is None else fast.state
+            if k == n - 1:
+                return
+            with trusted():  # the model's own state: what fits the prompt fits a token
+                if fast is None:
+                    logits, S = model(new_B[:, None], S, inplace=True)
+                    logits_BY = logits[:, -1]
+                else:
+                    logits_BY = fast(new_B)
 
 
 def filled(model, ids, n, draw):

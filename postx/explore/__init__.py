@@ -54,14 +54,15 @@ def explore(draw, /, *, alt, caption=None, height=3.3, ghost=False, **sliders):
     return Explorer(draw, alt, caption, height, sliders, ghost)
 
 
-def show(fig, *, alt, caption=None):
+def show(fig, *, alt, caption=None, pages=None):
     """Show a finished matplotlib figure with its alt text, and close it so that it is not shown twice.
 
+    Artists with an address (set_url) become links on a built page; `pages` then has the name of each address.
     Raises TypeError when `fig` is no Figure, ValueError when it is empty or `alt` is too short.
     """
     if not isinstance(fig, Figure):
         raise TypeError(f"fig must be a matplotlib Figure, got {type(fig).__name__}")
-    picture = Picture(fig, alt, caption)
+    picture = Picture(fig, alt, caption, pages)
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close(fig)
     return picture
@@ -78,7 +79,7 @@ def _live():
 class Picture:
     """A figure without sliders, ready to be displayed."""
 
-    def __init__(self, fig, alt, caption):
+    def __init__(self, fig, alt, caption, pages=None):
         if isinstance(alt, Slider):
             raise TypeError("alt is the alt text; call the slider something else")
         if not isinstance(alt, str):
@@ -91,7 +92,7 @@ class Picture:
             raise TypeError(f"caption must be text or None, got {type(caption).__name__}")
         if not any(ax.has_data() or ax.texts or ax.artists or ax.tables for ax in fig.axes) and not fig.texts:
             raise ValueError("the figure is empty: draw into it, e.g. ax = fig.subplots(); ax.plot(...)")
-        self._alt, self.caption = alt, caption
+        self._alt, self.caption, self._pages = alt, caption, pages
         # The layout is made once, here: margins that followed the text would make the frames jump.
         fig.draw_without_rendering()
         if fig.get_layout_engine() is None:  # savefig would put that of the style in the place of none
@@ -117,7 +118,7 @@ class Picture:
 
     def _build_page(self):
         frames = svg.frames(self._stage, [lambda: None], 0)
-        return html.figure(frames, alts=[self.alt], caption=self.caption)
+        return html.figure(frames, alts=[self.alt], caption=self.caption, pages=self._pages)
 
     def _plain(self):
         return self.alt

@@ -2,18 +2,22 @@
 
 import hashlib
 import json
+import re
 from html import escape
 
 
-def figure(frames, *, alts, caption=None, sliders=None, readouts=(), drag=None, ghost=False):
-    """The HTML of one figure. `alts` and `readouts` hold one text for each frame, or one for all of them."""
+def figure(frames, *, alts, caption=None, sliders=None, readouts=(), drag=None, ghost=False, pages=None):
+    """The HTML of one figure. `alts` and `readouts` hold one text for each frame, or one for all of them.
+
+    `pages` names the addresses that its artists link to (`links`).
+    """
     sliders = sliders or {}
     start = 0
     for slider in sliders.values():
         start = start * len(slider.values) + slider.index(slider.start, "start")
     alt = alts[start] if len(alts) > 1 else alts[0]
     if not sliders:
-        return _figure(frames, alt, None, caption, sliders)
+        return _figure(frames, alt, None, caption, sliders, pages=pages)
     data = json_of(_data(frames, alts, sliders, readouts) | _more(drag, ghost))
     # Alive as soon as it is parsed; what the page loads further on may take seconds.
     script = "window.postx?.(document.currentScript.parentElement)"
@@ -27,10 +31,11 @@ def live(frames, told, alt, readout, caption, sliders, drag, ghost, latex=()):
     return _figure(frames, alt, readout, caption, sliders, json_of(data | _more(drag, ghost)), script, latex)
 
 
-def _figure(frames, alt, readout, caption, sliders, data=None, script=None, latex=()):
+def _figure(frames, alt, readout, caption, sliders, data=None, script=None, latex=(), pages=None):
     names = " and ".join(slider.name(key) for key, slider in sliders.items())
     name = f' aria-label="{escape("Figure with sliders for " + names)}"' if sliders else ""
-    parts = [f'<figure class="px-fig" role="group"{name}>', frames.svg.replace("\0alt\0", escape(alt))]
+    picture = frames.svg.replace("\0alt\0", escape(alt))
+    parts = [f'<figure class="px-fig" role="group"{name}>', links(picture, pages) if pages else picture]
     if sliders:
         own = "px" + hashlib.sha256(frames.svg.encode()).hexdigest()[:6]  # a name in one figure is one on the page
         parts += ['<div class="px-controls">', *(_row(own, key, s) for key, s in sliders.items()), "</div>"]
@@ -42,6 +47,24 @@ def _figure(frames, alt, readout, caption, sliders, data=None, script=None, late
     if sliders:
         parts.append(f'<script type="application/json">{data}</script><script>{script}</script>')
     return "".join([*parts, "</figure>"])
+
+
+def links(picture, pages):
+    """The picture with its links for the keyboard: the first to each address, by its name in `pages` {address: name}.
+
+    Raises ValueError where the addresses in the picture are not those of `pages`.
+    """
+    met = set()
+
+    def told(link):
+        stop = 'tabindex="-1"' if link[1] in met else f'aria-label="{escape(pages.get(link[1], ""))}"'
+        met.add(link[1])
+        return f'<a href="{link[1]}" {stop}>'
+
+    picture = re.sub(r'<a href="([^"]*)"[^>]*>', told, picture)  # in the same window
+    if met != set(pages):
+        raise ValueError(f"pages: only one of pages and picture has {', '.join(sorted(met ^ set(pages)))}")
+    return picture.replace('role="img"', 'role="group"', 1)  # what is inside an img is no link
 
 
 def _row(own, key, slider):

@@ -2,8 +2,9 @@
 
     widget("memory", {"K": 8}, alt="A table of 64 numbers that holds two pictures.", still=fig)
 
-The script is _static/widgets/NAME.js, with _static/widgets/NAME.css beside it if it needs one; both are loaded on the
-pages that use them and on no other (_ext/head.py). The script says what it makes of the figure and the data:
+The script is _static/widgets/NAME.js, with _static/widgets/NAME.css beside it if it needs one, and NAME-PART.js, which
+run before it; they are loaded on the pages that use them and on no other (_ext/head.py). The script says what it makes
+of the figure and the data:
 
     postx.widget("memory", (figure, data) => { ... });
 """

@@ -85,9 +85,12 @@ def by_form(path: str, form: str, x_BTD):
     """The function of the imported mixer module `path` that its Layer should train with on x's device.
 
     form="auto" is the first of `ORDER` that the mixer has, unless its `AUTO` says otherwise. A form by name is taken
-    as it is. Raises ValueError that lists the forms there are.
+    as it is; a function takes the mixer and then what a form takes (`postx.distributed`). Raises ValueError that lists
+    the forms there are.
     """
     mixer, there = sys.modules[path], forms(sys.modules[path])
+    if callable(form):
+        return functools.partial(form, mixer)
     if form != "auto":
         if form not in there:
             name = path.rpartition(".")[2]

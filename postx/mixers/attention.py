@@ -217,7 +217,7 @@ class Layer(nn.Module):
     scale: of the scores, K^-1/2 by default. gate=True: sigmoid(gate(x)) on the heads' outputs (Qwen3-Next). sub_norm:
     the eps of an RMS norm over them all (BitNet b1.58). D_in: the width of x where it is not D. bias: on q, k and v;
     out_bias: on the way back. causal=False: every token sees every other, by `bidirectional`, and S comes back empty.
-    Raises ValueError where G does not divide H, or H does not divide D and K is not given.
+    A call adds the three tensors of `beside` to q, k and v. ValueError where G does not divide H, or H not D without K.
     """
 
     TAKES = ("inplace",)
@@ -235,12 +235,10 @@ class Layer(nn.Module):
         cache.check_window(window)
         if K is None and D % H:
             raise ValueError(f"D: expected a multiple of H={H} where K is not given, got D={D}")
-        K = K or D // H
-        V = V or K
+        K, V = K or D // H, V or K or D // H
         self.heads = (H, K), (G, K), (G, V)
-        self.window, self.chunk, self.causal, self.scale = window, chunk, causal, scale
+        self.window, self.chunk, self.causal, self.scale, self.alibi = window, chunk, causal, scale, alibi
         self.rope = None if alibi else Rope() if rope is True else rope or None
-        self.alibi = alibi
         widths = [heads * width for heads, width in self.heads]
         self.q, self.k, self.v = (nn.Linear(D_in or D, width, bias=bias) for width in widths)
         self.conv = conv.Mixed(widths, conv_size)
@@ -252,16 +250,17 @@ class Layer(nn.Module):
     @property
     def slopes_H(self):
         """ALiBi's slopes, or None. No buffer: no file keeps it, so a module built on meta and loaded would lack it."""
-        like = self.q.weight
-        return alibi_slopes(self.heads[0][0], like.device).to(like.dtype) if self.alibi else None
+        return alibi_slopes(self.heads[0][0], self.q.weight.device).to(self.q.weight.dtype) if self.alibi else None
 
-    def forward(self, x_BTD, S=None, *, form="auto", lengths_B=None, reset_BT=None, inplace=False):
+    def forward(self, x_BTD, S=None, *, form="auto", lengths_B=None, reset_BT=None, inplace=False, beside=None):
         check({"D": self.q.in_features}, x_BTD=x_BTD)
         side = {"lengths_B": lengths_B, "reset_BT": reset_BT}
         if not self.causal and (S or any(x is not None for x in side.values())):
             raise ValueError("S, lengths_B, reset_BT: bidirectional attention (causal=False) takes none of them")
         S, S_conv = (S[:3], S[3:]) if S else (None, ())
-        parts, S_conv = self.conv([project(x_BTD) for project in (self.q, self.k, self.v)], S_conv, **side)
+        parts = [project(x_BTD) for project in (self.q, self.k, self.v)]
+        parts = parts if beside is None else [x + more for x, more in zip(parts, beside, strict=True)]
+        parts, S_conv = self.conv(parts, S_conv, **side)
         z = [part.unflatten(-1, sizes) for part, sizes in zip(parts, self.heads, strict=True)]
         if self.norms is not None:
             z[:2] = (norm(part) for norm, part in zip(self.norms, z[:2], strict=True))

@@ -126,17 +126,21 @@ class Layer(nn.Module):
     K = D / H and V = 2 D / H; a group norm over each head's V outputs; a swish gate. q and k are rotated by plain
     rotary angles on interleaved pairs: the decay that the paper's xPos adds to the rotation is left out. conv_size=4
     mixes each channel of q, k and v with its last 4 tokens before the rotation; their inputs then join the state.
+    lightning=True is MiniMax-01's layer (2025, arXiv 2501.08313, sec. 2.2): V = K, silu on q, k and v and no rotation,
+    one RMS norm over all heads, a sigmoid gate. It does not scale q; the norm undoes our K^-1/2, its 1e-6 included.
     """
 
-    def __init__(self, D, *, H=8, conv_size=0):
+    def __init__(self, D, *, H=8, K=None, conv_size=0, lightning=False):
         super().__init__()
-        if D % (2 * H):
+        if K is None and D % (2 * H):
             raise ValueError(f"D: expected a multiple of 2 H = {2 * H} (pairs to rotate), got {D}")
-        self.H, self.rope = H, Rope(pairing="interleaved")
-        self.q, self.k = nn.Linear(D, D, bias=False), nn.Linear(D, D, bias=False)
-        self.v, self.gate = nn.Linear(D, 2 * D, bias=False), nn.Linear(D, 2 * D, bias=False)
-        self.conv = conv.Mixed((D, D, 2 * D), conv_size)
-        self.norm, self.out = nn.GroupNorm(H, 2 * D, affine=False), nn.Linear(2 * D, D, bias=False)
+        self.H, self.rope, K = H, None if lightning else Rope(pairing="interleaved"), K or D // H
+        V = K if lightning else 2 * K
+        self.q, self.k = nn.Linear(D, H * K, bias=False), nn.Linear(D, H * K, bias=False)
+        self.v, self.gate = nn.Linear(D, H * V, bias=False), nn.Linear(D, H * V, bias=False)
+        self.conv = conv.Mixed((H * K, H * K, H * V), conv_size)
+        self.norm = nn.RMSNorm(H * V, eps=1e-6 / K) if lightning else nn.GroupNorm(H, H * V, affine=False)
+        self.out = nn.Linear(H * V, D, bias=False)
         self.register_buffer("g_H", log_gamma(H, torch.get_default_dtype()))
 
     def forward(self, x_BTD, S=None, *, form="auto", lengths_B=None, reset_BT=None):
@@ -147,9 +151,11 @@ class Layer(nn.Module):
         position_BT = start_B[:, None] + torch.arange(T, device=x_BTD.device)
         side = {"lengths_B": lengths_B, "reset_BT": reset_BT}
         parts, S_conv = self.conv([p(x_BTD) for p in (self.q, self.k, self.v)], S_conv, **side)
+        parts = parts if self.rope is not None else map(nn.functional.silu, parts)
         q, k, v = (x.unflatten(-1, (self.H, -1)) for x in parts)
-        q, k = self.rope.rotate(q, position_BT), self.rope.rotate(k, position_BT)
+        if self.rope is not None:
+            q, k = self.rope.rotate(q, position_BT), self.rope.rotate(k, position_BT)
         y, table = by_form(__name__, form, x_BTD)(q, k, v, g_H=self.g_H, S=table, **side)
-        y = self.norm(y.flatten(0, 1).flatten(1)).view(B, T, -1)
-        y = self.out(nn.functional.silu(self.gate(x_BTD)) * y)
+        y, gate = self.norm(y.flatten(0, 1).flatten(1)).view(B, T, -1), self.gate(x_BTD)
+        y = self.out((gate.sigmoid() if self.rope is None else nn.functional.silu(gate)) * y)
         return y, (table, start_B + (T if lengths_B is None else lengths_B), *S_conv)

@@ -118,12 +118,12 @@ class Layer(nn.Module):
     the weight sum(r k u). Published models have heads of 64 and a rank for each projection; their later layers
     also blend v with the first layer's, by a gate through `value_rank` channels. A Layer with value_rank=0 leaves its
     v in cross["first_value"], where it is given such a dictionary; the others read it there, and raise ValueError
-    without. ranks: those of decay, a and gate, where they differ.
+    without. ranks: those of decay, a and gate, where they differ. eps: the group norm's.
     """
 
     TAKES = ("cross",)
 
-    def __init__(self, D, *, H=None, rank=32, ranks=None, value_rank=0):
+    def __init__(self, D, *, H=None, rank=32, ranks=None, value_rank=0, eps=64e-5):
         super().__init__()
         self.H = H = H or max(1, D // 64)
         if D % H:
@@ -140,7 +140,7 @@ class Layer(nn.Module):
         nn.init.uniform_(self.decay[-1].bias, -6, 1)
         self.removal_D, self.scale_D = nn.Parameter(torch.full((D,), 0.85)), nn.Parameter(torch.ones(D))
         self.u_HK = Still(torch.full((H, D // H), 0.1))
-        self.norm = nn.GroupNorm(H, D, eps=64e-5)
+        self.norm = nn.GroupNorm(H, D, eps=eps)
 
     def forward(self, x_BTD, S=None, *, form="auto", cross=None, **side):
         check({"D": self.mix_6D.shape[1]}, x_BTD=x_BTD)

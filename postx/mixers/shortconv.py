@@ -13,6 +13,7 @@ leaves what is further away to a few attention layers, and to depth.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -54,6 +55,27 @@ def parallel(b_BTD, c_BTD, x_BTD, *, weight_DW, S=None, lengths_B=None):
     written = b_BTD.to(state_dtype(x_BTD.dtype)) * x_BTD
     y, S = conv.short_convolution(written, weight_DW, None, S, lengths_B, impl="torch")
     return (c_BTD * y).to(x_BTD.dtype), S
+
+
+class Recent(NamedTuple):
+    """The state is the last W-1 inputs: A (a number) new ones, the end of b, push out as many. See `operators`."""
+
+    A: torch.Tensor
+    b: torch.Tensor
+
+    def __call__(self, S):
+        new = int(self.A)
+        return torch.cat([S[:, new:], self.b[:, self.b.shape[1] - new :]], 1)
+
+    def then(self, after):
+        return Recent((self.A + after.A).clamp(max=self.b.shape[1]), after(self.b))
+
+
+@named
+def operator(b_BTD, c_BTD, x_BTD, *, weight_DW):
+    """What these tokens do to any state: see `postx.scans.operators`."""
+    S = recurrent(b_BTD, c_BTD, x_BTD, weight_DW=weight_DW)[1]
+    return Recent(torch.tensor(min(x_BTD.shape[1], S.shape[1]), device=S.device), S)
 
 
 def example(T, *, B=2, D=5, W=3, seed=0):

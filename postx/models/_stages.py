@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from postx.mixers import attention, gated_deltanet, ssd
-from postx.models import _token
-from postx.models.nn import ACTIVATIONS, MLP, RMSNorm
+from postx.models import _panels, _token
+from postx.models.nn import ACTIVATIONS, MLP, Packed, RMSNorm
 from postx.parts import cache, conv
 from postx.scans.lanes import LANES
 
@@ -21,33 +21,59 @@ NONE = np.zeros(0, np.float32)
 
 
 class Panels(NamedTuple):
-    """Weights [O, I] of one or several matrices in panels of `_token.WIDE` outputs, and a scale an output."""
+    """Weights [O, I] of one or several matrices in panels of `_panels.WIDE` outputs, and their scale (`_panels`)."""
 
     W: np.ndarray
-    scale: np.ndarray
+    scale: tuple
 
     @property
     def room(self):
         """An array for the product."""
-        return np.zeros(len(self.scale), np.float32)
+        return np.zeros(self.scale[0].shape[1], np.float32)
 
 
 def lay_out(*groups):
-    """`Panels` of each group of matrices, whose outputs follow one another: all in the narrowest dtype without loss."""
-    stacked = [torch.cat([m.detach() for m in group]) for group in groups]
+    """`Panels` of groups of layers, whose outputs follow one another: all in the narrowest dtype without loss."""
+    grids = [{layer.product.grid if isinstance(layer, Packed) else None for layer in group} for group in groups]
+    if all(len(grid) == 1 and (next(iter(grid)) or [0])[0] in _panels.CODES for grid in grids):
+        return [_packed(group, *next(iter(grid))) for group, grid in zip(groups, grids, strict=True)]
+    stacked = [torch.cat([layer.weight.detach() for layer in group]) for group in groups]
     if all(((W == 0) | (W.abs() == W.abs().amax(1, keepdim=True))).all() for W in stacked):
-        return [_panels(W.sign().to(torch.int8), W.abs().amax(1)) for W in stacked]
+        return [_in_panels(W.sign().to(torch.int8), W.abs().amax(1)) for W in stacked]
     bits = [W.view(torch.int32) for W in stacked]
     if any((b & 0xFFFF).any() for b in bits):
-        return [_panels(W, torch.ones(len(W))) for W in stacked]
-    found = [_panels((b >> 16).to(torch.int16), torch.ones(len(b))) for b in bits]
+        return [_in_panels(W, torch.ones(len(W))) for W in stacked]
+    found = [_in_panels((b >> 16).to(torch.int16), torch.ones(len(b))) for b in bits]
     return [Panels(W.view(np.uint16), scale) for W, scale in found]
 
 
-def _panels(W, scale):
-    short = -len(W) % _token.WIDE
-    W = nn.functional.pad(W, (0, 0, 0, short)).view(-1, _token.WIDE, W.shape[1])
-    return Panels(W.mT.contiguous().numpy(), nn.functional.pad(scale, (0, short)).numpy())
+def _in_panels(W, scale):
+    short = -len(W) % _panels.WIDE
+    W = nn.functional.pad(W, (0, 0, 0, short)).view(-1, _panels.WIDE, W.shape[1])
+    scale = nn.functional.pad(scale, (0, short)).numpy()[None]
+    return Panels(W.mT.contiguous().numpy(), (scale, np.zeros((0, scale.shape[1]), np.float32), W.shape[2]))
+
+
+def _packed(layers, bits, size):
+    """`Panels` of packed layers with the same bits and groups."""
+    codes, scale, offset = (torch.cat(x) for x in zip(*(layer.product.codes() for layer in layers), strict=True))
+    short = -len(codes) % _panels.WIDE
+    codes = nn.functional.pad(codes, (0, 0, 0, short)).view(-1, _panels.WIDE, codes.shape[1])
+    codes = codes.mT.int()  # [panels, I, 32]
+
+    def joined(x, width, count):  # 32 numbers of `width` bits in bytes, number n in byte n % count
+        return sum(part << width * n for n, part in enumerate(x.split(count, -1))).to(torch.uint8)
+
+    if bits == 4:
+        words = joined(codes, 4, 16)
+    else:
+        words = joined(codes & 3, 2, 8)
+        if bits == 3:
+            high = (codes >> 2).unflatten(-1, (4, 8)) << torch.arange(8)
+            words = torch.cat([words, high.sum(-1).to(torch.uint8)], -1)
+    words = words.contiguous().numpy().view(_panels.CODES[bits])
+    scale, offset = (nn.functional.pad(x, (0, 0, 0, short)).T.contiguous().numpy() for x in (scale, offset))
+    return Panels(words, (scale, offset, size))
 
 
 def own(x):
@@ -66,7 +92,7 @@ class Dense:
 
     def __init__(self, part, x, seen, S):
         first = [part.up] if part.gate is None else [part.gate, part.up]
-        W, out = lay_out([layer.weight for layer in first], [part.out.weight])
+        W, out = lay_out(first, [part.out])
         bias = NONE if part.up.bias is None else np.concatenate([own(layer.bias) for layer in first])
         kind = next(i for i, act in enumerate(ACTIVATIONS.values()) if act is part.act)  # in the order of `_token`
         gated = part.gate is not None
@@ -85,7 +111,7 @@ class SSD:
 
     def __init__(self, part, x, seen, S):
         self.state = tuple(dense(tensor) for tensor in S)
-        W, out = lay_out([part.inward.weight], [part.out.weight])
+        W, out = lay_out([part.inward], [part.out])
         normed = isinstance(part.norm, ssd.GroupNorm)
         taps = part.taps_DW.mT, part.taps_bias_D, part.dt_bias_H, -part.log_rate_H.exp(), part.skip_H
         self.args = (
@@ -107,7 +133,7 @@ class Attention:
 
     def __init__(self, part, x, seen, S):
         self.window, self.slots, self.position = part.window, [dense(tensor) for tensor in S[:2]], own(S[2])
-        W, out = lay_out([part.q.weight, part.k.weight, part.v.weight], [part.out.weight])
+        W, out = lay_out([part.q, part.k, part.v], [part.out])
         (H, K), rope = part.heads[0], part.rope
         dims = 0 if rope is None else rope.dims or K
         frequency = own(torch.zeros(0, dtype=torch.float64) if rope is None else rope.turns(dims))
@@ -153,7 +179,7 @@ class GatedDelta:
         self.state = tuple(dense(tensor) for tensor in S)
         table, past = self.state[0].numpy()[0], self.state[1].numpy()[0] if len(S) > 1 else np.zeros((0, 0), np.float32)
         first = part.q, part.k, part.v, part.gate, part.beta, part.rate
-        W, out = lay_out([layer.weight for layer in first], [part.out.weight])
+        W, out = lay_out(first, [part.out])
         taps = np.zeros((1, 0), np.float32) if part.conv.taps_DW is None else own(part.conv.taps_DW.mT)
         self.args = (
             x, seen, table, past, part.G, *W, taps, own(part.bias_H), own(-part.log_A_H.exp()), np.float32(part.top),
@@ -180,4 +206,4 @@ class Norm:
 
 
 PLANS = {attention.Layer: Attention, gated_deltanet.Layer: GatedDelta, ssd.Layer: SSD, MLP: Dense}
-LEAVES = nn.Linear, nn.RMSNorm, RMSNorm, ssd.GroupNorm, nn.Identity, conv.Mixed  # what they are made of
+LEAVES = nn.Linear, Packed, nn.RMSNorm, RMSNorm, ssd.GroupNorm, nn.Identity, conv.Mixed  # what they are made of

@@ -1,61 +1,22 @@
 """One token through a place of a language model, in compiled loops: what `postx.models.writer` is made of.
 
-Arrays are of one row, in float32, contiguous. A weight matrix [O, I] is kept in panels of 32 outputs, [O / 32, I, 32],
-so that a product reads it once from front to back and adds nothing up across a register. Its numbers are float32, or
-the upper halves of them (bfloat16, as uint16), or int8, each with a scale an output. Every stage adds what it computes
-to the stream x, and writes into the state that it is given.
+Arrays are of one row, in float32, contiguous. A product's weights W and `scale` are those of `_panels`. Every stage
+adds what it computes to the stream x, and writes into the state that it is given.
 """
 
 import math
 
 import numpy as np
-from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
 
+from postx.models._panels import product
 from postx.scans import lanes
-from postx.scans.lanes import LANES, Lanes
+from postx.scans.lanes import LANES
 from postx.scans.runtime import plain, serial
 
-WIDE = 32  # outputs of a panel
 SILU, GELU, GELU_TANH, RELU2 = range(4)
 ONE, HALF, THRESHOLD = np.float32(1), np.float32(0.5), np.float32(20)  # softplus is the identity above the last
 LOG2E = np.float32(1 / math.log(2))
 ROOT_HALF, ROOT_2_PI, CUBIC = np.float32(0.5**0.5), np.float32((2 / math.pi) ** 0.5), np.float32(0.044715)
-
-
-@intrinsic
-def weights(typing, array, index):
-    """32 weights from array.ravel()[index] on, as float32."""
-    bits = array.dtype.bitwidth
-
-    def lower(context, builder, signature, values):
-        data = context.make_array(signature.args[0])(context, builder, values[0]).data
-        number = ir.FloatType() if bits == 32 else ir.IntType(bits)
-        pointer = builder.bitcast(builder.gep(data, [values[1]]), ir.VectorType(number, WIDE).as_pointer())
-        x, integers = builder.load(pointer, align=bits // 8), ir.VectorType(ir.IntType(32), WIDE)
-        floats = ir.VectorType(ir.FloatType(), WIDE)
-        if bits == 16:
-            return builder.bitcast(builder.shl(builder.zext(x, integers), ir.Constant(integers, [16] * WIDE)), floats)
-        return x if bits == 32 else builder.sitofp(builder.sext(x, integers), floats)
-
-    return Lanes(types.float32, WIDE)(array, types.intp), lower
-
-
-@serial
-def product(W, scale, x, y):
-    """y = scale * W x of panels W [O / 32, I, 32]; scale and y are as long as the panels are."""
-    panels, I = W.shape[0], W.shape[1]
-    for p in range(panels):
-        start = p * I * WIDE
-        a = lanes.mul(weights(W, start), lanes.number(x, 0))
-        b = lanes.mul(a, np.float32(0))
-        for i in range(1, I - 1, 2):
-            b = lanes.fma(weights(W, start + i * WIDE), lanes.number(x, i), b)
-            a = lanes.fma(weights(W, start + (i + 1) * WIDE), lanes.number(x, i + 1), a)
-        if I % 2 == 0:
-            b = lanes.fma(weights(W, start + (I - 1) * WIDE), lanes.number(x, I - 1), b)
-        lanes.store(y, p * WIDE, lanes.mul(lanes.add(a, b), lanes.load2(scale, p * WIDE)))
 
 
 @serial

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from postx import mixers
-from postx.mixers import attention
 from postx.models.nn import MLP, ChannelMix, MoE, RMSNorm
+from postx.models.shared import Place, Shared
 from postx.shapes import check, check_lengths
 
 BARE = ("P", "Z")  # they read the stream itself, and no MLP follows
@@ -110,10 +110,11 @@ class Block(nn.Module):
     """One place: x = x + the sum of its mixers on norm(x), then x = x + mlp(norm(x)).
 
     Block(x_BTD, S, context) -> (x_BTD, S, load): S holds the state of each of its parts; load is that of a mixture of
-    experts, or None.
+    experts, or None. carried: {letter: factor}; what goes round a part of that letter is then norm(x) times the factor,
+    and not x (MiniMax-01, after Post-LN).
     """
 
-    def __init__(self, D, letters, mlp, options, norm, eps):
+    def __init__(self, D, letters, mlp, options, norm, eps, carried=()):
         super().__init__()
         keys = () if letters in MLPS else letters
         # A place of MLPs alone has no state to hold to anything; the shared block's stands in `Shared`.
@@ -123,6 +124,7 @@ class Block(nn.Module):
         self.mix = nn.ModuleList(mixer(key, D, options.get(key, {})) for key in keys)
         self.mlp_norm = norm(D, eps) if mlp != "-" else None
         self.mlp = MLPS[mlp](D, **options.get(mlp, {})) if mlp != "-" else None
+        self.carried = [next((carried[key] for key in own if key in carried), None) for own in (keys, mlp)]
 
     @property
     def caches(self):
@@ -143,9 +145,11 @@ class Block(nn.Module):
 
     def forward(self, x, S, context):
         after, load = [], None
-        for norm, parts in ((self.norm, self.mix), (self.mlp_norm, [] if self.mlp is None else [self.mlp])):
+        halves = (self.norm, self.mix), (self.mlp_norm, [] if self.mlp is None else [self.mlp])
+        for (norm, parts), factor in zip(halves, self.carried, strict=True):
             handed = None if norm is None or not context.cross else context.cross.pop("handed", None)
             seen = x if norm is None else norm(x if handed is None else x + handed)
+            x = x if factor is None else seen * factor
             for part in parts:
                 y, S_i, more = context.call(part, seen, S[len(after)] if S else None)
                 x, load = x + y, more or load
@@ -168,7 +172,7 @@ def state_axes(key, D, **options):
             x = torch.zeros(1, 1, D)
             cross = {"first_value": x}
             if key == "Z":
-                cross, options = {"embedding": x, "shared": Shared(D, **options)}, {}
+                cross = {"embedding": x, "shared": Shared(D, **options)}
             layer = mixer(key, D, options)
             _AXES[name] = [part.ndim for part in Context(cross=cross).call(layer, x, None)[1]]
     return _AXES[name]
@@ -179,49 +183,9 @@ def mixer(key, D, options):
     if key == "P":
         return Positions(D, **options)
     if key == "Z":
-        return Place(D)
+        return Place(D, **options)
     default = MIXERS[key][1] if key in MIXERS else {}
     return module(key).Layer(D, **default | options)
-
-
-class Shared(nn.Module):
-    """Zamba's block, of which a model has one: attention and an MLP that read [stream, embedding], 2 D wide.
-
-        y = mlp(norm(attention(norm([x, embedding]))))
-
-    Nothing is added inside of it, and what it gives goes through a matrix of the place where it stands (`Place`).
-    Glorioso et al. 2024 (arXiv 2405.16712), sec. 2, whose attention has no positions. There the result is added to
-    the input of the following Mamba layer only: next_only=True; otherwise to the stream. Keyword arguments are those
-    of the attention; F is the MLP's width.
-    """
-
-    def __init__(self, D, *, F=None, eps=1e-5, next_only=False, **options):
-        super().__init__()
-        self.next_only = next_only
-        self.norm, self.mlp_norm = RMSNorm(2 * D, eps), RMSNorm(D, eps)
-        self.attention = attention.Layer(D, D_in=2 * D, **{"rope": None} | options)
-        self.mlp = MLP(D, F, activation="gelu")
-
-    def forward(self, x_BTD, embedding_BTD, S, **side):
-        y, S = self.attention(self.norm(torch.cat([x_BTD, embedding_BTD], -1)), S, **side)
-        return self.mlp(self.mlp_norm(y)), S
-
-
-class Place(nn.Module):
-    """Where the shared block stands: its weights come in `cross`, only the matrix on its output is the place's own."""
-
-    TAKES = ("inplace", "cross")
-
-    def __init__(self, D):
-        super().__init__()
-        self.out = nn.Linear(D, D, bias=False)
-
-    def forward(self, x_BTD, S=None, *, cross, **side):
-        y, S = cross["shared"](x_BTD, cross["embedding"], S, **side)
-        if cross["shared"].next_only:
-            cross["handed"] = self.out(y)  # the next place with a norm takes it
-            return x_BTD.new_zeros(()), S
-        return self.out(y), S
 
 
 class Positions(nn.Module):

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from postx.models import capabilities, graph, writer
-from postx.models.blocks import MIXERS, NORMS, Block, Context, Shared, mlps, module, places
+from postx.models.blocks import MIXERS, NORMS, Block, Context, Place, Shared, mlps, module, places
 from postx.models.nn import MoE
 from postx.models.states import floating, leaves, size
 from postx.shapes import check, check_lengths, is_trusted, map_state, positive, state_dtype, trusted
@@ -38,13 +38,13 @@ class LM(nn.Module):
     each; by default F after every mixer but Mamba's, which have their own gate. tied: the head is the embedding.
     norm: "rms" or "layer"; embed_norm: one after the embedding too (RWKV). form: how mixers compute ("auto", or a form
     that all of them have). embed_scale multiplies the embedding, logit_scale the logits; softcap=c then bends them to
-    c tanh(logits / c) (Gemma, Granite). What crosses places goes through one dictionary of each call: the embedding
-    and the shared block (Z), the first value of RWKV-7. Built under `torch.device("meta")` it takes no memory.
+    c tanh(logits / c) (Gemma, Granite). carried: see `Block`. What crosses places goes through one dictionary of each
+    call: the embedding and shared blocks (Z), the first value of RWKV-7. Built on the meta device it takes no memory.
     """
 
     def __init__(
         self, pattern, D, Y=256, *, mlp=None, options=None, tied=True, norm="rms", embed_norm=False,
-        eps=1e-5, std=0.02, form="auto", embed_scale=1.0, logit_scale=1.0, softcap=None,
+        eps=1e-5, std=0.02, form="auto", embed_scale=1.0, logit_scale=1.0, softcap=None, carried=(),
     ):  # fmt: skip
         super().__init__()
         names, options = places(pattern), options or {}
@@ -62,8 +62,10 @@ class LM(nn.Module):
         for letters, after in zip(names, follow, strict=True):
             first = {key: getattr(module(key), "FIRST", {}) for key in letters if key not in seen}
             mine = options | {key: options.get(key, {}) | more for key, more in first.items() if more}
-            self.blocks.append(Block(D, letters, after, mine, NORMS[norm], eps))
+            self.blocks.append(Block(D, letters, after, mine, NORMS[norm], eps, carried))
             seen.update(letters)
+        for number, place in enumerate(part for block in self.blocks for part in block.mix if isinstance(part, Place)):
+            place.number = number
         self.shared = Shared(D, eps=eps, **options.get("Z", {})) if "Z" in names else None
         self.norm = NORMS[norm](D, eps)
         self.head = None if tied else nn.Linear(D, Y, bias=False)
@@ -78,7 +80,7 @@ class LM(nn.Module):
         scale = (2 * len(self.blocks)) ** -0.5
         parts = [part for block in self.blocks for part in (*block.mix, block.mlp) if part is not None]
         if self.shared is not None:
-            parts += [self.shared.attention, self.shared.mlp]
+            parts += [part for one in (self.shared, *self.shared.others) for part in (one.attention, one.mlp)]
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=std)
         for part in parts:
@@ -221,7 +223,7 @@ def generate(
     row_B = torch.arange(B, device=logits.device)
     logits_BY = logits[:, -1] if lengths_B is None else logits[row_B, lengths_B.to(row_B) - 1]
     ids_BT, done_B = prompt_BT.new_full((B, n), 0 if eos is None else eos), None
-    fast = _writer(lm, S, B, n - 1, eos)
+    fast = faster(lm, S, B, n - 1, eos)
     for i in range(n):
         ids_B = sample(logits_BY, temperature, top_k, generator, top_p=top_p)
         if done_B is not None:
@@ -243,8 +245,11 @@ def generate(
     return ids_BT, S if fast is None else fast.state()
 
 
-def _writer(lm, S, B, n, eos):
-    """What writes n tokens faster than calls of the model do: writer(ids_B) -> logits_BY, or None."""
+def faster(lm, S, B, n, eos=None):
+    """What reads n tokens behind a state S faster than calls of the model do: fast(ids_B) -> logits_BY, or None.
+
+    `fast.state()` is the state after the last of them. A `postx.models.writer.Writer` or a `postx.models.graph.Graph`.
+    """
     if type(lm) is not LM or not len(lm.blocks):
         return None
     if writer.refused(lm, B, n, S) is None:

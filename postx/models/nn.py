@@ -59,9 +59,12 @@ class MLP(nn.Module):
         self.norm = RMSNorm(F, sub_norm) if sub_norm is not None else None
         self.up, self.out = nn.Linear(D, F, bias=bias), nn.Linear(F, D, bias=bias)
 
-    def forward(self, x_BTD):
-        up = self.up(x_BTD)
-        hidden = self.act(up) if self.gate is None else self.act(self.gate(x_BTD)) * up
+    def forward(self, x_BTD, beside=None):
+        """y_BTD; beside: what is added to what `gate` and `up` give, side by side [B, T, 2 F]."""
+        up, gate = self.up(x_BTD), None if self.gate is None else self.gate(x_BTD)
+        if beside is not None:
+            gate, up = (x + more for x, more in zip((gate, up), beside.chunk(2, -1), strict=True))
+        hidden = self.act(up) if gate is None else self.act(gate) * up
         return self.out(hidden if self.norm is None else self.norm(hidden))
 
 
@@ -198,3 +201,26 @@ class MoE(nn.Module):
         """Weights that one token does not read: those of the E - k experts that it does not choose."""
         experts = [w for w in (self.up_EDF, self.out_EFD, self.gate_EDF) if w is not None]
         return sum(w[0].numel() for w in experts) * (self.router.out_features - self.k)
+
+
+class Packed(nn.Module):
+    """A linear layer that keeps its weight as a quantizer stores it: x [..., I] -> [..., O].
+
+    One row of x in float32 is a product with the codes (`Quantized.product`); more rows are one with the weight that
+    they stand for, which is made anew each time. On a CPU, not for training. Raises ValueError for a q that has no
+    kernel.
+    """
+
+    def __init__(self, q, bias=None):
+        super().__init__()
+        self.q, self.bias, self.product = q, bias, q.product()
+        self.out_features, self.in_features = q.shape
+
+    @property
+    def weight(self):
+        return self.q.dequantize()
+
+    def forward(self, x):
+        one = x.numel() == self.in_features and x.dtype == torch.float32
+        y = self.product(x.flatten()).view(*x.shape[:-1], -1) if one else x @ self.weight.to(x.dtype).T
+        return y if self.bias is None else y + self.bias

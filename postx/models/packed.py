@@ -8,10 +8,33 @@ NAME.safetensors holds the numbers. Its head (safetensors metadata: strings by n
     packed    JSON, where layers are packed: {layer: {"method", "shape": [O, I], "how"}}
 
 A weight that is not packed stands under its name in `state_dict`. A packed layer L has no "L.weight" but one tensor
-"L.weight/PART" for each part that its quantizer (`postx.quant`, the method) keeps: codes, scales, zero points, signs.
-Codes of `bits` bits lie one after another in bytes, least significant bits first (`postx.quant._pack`); every part
-counts in `bits_per_weight`. `postx.quant.load(method).dequantize` is the definition of what they mean, and
-`Quantized.matvec` multiplies by them as they lie.
+"L.weight/PART" for each part that its quantizer (`postx.quant`, the method) keeps; every part counts in
+`bits_per_weight`. `postx.quant.load(method).dequantize` is the definition, and `Quantized.matvec` multiplies by the
+codes as they lie. This is what a reader in another language needs (tests/tools/packed_reader.py is one):
+
+    file    8 bytes, the length n of the head; n bytes of JSON, {name: {"dtype", "shape", "data_offsets": [first, end]}}
+            counted from the end of the head, and "__metadata__", the strings above; then the tensors, rows one after
+            another. All numbers are little-endian; BF16 is the upper half of a float32
+    codes   U8 [rows, ceil(I / 8) bits]: eight codes of `bits` bits are one word of `bits` bytes, code j at its bits
+            j bits and up; each row begins with a byte, and codes behind its end are padding
+    trits   U8 [rows, ceil(I / 5)]: a byte is the sum of (t_j + 1) 3^j, t_j = -1, 0, 1, j = 0 .. 4
+    groups  how.group "row": one a row; n: inputs n g to n g + n - 1 are group g, the last may be shorter; "tensor":
+            one in all. "scale" is [rows, groups], [1, 1] for a tensor
+    zero    as many codes of `bits` bits as scales, in one row, in the order of the scales
+
+    uniform, gptq   W = s (q - z); z is "zero" on how.grid "asymmetric", 2^(bits-1) on "symmetric", 1/2 less on
+                    "midrise". With "order" (I32 [I]) column j of the codes, and of the groups, is input order[j]'s
+    awq             the same, over "s" of each input
+    ternary         W = scale t
+    nf4             one row of 4-bit codes for the whole matrix, row by row: W = c[q] m, c of `postx.quant.nf4.code`,
+                    m of how.block weights "absmax", or with how.double max(0, absmax / 127 absmax_scale +
+                    absmax_mean), where 256 absmax share an absmax_scale
+    microscaling    W = c[q] s, c = 0, 0.5, 1, 1.5, 2, 3, 4, 6, negative from q = 8 on; how.form "mxfp4":
+                    s = 2^(scale - 127) for 32 inputs; "nvfp4": s = scale (E4M3) whole, for 16
+    rotate          W = V H' diag(e) / sqrt(I), V by how.base. e_i is 1 or -1 as bit 0 of output i of MT19937, begun
+                    with how.seed, is 1 or 0; H is Sylvester's for I = 2^k, else as in `postx.quant.rotate`
+    lloyd           W = points[q] s; points are stored, or those of `lloyd.gaussian_codebook(bits)`
+    lattice, turbo  as their modules say: their codes are numbers of points in tables that these compute
 
 NAME.json is for people and programs that want no tensors: name, config, and whatever was measured.
 """

@@ -80,6 +80,10 @@ MODELS = {
         "A" * 32, 4096, 128256, 8030261248, "arXiv 2407.21783; " + HUB + "meta-llama/Meta-Llama-3-8B",
         "2024-04-18", options={"A": {"H": 32, "G": 8}, "F": {"F": 14336}}, more=UNTIED,
     ),
+    "Llama-3-70B": Published(
+        "A" * 80, 8192, 128256, 70553706496, "arXiv 2407.21783; " + HUB + "meta-llama/Meta-Llama-3-70B",
+        "2024-04-18", options={"A": {"H": 64, "G": 8}, "F": {"F": 28672}}, more=UNTIED,
+    ),
     "Mixtral-8x7B": Published(
         "A" * 32, 4096, 32000, 46702792704, "arXiv 2401.04088 (13B active); " + HUB + "mistralai/Mixtral-8x7B-v0.1",
         "2023-12-11", active=13e9, mlp="E", more=UNTIED,

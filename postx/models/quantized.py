@@ -98,12 +98,13 @@ class _Walk:
 
 
 @torch.no_grad()
-def quantized(lm, method: str, bits: int | None, ids_BT, *, feed=True, **kw) -> tuple[nn.Module, Report]:
+def quantized(lm, method: str, bits: int | None, ids_BT, *, feed=True, judged=MOST, **kw) -> tuple[nn.Module, Report]:
     """A copy of the model with its linear layers quantized, and the report. `lm` itself is not touched.
 
     method names a quantizer, kw go to it. Calibrated ones (and `rotate` over one) get the layer's inputs, taken from
     the copy as it stands, block after block, so that later layers repair what earlier ones did (as GPTQ's authors do);
-    feed=False gives none. bits None is for a method without a choice (ternary).
+    feed=False gives none. bits None is for a method without a choice (ternary). Output errors are measured on `judged`
+    of these inputs, evenly taken: in float64, so that on a laptop they can take longer than the rounding.
     """
     module, small = load(method), copy.deepcopy(lm)
     base = load(kw["base"]) if "base" in kw else module
@@ -122,7 +123,8 @@ def quantized(lm, method: str, bits: int | None, ids_BT, *, feed=True, **kw) -> 
             back, stored[name] = q.dequantize(), q
             wide = weight.double()
             error = float((wide - back).square().sum() / wide.square().sum())
-            rows.append(Row(name, weight.numel(), q.bits_per_weight, error, output_error(weight, back, x)))
+            some = x[:: max(1, -(-len(x) // judged))]
+            rows.append(Row(name, weight.numel(), q.bits_per_weight, error, output_error(weight, back, some)))
             weight.copy_(back)
         walk.pass_(i)
     total = sum(p.numel() for p in small.parameters())

@@ -6,7 +6,7 @@
 
 A place without a plan (see `_stages.PLANS`) runs as it always does, within the same token; `Writer.ordinary` has their
 numbers. Weights whose lower 16 bits are zero, as of a kept model stored in bfloat16, are read without them; rows of
--s, 0 and s as int8. Neither changes a number.
+-s, 0 and s as int8; `Packed` layers of 4, 3 and 2 bits as their codes. None of it changes a number.
 """
 
 import numpy as np
@@ -60,6 +60,7 @@ def planned(block):
         all(type(part) in PLANS and PLANS[type(part)].fits(part) for part in parts)
         and all(type(child) in LEAVES for child in made_of)
         and all(type(norm) is RMSNorm for norm in (block.norm, block.mlp_norm) if norm is not None)
+        and block.carried == [None, None]
         and not changed(block)
     )
 
@@ -98,10 +99,10 @@ class Writer:
                 self.ordinary.append(number)
                 self.places.append(Ordinary(block, S_i, self))
                 self.run.append(self.places[-1])
-        weight = lm.embed.weight if lm.head is None else lm.head.weight
-        (head,) = lay_out([weight])
-        logits = torch.zeros(1, len(head.scale))
-        self.logits_BY = logits[:, : len(weight)]
+        last = lm.embed if lm.head is None else lm.head
+        (head,) = lay_out([last])
+        logits = torch.from_numpy(head.room)[None]
+        self.logits_BY = logits[:, : lm.embed.num_embeddings]
         self.args = self.x, own(lm.norm.weight), np.float32(lm.norm.eps), *head, self.seen, logits.numpy()[0]
 
     def _plan(self, block, S):

@@ -61,9 +61,9 @@ def short_convolution(x_BTD, weight_DW, bias_D=None, S=None, lengths_B=None, res
     """
     T, W = x_BTD.shape[1], weight_DW.shape[1]
     S, seen = _with_past(x_BTD, W, S)
-    there = ("torch", "numba") if x_BTD.device.type == "cpu" and reset_BT is None else ("torch",)
+    fast = scans.runtime.COMPILED and x_BTD.device.type == "cpu" and reset_BT is None
     part = _parts(reset_BT, W)  # which sequence of its row each entry of `seen` belongs to
-    if pick(impl, there) == "numba":
+    if pick(impl, ("torch", "numba") if fast else ("torch",)) == "numba":
         y = scans.fir(seen, weight_DW.to(S.dtype), impl="numba")
     else:
         y = 0.0

@@ -48,7 +48,11 @@ class Quantized:
 
     def matvec(self, x_I: torch.Tensor) -> torch.Tensor:
         """W x, y_O in float32, read from the packed codes where `postx.quant._matvec` has a kernel; else ValueError."""
-        return importlib.import_module(f"{__name__}._matvec").matvec(self, x_I)
+        return self.product()(x_I)
+
+    def product(self):
+        """What `matvec` computes as a function of x_I, for many of them: scales are laid out once."""
+        return importlib.import_module(f"{__name__}._matvec").Product(self)
 
     def to(self, device) -> "Quantized":
         parts = {name: part.to(device) for name, part in self.parts.items()}

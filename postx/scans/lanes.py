@@ -8,7 +8,7 @@ told so, and this tells it. Inside a compiled function:
     load2, load4           the same with 32 and 64 lanes: two and four registers under one name
     store(array, i, v)     the reverse, of any width
     prefetch(array, i)     asks for the line of the cache with array.ravel()[i], into the second cache
-    codes(array, i, shift, mask)   (bytes.ravel()[i : i + 16] >> shift) & mask as 16 float32
+    masked(array, i, masks, j)     bytes.ravel()[i : i + 16] & masks.ravel()[j : j + 16] as 16 float32
     number(array, i)       array.ravel()[i], unchecked; in what follows a number stands for copies of it
     add(a, b) mul(a, b)    lane by lane
     fma(a, b, c)           a b + c
@@ -164,25 +164,18 @@ load, load2, load4 = _loader(LANES), _loader(2 * LANES), _loader(4 * LANES)
 
 
 @intrinsic
-def codes(typing, array, index, shift, mask):
-    if not (isinstance(array, types.Array) and array.dtype == types.uint8):
+def masked(typing, array, index, masks, at):
+    if not all(isinstance(kind, types.Array) and kind.dtype == types.uint8 for kind in (array, masks)):
         return None
 
     def lower(context, builder, signature, values):
         narrow, wide = (ir.VectorType(ir.IntType(bits), LANES) for bits in (8, 32))
-        pointer = _pointer(context, builder, array, values[0], values[1], narrow)
-        x = builder.zext(builder.load(pointer, align=1), wide)
-        by, kept = (_spread_integer(builder, value, wide) for value in values[2:])
-        x = builder.and_(builder.lshr(x, by), kept)
+        pairs = (array, values[0], values[1]), (masks, values[2], values[3])
+        x, kept = (builder.load(_pointer(context, builder, *pair, narrow), align=1) for pair in pairs)
+        x = builder.zext(builder.and_(x, kept), wide)
         return builder.sitofp(x, context.get_value_type(Lanes(types.float32)))
 
-    return Lanes(types.float32)(array, types.intp, types.intp, types.intp), lower
-
-
-def _spread_integer(builder, value, vector):
-    value = builder.trunc(value, vector.element)
-    one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-    return _pick(builder, one, one, [0] * vector.count)
+    return Lanes(types.float32)(array, types.intp, masks, types.intp), lower
 
 
 @intrinsic

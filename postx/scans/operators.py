@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from postx.scans import merge
+from postx.scans import START, merge
 from postx.shapes import map_state, state_dtype
 
 
@@ -42,14 +42,19 @@ class Full(NamedTuple):
 
 
 class Logspace(NamedTuple):
-    """Sums stored times e^-max fade by e^A: their maximum takes the decay. b = (num, den, max)."""
+    """Sums stored times e^-max fade by e^A: their maximum takes the decay. b = (num, den, max).
+
+    A maximum carries no gradient, so that of A goes through a factor of 1.
+    """
 
     A: torch.Tensor
     b: tuple
 
     def __call__(self, S):
         num, den, top = S
-        return merge((num, den, top + self.A), self.b)
+        finite = torch.clamp(self.A, min=START)
+        one = torch.exp(finite - finite.detach())
+        return merge((one * num, one * den, top + self.A.detach()), self.b)
 
     def then(self, after):
         return Logspace(after.A + self.A, after(self.b))

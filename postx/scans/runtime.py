@@ -6,7 +6,7 @@ neither asks, the import sets nothing and starts no thread: a child forked befor
 Compiled kernels are kept in $NUMBA_CACHE_DIR or next to the source; where that folder cannot be written (a
 system-wide install) in the user's cache, and where that cannot be written either, in a temporary folder, in which
 kernels live until the machine cleans it. Numba compiles a kernel again when its own file changes, but does not see
-that a file changed whose functions it took in; so the folder's name holds a hash of lanes.py and cpu_tiles.py.
+that a file changed whose functions it took in; so the folder's name holds a hash of those (`SHARED`).
 """
 
 import hashlib
@@ -65,7 +65,8 @@ def default_threads(environ=os.environ, cores: int | None = None) -> int:
 
 
 _base = os.environ.get("NUMBA_CACHE_DIR") or cache_folder(Path(__file__).parent, _home())
-SHARED = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("lanes.py", "cpu_tiles.py"))
+SHARED = ("scans/lanes.py", "scans/cpu_tiles.py", "models/_panels.py")
+SHARED = b"".join((Path(__file__).parents[1] / name).read_bytes() for name in SHARED)
 KERNELS = kernel_folder(Path(_base), SHARED)
 
 # Sums may be reordered and contracted to fused multiply-adds, which vectorises them. Infinities and NaNs keep

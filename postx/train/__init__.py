@@ -7,6 +7,10 @@ seen; `stored` makes one from tensors that lie on the device. The model is any m
 (logits_BTY, state); where it has a method `loss(ids, targets)`, that is minimised, else the mean cross-entropy over
 the targets that are not -100.
 
+On several ranks (`python -m torch.distributed.run`) the same call with ranks="ddp" or "fsdp" trains on the rows of each
+batch in turn: see `postx.distributed.data`. A checkpoint goes on with any number of ranks. Where a rank is lost, the
+others raise `RankLost`, which names the checkpoint.
+
 A loss or gradient that is not finite moves no weight: the step is marked on the device, every later one is passed
 over (so nothing waits for the GPU), and at the next report `NotFinite` names the step and the layer.
 """
@@ -22,11 +26,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from postx.distributed.data import WAYS
+from postx.distributed.mesh import RankLost, stoppable, watched
 from postx.train.blame import NotFinite
 from postx.train.loop import DTYPES, Loop, autocast, decayed
 from postx.train.progress import Progress
 
-__all__ = ["Config", "NotFinite", "decayed", "measure", "stored", "train"]
+__all__ = ["Config", "NotFinite", "RankLost", "decayed", "measure", "stored", "train"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Config:
     checkpoint: str | None = None  # a file; where it exists, the run goes on from it
     checkpoint_every: int = 0  # 0: after the last step only
     quiet: bool = False
+    ranks: str = ""  # "ddp" or "fsdp": this process is one of several that train one model; B is of all of them
 
     def __post_init__(self):
         object.__setattr__(self, "betas", tuple(self.betas))
@@ -68,8 +75,10 @@ class Config:
             raise ValueError(f"floor: expected a part of lr from 0 to 1, got {self.floor}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        if self.cuda_graph and torch.device(self.device).type != "cuda":
-            raise ValueError(f"cuda_graph: needs device='cuda', got device={self.device!r}")
+        if self.ranks not in WAYS:
+            raise ValueError(f"ranks: expected one of {', '.join(map(repr, WAYS))}, got {self.ranks!r}")
+        if self.cuda_graph and (torch.device(self.device).type != "cuda" or self.ranks):
+            raise ValueError(f"cuda_graph: needs device='cuda' and ranks='', got {self.device!r} and {self.ranks!r}")
 
     def rate(self, step: int) -> float:
         """The learning rate: lr (step + 1) / warmup, then a half cosine from lr down to floor lr at the last step."""
@@ -88,9 +97,25 @@ def train(
     and seconds, and what `evaluate(model) -> dict` said: numbers, words, lists and dicts of them, under its names, or
     as "evaluate_loss" where the loop has that name itself. The caller's random state is left alone.
 
-    Raises NotFinite; TypeError for an answer of `evaluate` that no checkpoint can hold; ValueError where a batch is
-    not [B, T], a parameter is complex, or a checkpoint belongs to another run.
+    Raises NotFinite; RankLost; TypeError for an answer of `evaluate` that no checkpoint can hold; ValueError where a
+    batch is not [B, T], a parameter is complex, or a checkpoint belongs to another run.
     """
+    if not config.ranks:
+        return _train(model, batch, config, evaluate)
+    with watched(lambda: _held(config)), stoppable():
+        return _train(model, batch, config, evaluate)
+
+
+def _held(config):
+    """What is left of a run that lost a rank."""
+    if not config.checkpoint or not Path(config.checkpoint).exists():
+        return "No checkpoint was written: the run begins again"
+    return f"The same command, with any number of ranks, goes on from {config.checkpoint}"
+
+
+def _train(model, batch, config, evaluate):
+    if config.ranks and config.device == "cuda":  # the GPU that `distributed.start` gave this rank
+        config = dataclasses.replace(config, device=f"cuda:{torch.cuda.current_device()}")
     device = torch.device(config.device)
     model.to(device).train()
     cuda = (
@@ -102,6 +127,7 @@ def train(
     with here, torch.random.fork_rng(devices=cuda), Progress(config) as progress:
         torch.manual_seed(config.seed)
         loop, log, start = Loop(model, config), [], 0
+        progress.quiet |= not loop.share.first
         if config.checkpoint and Path(config.checkpoint).exists():
             start, log, tokens, seconds = loop.load()
         else:

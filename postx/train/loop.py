@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from postx.distributed import data
 from postx.mixers import Still
 from postx.train import resume
 from postx.train.blame import NotFinite, blame
@@ -23,6 +24,9 @@ class Loop:
 
     def __init__(self, model, config):
         self.model, self.config, self.device = model, config, torch.device(config.device)
+        pulls = {name: decayed(p) for name, p in model.named_parameters()}
+        if config.ranks == "fsdp":
+            data.cut(model)
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         for name, p in self.named.items():
             if p.is_complex():
@@ -34,7 +38,7 @@ class Loop:
             torch.tensor(n, dtype=torch.int64, device=self.device) for n in (0, 0, -1)
         )
         groups = [
-            {"params": [p for p in self.named.values() if decayed(p) == pull], "weight_decay": decay}
+            {"params": [p for name, p in self.named.items() if pulls[name] == pull], "weight_decay": decay}
             for pull, decay in ((True, config.weight_decay), (False, 0.0))
         ]
         # The fused kernel passes over the step where found is 1, weights, moments and counters alike.
@@ -49,6 +53,7 @@ class Loop:
             moments = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
             self.optimizer.state[p] = {"step": step} | moments
         self.graph = self.ids = self.targets = None
+        self.share = data.Shares(model, self.loss, config.ranks) if config.ranks else data.Alone(self.loss)
 
     def loss(self, ids, targets):
         with autocast(self.device, self.config.dtype, cache=not self.config.cuda_graph):
@@ -62,10 +67,10 @@ class Loop:
     def update(self, ids, targets):
         """One step; nothing in it waits for the device, so that it can be captured."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(ids, targets)
+        loss = self.share(ids, targets)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.named.values(), self.config.clip)
-        wrong = ~(loss.detach().isfinite() & norm.isfinite())
+        norm = data.whole(nn.utils.clip_grad_norm_(self.named.values(), self.config.clip))
+        wrong = self.share.any(~(loss.detach().isfinite() & norm.isfinite()))
         self.bad.copy_(torch.where(wrong & (self.found == 0), self.step, self.bad))
         self.found.copy_(torch.maximum(self.found, wrong.float()))
         self.optimizer.step()
@@ -121,15 +126,18 @@ class Loop:
 
     def report(self):
         """The mean loss since the last report, and the norm of the last gradient."""
-        row = {"loss": float(self.total) / int(self.count), "norm": float(self.norm)}
+        row = {"loss": float(self.share.mean(self.total)) / int(self.count), "norm": float(self.norm)}
         self.total.zero_()
         self.count.zero_()
         return row
 
     def save(self, step, log, tokens, seconds):
+        self.total.copy_(self.share.mean(self.total))
         more = {"total": self.total, "count": self.count}
         run = {"step": step, "log": log, "tokens": tokens, "seconds": seconds}
-        resume.save(self.config.checkpoint, self.model, self.named, self.optimizer, more, self.config, run)
+        write = self.share.first
+        resume.save(self.config.checkpoint, self.model, self.named, self.optimizer, more, self.config, run, write)
+        self.share.wait()
 
     def load(self):
         more = {"total": self.total, "count": self.count}

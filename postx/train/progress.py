@@ -8,14 +8,14 @@ class Progress:
     """A context in which `show(row)` writes the line to stderr; with config.quiet it writes nothing."""
 
     def __init__(self, config):
-        self.config, self.width, self.first = config, 0, None
+        self.config, self.quiet, self.width, self.first = config, config.quiet, 0, None
 
     def __enter__(self):
         self.clock = time.perf_counter()
         return self
 
     def show(self, row):
-        if self.config.quiet:
+        if self.quiet:
             return
         step, steps = row["step"], self.config.steps
         spent = time.perf_counter() - self.clock

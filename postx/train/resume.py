@@ -9,17 +9,24 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from postx.distributed.data import put, whole
+
 # What may differ between the run that saved and the run that goes on: it changes no number, or is the user's affair.
-FREE = ("device", "cuda_graph", "checkpoint", "checkpoint_every", "quiet")
+FREE = ("device", "cuda_graph", "checkpoint", "checkpoint_every", "quiet", "ranks")
 
 
-def save(path, model, named, optimizer, more, config, run):
-    """Write the file beside its place, then move it there: a kill leaves the old one or the new one, whole."""
+def save(path, model, named, optimizer, more, config, run, write=True):
+    """Write the file beside its place, then move it there: a kill leaves the old one or the new one, whole.
+
+    Of several ranks one writes; the others help to put together what is cut up between them.
+    """
     tensors = _tensors(model, named, optimizer, more)
     tensors["rng.cpu"] = torch.get_rng_state()
     if torch.device(config.device).type == "cuda":
         tensors["rng.cuda"] = torch.cuda.get_rng_state(config.device)
-    tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+    tensors = {name: whole(x.detach()).cpu().contiguous() for name, x in tensors.items()}
+    if not write:
+        return
     head = {
         "config": json.dumps(dataclasses.asdict(config)),
         "run": json.dumps(run),
@@ -68,7 +75,7 @@ def load(path, model, named, optimizer, more, config):
             )
     with torch.no_grad():
         for name, place in places.items():
-            place.copy_(held[name])
+            put(place, held[name])
     torch.set_rng_state(random["rng.cpu"])
     if "rng.cuda" in random and torch.device(config.device).type == "cuda":
         torch.cuda.set_rng_state(random["rng.cuda"], config.device)

@@ -17,7 +17,7 @@ CHAPTER = "chapters/01_attention_cost.html"
 MIN_ALT = 15  # characters: "a plot" says nothing
 
 # The displayed picture of a figure: what a reader sees of it, as text. Hidden frames do not count.
-PICTURE = """figure => [...figure.querySelectorAll('svg, img')].filter(e => e.checkVisibility())
+PICTURE = """figure => [...figure.querySelectorAll('svg, img, .px-widget table')].filter(e => e.checkVisibility())
                  .map(e => e.innerHTML + (e.src ?? '')).join('')"""
 
 

@@ -11,7 +11,7 @@ import torch
 
 from postx import cli, scans
 from postx.cli.generate import Writer
-from postx.models import checkpoints
+from postx.models import checkpoints, writer
 from postx.models.denoiser import Denoiser
 from postx.models.lm import LM, generate
 from postx.models.loading import words
@@ -53,6 +53,25 @@ def test_generate_streams_what_generate_gives(tiny, capsys):
     assert "growing with the text" in out.err
     again = [said(capsys, "generate", tiny, "--prompt", "A", "--seed", 3, "--top-p", 0.9).out for _ in range(2)]
     assert again[0] == again[1] != said(capsys, "generate", tiny, "--prompt", "A", "--seed", 4, "--top-p", 0.9).out
+
+
+@pytest.mark.skipif(not writer.COMPILED, reason="NUMBA_DISABLE_JIT leaves no writer")
+@pytest.mark.parametrize("pattern", ["SS", "SA", "GF", "DS"])
+@pytest.mark.parametrize("draw", [["--temperature", 0], ["--top-p", 0.9, "--seed", 5]])
+def test_generate_writes_the_same_with_and_without_the_writer(pattern, draw, tmp_path, capsys, monkeypatch):
+    """By compiled loops, or by calls of the model: the same text, the same bytes of state; and the loops did run."""
+    path = kept(tmp_path / "tiny", {"pattern": pattern, "D": 32, "options": {"S": {"K": 16}} if "S" in pattern else {}})
+    called, made = [], writer.Writer.__call__
+    monkeypatch.setattr(writer.Writer, "__call__", lambda self, ids_B: called.append(1) or made(self, ids_B))
+    found = []
+    for why in (writer.refused, lambda *args, **more: "not now"):
+        monkeypatch.setattr(writer, "refused", why)
+        out = said(capsys, "generate", path, "--prompt", "A state", "--tokens", 40, *draw)
+        found.append((out.out, out.err.partition("; ")[2]))
+    assert found[0] == found[1]
+    assert len(called) == 39
+    if pattern != "SA":
+        assert "which it never exceeds" in found[0][1]
 
 
 def test_generate_says_what_a_recurrence_keeps(tmp_path, capsys):

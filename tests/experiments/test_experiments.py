@@ -52,6 +52,14 @@ def wide(lm, run):
     return {"score": -abs(math.log10(run["lr"]) + 1)}
 
 
+def test_each_rank_has_a_gpu_and_a_share_of_the_studies():
+    assert sweep.place({}, 0) == ("cpu", "0/1")
+    assert sweep.place({}, 8) == ("cuda", "0/1")
+    ranks = [{"RANK": str(r), "LOCAL_RANK": str(r % 4), "WORLD_SIZE": "8"} for r in range(8)]
+    assert [sweep.place(rank, 4) for rank in ranks] == [(f"cuda:{r % 4}", f"{r}/8") for r in range(8)]
+    assert sweep.place(ranks[3], 0) == ("cpu", "3/8")
+
+
 def test_a_grid_is_extended_until_its_best_rate_is_interior(tmp_path):
     def study():
         best = yield from sweep.tune(run(), (1e-3, 1e-2), "score")

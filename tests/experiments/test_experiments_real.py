@@ -1,12 +1,13 @@
 """The experiment on real models, on a tiny one: what is rounded, what is asked, and that every run has its own name."""
 
+import copy
 import hashlib
 import types
 
 import pytest
 import torch
 
-from experiments import real_models
+from experiments import real_inside, real_models, real_speed
 from postx.models import quantized
 from postx.models.lm import LM
 
@@ -24,6 +25,7 @@ def models():
     made.judged = types.MethodType(real_models.Models.judged, made)
     made._full = types.MethodType(real_models.Models._full, made)
     made.sample = lambda model: ""
+    made.widest = real_inside.widest(made.lm, [row[None] for row in made.ids])
     return made
 
 
@@ -35,7 +37,7 @@ def test_the_prose_is_the_frozen_one():
 
 def test_every_run_has_a_key_of_its_own():
     keys = [real_models.key(run) for run in real_models.runs()]
-    assert len(keys) == len(set(keys)) > 50
+    assert len(keys) == len(set(keys)) > 45
 
 
 @torch.no_grad()
@@ -68,12 +70,32 @@ def test_rounded_inputs(models, how):
 
 
 @torch.no_grad()
-def test_packed_layers_write_what_rounded_ones_write(models):
-    q = real_models.load("uniform").quantize(models.lm.blocks[0].mlp.up.weight, 4, group=16)
-    layer = models.lm.blocks[0].mlp.up
-    packed, x = real_models.Packed(layer, q), torch.randn(1, 1, 32)
-    torch.testing.assert_close(packed(x), x @ q.dequantize().T, rtol=1e-4, atol=1e-4)
-    assert torch.equal(packed(torch.ones(1, 3, 32)), layer(torch.ones(1, 3, 32)))
+@pytest.mark.parametrize("bits", [4, 3, 2])
+def test_packed_layers_read_what_rounded_ones_read(models, bits):
+    """The state that a prompt left, and tokens one by one behind it."""
+    net, small = real_speed.packed(copy.deepcopy(models.lm), bits), copy.deepcopy(models.lm)
+    assert real_speed.weights(net) < real_speed.weights(small)
+    for name, layer in quantized.linears(small).items():
+        layer.weight.copy_(net.get_submodule(name).q.dequantize())
+    want = small(models.asked[:1, :20])[0][0, -1]
+    S = net(models.asked[:1, :12])[1]
+    for _ in range(2):  # the state is left as it was
+        torch.testing.assert_close(real_speed.by_calls(net, S, models.asked[0, 12:20]), want, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_kinds_read_the_same_and_take_turns(models):
+    models.asked = torch.randint(0, 64, (1, 97), generator=torch.Generator().manual_seed(2))
+    names = "float32", "float32, writer", "bfloat16", "4 bits", "4 bits, writer"
+    kinds = {name: real_speed.Kind(name, models) for name in names}
+    found = real_speed.measured(kinds, 2)
+    assert all(len(rates) == 2 and min(rates) > 0 for rates in found.values())
+    want = models.lm(models.asked[:, :96])[0][0, -1]
+    assert set(kinds) < set(real_speed.KINDS)
+    torch.testing.assert_close(kinds["4 bits, writer"].last, kinds["4 bits"].last, rtol=1e-3, atol=1e-4)
+    for name, far in zip(kinds, (1e-4, 1e-4, 0.1, 2, 2), strict=True):
+        assert float((kinds[name].last.float() - want).abs().max() / want.abs().max()) < far
+    assert kinds["bfloat16"].bytes * 2 == kinds["float32"].bytes > kinds["4 bits"].bytes
 
 
 def test_attention_is_a_share_of_the_past(models):

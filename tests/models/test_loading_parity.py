@@ -1,4 +1,5 @@
-"""Tiny models of every architecture that can be loaded give the logits that transformers gives.
+"""Tiny models of every architecture that can be loaded give the logits that transformers gives, or for RWKV-7, which
+it does not have, those of the paper's equations (tests/tools/rwkv7_by_hand.py).
 
 References are committed (tests/tools/published.py makes them); weights are made here by the same rule. `make
 test-real` asks transformers itself again, and the committed files must still be what it says.
@@ -139,6 +140,12 @@ CHANGES = [
     ("deepseek_v3", {"routed_scaling_factor": 1.0}), ("deepseek_v3", {"topk_group": 4}),
     ("deepseek_v3", {"rope_parameters": {"factor": 2.0}}),
     ("deepseek_v3", {"rope_parameters": {"mscale_all_dim": 0.0, "mscale": 0.0, "attention_factor": 1.0}}),
+    ("zamba2", {"time_step_min": 0.001}), ("zamba2", {"use_mem_rope": False}), ("zamba2", {"rms_norm_eps": 0.1}),
+    ("zamba2", {"rope_parameters": {"rope_theta": 100.0}}), ("minimax", {"full_attn_alpha_factor": 1.0}),
+    ("minimax", {"full_attn_beta_factor": 1.0}), ("minimax", {"linear_attn_alpha_factor": 1.0}),
+    ("minimax", {"linear_attn_beta_factor": 1.0}), ("minimax", {"mlp_alpha_factor": 1.0}),
+    ("minimax", {"mlp_beta_factor": 1.0}), ("minimax", {"num_experts_per_tok": 1}), ("minimax", {"rms_norm_eps": 0.1}),
+    ("minimax", {"rope_parameters": {"rope_theta": 100.0}}), ("rwkv7", {"norm_eps": 1e-5}),
 ]  # fmt: skip
 
 
@@ -153,6 +160,27 @@ def test_what_a_config_says_is_heard(name, change, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf8")
     want = wanted(name)[0]
     assert far(checkpoints.load(tmp_path)(IDS[:1, : len(want)])[0][0], want) > 5 * BOUND
+
+
+@torch.no_grad()
+def test_files_that_hold_more_or_other_names(tmp_path):
+    """Decays of lightning attention that the file holds; RWKV-7's six blends in one tensor, and an unused value."""
+    (tmp_path / "m").mkdir()
+    tensors = write("minimax", tmp_path / "m")
+    slopes = {f"model.layers.{i}.self_attn.slope_rate": torch.full((4, 1, 1), 0.25) for i in (0, 2, 3)}
+    save_file(tensors | slopes, tmp_path / "m" / "model.safetensors")
+    assert torch.equal(checkpoints.load(tmp_path / "m").blocks[2].mix[0].g_H, torch.full((4,), -0.25))
+    tensors, want = write("rwkv7", tmp_path), wanted("rwkv7")[0]
+    for i in range(3):
+        blends = [tensors.pop(f"model.layers.{i}.attn.x_{x}").flatten() for x in "rwkvag"]
+        tensors[f"model.layers.{i}.attn.x_x"] = torch.stack(blends)
+    tensors["model.layers.0.attn.v_lora.lora.2.bias"] = torch.ones(32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert far(checkpoints.load(tmp_path)(IDS[:1, : len(want)])[0][0], want) < BOUND
+    del tensors["model.layers.1.attn.x_x"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="expected attn.x_r, x_w, x_k, x_v, x_a and x_g, or x_x, got 0"):
+        checkpoints.load(tmp_path)
 
 
 def test_every_architecture_has_a_reference():

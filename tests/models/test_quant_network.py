@@ -5,7 +5,7 @@ import torch
 
 from postx.models import checkpoints, quantized
 from postx.models.lm import LM
-from postx.quant import rotate
+from postx.quant import output_error, rotate
 
 OPTIONS = {"A": {"H": 2}, "S": {"K": 8, "V": 16}, "G": {"H": 2, "K": 8}}
 
@@ -94,3 +94,15 @@ def test_a_file_holds_what_is_counted_and_gives_the_model_back(method, bits, kw,
     assert 0 < header < 400 * 4 * len(report.rows)  # names and offsets
     again = checkpoints.load("small", tmp_path)
     assert torch.equal(again(IDS)[0], small(IDS)[0])
+
+
+def test_output_errors_can_be_measured_on_fewer_inputs():
+    """The weights that come out are the same; the first layer's error is that on every tenth of its 48 inputs."""
+    lm = model("A")
+    first = next(iter(quantized.linears(lm)))
+    (all_, whole), (fewer, some) = (quantized.quantized(lm, "gptq", 3, IDS, **kw) for kw in ({}, {"judged": 5}))
+    assert all(torch.equal(a, b) for a, b in zip(all_.parameters(), fewer.parameters(), strict=True))
+    x = quantized.inputs(lm, IDS, [first])[first]
+    back = whole.stored[first].dequantize()
+    assert some.rows[0].output_error == output_error(lm.get_submodule(first).weight, back, x[::10])
+    assert some.rows[0].output_error != whole.rows[0].output_error

@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from postx.models import checkpoints, writer
+from postx.models import checkpoints, quantized, writer
+from postx.models._stages import lay_out
 from postx.models.blocks import Context
 from postx.models.lm import LM, generate, leaves
+from postx.models.nn import Packed
 from postx.parts.rope import Rope
+from postx.quant import gptq, ternary, uniform
 from postx.shapes import map_state, trusted
 
 pytestmark = pytest.mark.skipif(not writer.COMPILED, reason="NUMBA_DISABLE_JIT leaves nothing to test")
@@ -144,6 +147,30 @@ def test_the_kept_models_write_the_same_bytes(name, monkeypatch):
             want, last = generate(lm, prompt, 80, generator=draw[1], **choice)
         assert torch.equal(got, want)
         assert [x.shape for x in leaves(S)] == [x.shape for x in leaves(last)]
+
+
+@pytest.mark.parametrize("group", [7, 16, "row", "tensor"])
+@pytest.mark.parametrize("bits", [4, 3, 2])
+def test_packed_layers_are_read_as_codes(bits, group):
+    """24 channels: groups that do not come out even, outputs that fill no panel, MLPs, and a bias."""
+    lm = model("AS", {"A": {"H": 2, "out_bias": True}, "S": {"K": 8}})
+    for i, (name, layer) in enumerate(quantized.linears(lm).items()):
+        q = uniform.quantize(layer.weight.data, bits, group=group, grid=uniform.GRIDS[i // 4 % 3])
+        lm.set_submodule(name, Packed(q, layer.bias))
+    assert differs(lm) <= BOUND
+    W, _ = lay_out([lm.blocks[1].mix[0].inward], [lm.blocks[1].mix[0].out])
+    assert W.W.itemsize * W.W.shape[2] == 4 * bits  # 32 codes
+
+
+def test_packed_layers_that_have_no_codes_of_that_kind_are_read_as_numbers():
+    lm, x = model("A", {"A": {"H": 2}}), torch.randn(60, 24, generator=torch.Generator().manual_seed(1))
+    mlp, mix = lm.blocks[0].mlp, lm.blocks[0].mix[0]
+    for part, name, q in ((mlp, "up", uniform.quantize(mlp.up.weight.data, 5)),
+                          (mlp, "out", uniform.quantize(mlp.out.weight.data, 4, group=8)),
+                          (mix, "q", gptq.quantize(mix.q.weight.data, 3, x, group=8, act_order=True)),
+                          (mix, "out", ternary.quantize(mix.out.weight.data))):  # fmt: skip
+        setattr(part, name, Packed(q))
+    assert differs(lm) <= BOUND
 
 
 def test_generate_ends_and_goes_on_as_without(monkeypatch):

@@ -137,7 +137,8 @@ PALE = """() => {
     return [...found].map(([how, what]) => `${how} ${what}`); }"""
 
 LEAST = 7.5  # pixels on a phone of 390
-SMALL = """size => [...document.querySelectorAll('figure.px-fig svg')].map((svg, i) => {
+SMALL = """size => [...document.querySelectorAll('figure.px-fig svg')].filter(e => e.checkVisibility())
+    .map((svg, i) => {
     const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
     const sizes = [...svg.querySelectorAll('text')].filter(e => e.textContent.trim() && !e.querySelector('tspan'))
       .map(e => parseFloat(getComputedStyle(e).fontSize) * scale);

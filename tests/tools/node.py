@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 STATIC = Path(__file__).resolve().parents[2] / "_static"
-# What a script finds when it is loaded: a window that is the global object, and events that never come.
+# What a script finds when it is loaded: a window that is the global object, events that never come, an empty page.
 STUB = "globalThis.window = globalThis; globalThis.addEventListener = () => {};"
+STUB += "globalThis.document = { querySelectorAll: () => [] };"
 
 
 def run(scripts, expression, **given):

@@ -1,4 +1,5 @@
-"""Tiny published models: a config for each model_type, weights by a rule, reference logits by transformers.
+"""Tiny published models: a config for each model_type, weights by a rule, reference logits by transformers, or by
+the equations of the paper where it has no such model (RWKV-7: rwkv7_by_hand.py).
 
 usage: python tests/tools/published.py [NAME ...]      writes tests/models/parity/NAME.json and NAME.npz
 
@@ -12,6 +13,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import rwkv7_by_hand
 
 FOLDER = Path(__file__).resolve().parents[1] / "models" / "parity"
 LENGTHS = (13, 8)  # tokens of the two rows of a batch
@@ -72,6 +74,24 @@ CONFIGS = {
     "bitnet": BASE | GROUPED,
     "zamba": BASE | {"num_attention_heads": 4, "num_key_value_heads": 4, "num_hidden_layers": 6, "mamba_d_state": 4,
                      "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid", "mamba", "mamba"]},
+    "zamba2": BASE | {
+        "num_attention_heads": 4, "num_key_value_heads": 4, "num_hidden_layers": 6, "mamba_d_state": 8,
+        "mamba_ngroups": 2, "n_mamba_heads": 8, "chunk_size": 8, "num_mem_blocks": 2, "adapter_rank": 3,
+        "use_shared_attention_adapter": True, "use_mem_rope": True, "time_step_min": 0.3,
+        "layers_block_type": ["mamba", "hybrid", "hybrid", "mamba", "hybrid", "mamba"]},
+    "zamba2_plain": BASE | {
+        "model_type": "zamba2", "num_attention_heads": 4, "num_key_value_heads": 4, "mamba_d_state": 8,
+        "n_mamba_heads": 8, "chunk_size": 8, "adapter_rank": 3,
+        "layers_block_type": ["mamba", "hybrid", "hybrid"]},
+    "minimax": BASE | GROUPED | {
+        "num_hidden_layers": 4, "head_dim": 12, "num_local_experts": 4, "block_size": 5, "full_attn_alpha_factor": 1.5,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+        "full_attn_beta_factor": 0.8, "linear_attn_alpha_factor": 1.3, "linear_attn_beta_factor": 0.7,
+        "mlp_alpha_factor": 1.2, "mlp_beta_factor": 0.9},
+    "rwkv7": {
+        "model_type": "rwkv7", "hidden_size": 32, "num_hidden_layers": 3, "vocab_size": Y, "head_dim": 8,
+        "norm_eps": 1e-3, "decay_low_rank_dim": 5, "a_low_rank_dim": 4, "gate_low_rank_dim": 6, "v_low_rank_dim": 3,
+        "intermediate_size": 48},
     "bert": BASE | {"num_attention_heads": 4, "max_position_embeddings": 32},
     "deepseek_v3": BASE | {
         "num_attention_heads": 4, "num_key_value_heads": 4, "first_k_dense_replace": 1, "moe_intermediate_size": 12,
@@ -79,6 +99,8 @@ CONFIGS = {
         "q_lora_rank": 14, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 5, "rope_parameters": YARN},
 }  # fmt: skip
 
+TABLES = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")  # minimax's, which follow from its config
+BY_HAND = ("rwkv7",)
 ENCODERS = ("bert",)  # their vectors are compared; they have no state
 
 
@@ -108,7 +130,13 @@ def ids():
 
 
 def reference(name):
-    """(config, {key: shape} in the published layout, logits by row, logits of the left-padded batch or None)."""
+    """(config, {key: shape} in the published layout, logits by row, logits of the left-padded batch)."""
+    if name in BY_HAND:
+        config = CONFIGS[name]
+        shapes = rwkv7_by_hand.shapes(config)
+        tensors = {key: weight(key, shape).astype(np.float64) for key, shape in shapes.items()}
+        rows = [rwkv7_by_hand.logits(config, tensors, ids()[i, :n]) for i, n in enumerate(LENGTHS)]
+        return config, shapes, rows, rows
     import tempfile
 
     import torch
@@ -123,9 +151,10 @@ def reference(name):
         model.save_pretrained(folder)
         config = json.loads((Path(folder) / "config.json").read_text())
         path = Path(folder) / "model.safetensors"
-        shapes = {key: list(x.shape) for key, x in sorted(load_file(path).items())}
+        stored = load_file(path)
+        shapes = {key: list(x.shape) for key, x in sorted(stored.items()) if not key.endswith(TABLES)}
         tensors = {key: torch.from_numpy(weight(key, shape)) for key, shape in shapes.items()}
-        save_file(tensors, path, metadata={"format": "pt"})
+        save_file(stored | tensors, path, metadata={"format": "pt"})
         model, about = kind.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
         assert not any(about[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), about
     model.eval()
@@ -146,19 +175,26 @@ def tidy(config):
     return {key: x for key, x in config.items() if key not in ("transformers_version", "architectures", "dtype")}
 
 
-def main(names):
+def made_by(name):
+    """The version of transformers that gave the logits, or None."""
+    if name in BY_HAND:
+        return None
     import transformers
 
+    return transformers.__version__
+
+
+def main(names):
     FOLDER.mkdir(exist_ok=True)
     for name in names or CONFIGS:
         config, shapes, rows, left = reference(name)
         differ = max(np.abs(a - b).max() for a, b in zip(rows, left, strict=True))
         far = float(differ / max(np.abs(x).max() for x in rows))
         # Not for all: transformers itself reads the padding of some (mamba with a bias, recurrent_gemma, rwkv).
-        about = {"transformers": transformers.__version__, "left_padded": far < 2e-4}
+        about = {"transformers": made_by(name), "left_padded": far < 2e-4}
         about |= {"config": config, "shapes": shapes}
         (FOLDER / f"{name}.json").write_text(json.dumps(about) + "\n", encoding="utf8")
-        np.savez_compressed(FOLDER / f"{name}.npz", **{f"row{i}": x for i, x in enumerate(rows)})
+        np.savez_compressed(FOLDER / f"{name}.npz", **{f"row{i}": x.astype(np.float32) for i, x in enumerate(rows)})
         size = sum(map(np.prod, shapes.values()))
         print(f"{name}: {size:,} weights, left-padded rows off by {far:.1e} of the largest")
 

@@ -7,6 +7,7 @@ for and this package does not have is refused by name (`Config.only`).
 import math
 
 from postx.models.loading.config import Config, base, dense, heads
+from postx.models.loading.recurrent import falcon_mamba, limit, mamba, mamba2, rwkv, rwkv7  # noqa: F401, found by name
 from postx.models.loading.rotary import magnitude, rope
 
 
@@ -38,34 +39,6 @@ def bitnet(c):
     eps = c("rms_norm_eps", 1e-5)
     options = {"A": heads(c, sub_norm=eps), "F": dense(Config({"hidden_act": "relu2"} | c), sub_norm=eps)}
     return base(c, "A" * c("num_hidden_layers"), eps=eps, options=options)
-
-
-def mamba(c, **more):
-    D = c("hidden_size")
-    rank = c("time_step_rank", "auto")
-    options = {"N": c("state_size", 16), "inner": c("intermediate_size", c("expand", 2) * D),
-               "rank": math.ceil(D / 16) if rank == "auto" else rank, "conv_size": c("conv_kernel", 4),
-               "bias": c("use_bias", False), **more}  # fmt: skip
-    c.only(hidden_act="silu")
-    return base(c, "M" * c("num_hidden_layers"), eps=c("layer_norm_epsilon", 1e-5), tied=True, options={"M": options})
-
-
-def falcon_mamba(c):
-    return mamba(c, norms="plain", norm_eps=c("mixer_rms_eps", 1e-6))
-
-
-def limit(c, least=0.0):
-    """(least, most) of a step; infinity is a string in some files, and a dictionary in others."""
-    low, high = c("time_step_limit", (least, math.inf))
-    return float(low), math.inf if isinstance(high, dict) else float(high)
-
-
-def mamba2(c):
-    c.only(hidden_act="silu")
-    options = {"K": c("state_size", 128), "V": c("head_dim", 64), "G": c("n_groups", 8),
-               "conv_size": c("conv_kernel", 4), "inner": c("expand", 2) * c("hidden_size"), "dt_limit": limit(c),
-               "bias": c("use_bias", False), "eps": c("layer_norm_epsilon", 1e-5)}  # fmt: skip
-    return base(c, "S" * c("num_hidden_layers"), eps=c("layer_norm_epsilon", 1e-5), options={"S": options})
 
 
 def ssd(c, **more):
@@ -125,6 +98,27 @@ def zamba(c):
               "heads": c("n_mamba_heads", 2)},
     }  # fmt: skip
     pattern = c.letters(shares, mamba="M", linear_attention="M", hybrid="ZM")
+    return base(c, pattern, eps=c("rms_norm_eps", 1e-5), tied=True, options=options, mlp="-")
+
+
+def zamba2(c):
+    c.only(hidden_act="gelu", add_bias_linear=False)
+    L, D, H = c("num_hidden_layers"), c("hidden_size"), c("num_attention_heads", 32)
+    shares = c.kinds or (["mamba"] + (["mamba"] * 5 + ["hybrid"]) * 7 + ["mamba"] * 4 + ["hybrid"]
+                         + ["mamba"] * 3 + ["hybrid"] + ["mamba"] * 2)  # fmt: skip
+    if len(shares) != L:
+        raise ValueError(f"config.json: num_hidden_layers={L}, but {len(shares)} layers are listed")
+    K, inner = 2 * D // H, int(c("mamba_expand", 2) * D)
+    options = {
+        "Z": {"H": H, "G": c("num_key_value_heads", H), "K": K, "F": c("intermediate_size", 4 * D), "next_only": True,
+              "scale": (K / 2) ** -0.5, "rope": rope(c, K)[0] if c("use_mem_rope", False) else None,
+              "blocks": c("num_mem_blocks", 1), "rank": c("adapter_rank", 128),
+              "adapt_attention": c("use_shared_attention_adapter", False)},
+        "S": {"K": c("mamba_d_state", 64), "V": inner // c("n_mamba_heads", 8), "G": c("mamba_ngroups", 1),
+              "conv_size": c("mamba_d_conv", 4), "inner": inner, "dt_limit": (c("time_step_min", 0.001), math.inf),
+              "eps": 1e-5},
+    }  # fmt: skip
+    pattern = c.letters(shares, mamba="S", linear_attention="S", hybrid="ZS")
     return base(c, pattern, eps=c("rms_norm_eps", 1e-5), tied=True, options=options, mlp="-")
 
 
@@ -242,12 +236,20 @@ def qwen3_next(c):
                 mlp="".join("E" if s else "F" for s in sparse))  # fmt: skip
 
 
-def rwkv(c):
-    D = c("hidden_size")
-    c.only(attention_hidden_size=D)
-    options = {"V": {"F": c("intermediate_size", 4 * D), "gate": True}}
-    return base(c, "4" * c("num_hidden_layers"), eps=c("layer_norm_epsilon", 1e-5), mlp="V", options=options,
-                norm="layer", embed_norm=True)  # fmt: skip
+def minimax(c):
+    c = Config({"rope_theta": 1e6} | c)
+    c.only(hidden_act="silu", sliding_window=None)
+    H = c("num_attention_heads")
+    kinds = c.kinds or ["linear_attention" if i % 2 else "full_attention" for i in range(c("num_hidden_layers"))]
+    options = {
+        "A": heads(c), "T": {"H": H, "K": c("head_dim", c("hidden_size") // H), "lightning": True},
+        "E": {"F": c("intermediate_size"), "E": c("num_local_experts", c("num_experts", 8)),
+              "k": c("num_experts_per_tok", 2)},
+    }  # fmt: skip
+    carried = {"A": "full_attn", "T": "linear_attn", "E": "mlp"}
+    carried = {key: c(f"{name}_alpha_factor", 1) for key, name in carried.items()}
+    return base(c, c.letters(kinds, full_attention="A", linear_attention="T"), eps=c("rms_norm_eps", 1e-5), mlp="E",
+                options=options, carried=carried)  # fmt: skip
 
 
 def bert(c):

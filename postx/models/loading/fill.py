@@ -86,7 +86,8 @@ def fill(config, tensors, dtype=torch.float32, device="cpu"):
             missing += absent
             continue
         parts = [tensors[name] for name in rule.names if name in there]
-        x = HOW[rule.how](c, inner, *parts) if rule.how else parts[0] if parts else torch.zeros(old.shape)
+        here = Config(c | {"layer": _layer(lm, int(key.split(".")[1]))}) if key.startswith("blocks.") else c
+        x = HOW[rule.how](here, inner, *parts) if rule.how else parts[0] if parts else torch.zeros(old.shape)
         if x.shape != old.shape:
             misshapen.append(f"{' + '.join(rule.names)} gives {list(x.shape)}, {key} is {list(old.shape)}")
             continue
@@ -119,17 +120,23 @@ def put(lm, key, x):
 
 def _rule(lm, entry, key):
     """(the rule for one tensor of ours, its name within its part)."""
-    if key.startswith("shared."):  # stored where it stands first
-        inner, first = key.removeprefix("shared."), _layer(lm, _shares(lm).index(True))
-        return _find(entry["shared_block"], inner, entry["shared"].format(i=first), lm), inner
+    if key.startswith("shared."):  # a shared block is stored where it stands first
+        inner, number = key.removeprefix("shared."), 0
+        if inner.startswith("others."):
+            _, number, inner = inner.split(".", 2)
+            number = int(number) + 1
+        return _find(entry["shared_block"], inner, _shared(lm, entry, number), lm), inner
     if not key.startswith("blocks."):
         return _find(entry["model"], key, "", lm), key
     _, i, where, *rest = key.split(".")
     block, behind = lm.blocks[int(i)], int(i) and _shares(lm)[int(i) - 1]
     layer = entry["behind_Z" if behind else "layer"].format(i=_layer(lm, int(i)))
     if where == "mix":
-        letter, inner = block.kept[int(rest[0])][0], ".".join(rest[1:])
-        return _find(entry.get(letter, {}), inner, layer, block.mix[int(rest[0])]), inner
+        letter, inner, part = block.kept[int(rest[0])][0], ".".join(rest[1:]), block.mix[int(rest[0])]
+        if inner.startswith("adapters."):  # those of all places lie beside the shared block that they are for
+            rule = _find(entry["adapters"], inner.removeprefix("adapters."), _shared(lm, entry, part.number), part)
+            return rule._replace(names=[name.replace("{n}", str(part.number)) for name in rule.names]), inner
+        return _find(entry.get(letter, {}), inner, layer, part), inner
     if where == "mlp":
         letter = next(k for k, part in MLPS.items() if type(block.mlp) is part)
         return _find(entry.get(letter, {}), ".".join(rest), layer, block.mlp), ".".join(rest)
@@ -140,6 +147,12 @@ def _rule(lm, entry, key):
 def _shares(lm):
     """Of each place, whether the shared block stands there."""
     return [bool(block.kept) and block.kept[0][0] == "Z" for block in lm.blocks]
+
+
+def _shared(lm, entry, number):
+    """What the names of the shared block of the place of that number begin with."""
+    places = [place for place, shares in enumerate(_shares(lm)) if shares]
+    return entry["shared"].format(i=_layer(lm, places[number % (1 + len(lm.shared.others))]))
 
 
 def _layer(lm, place):

@@ -1,6 +1,7 @@
 """What is done to a published tensor on its way into a module, by the names that names.toml uses.
 
-how(c, key, *tensors) -> tensor: c is the `Config`, key our name of the tensor within its part ("q.weight").
+how(c, key, *tensors) -> tensor: c is the `Config`, and says c("layer") within one; key is our name of the tensor within
+its part ("q.weight").
 """
 
 import torch
@@ -22,6 +23,13 @@ def rest_of_one(c, key, x):
 
 def rows(c, key, *x):
     return torch.stack([part.flatten() for part in x])
+
+
+def six_rows(c, key, *x):
+    """RWKV-7's six blends, one tensor each, or in older files all in one."""
+    if len(x) not in (1, 6):
+        raise ValueError(f"the weights do not fit: expected attn.x_r, x_w, x_k, x_v, x_a and x_g, or x_x, got {len(x)}")
+    return x[0].reshape(6, -1) if len(x) == 1 else rows(c, key, *x)
 
 
 def side_by_side(c, key, *x):
@@ -120,6 +128,32 @@ def heads_in_rows(c, key, x):
 def every_other(c, key, x):
     """Channel and gate in turns, as all channels and then all gates."""
     return x.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1)
+
+
+def third(c, key, x):
+    """MiniMax's q, k and v: side by side, head by head."""
+    return x.unflatten(0, (c("num_attention_heads"), 3, -1))[:, "qkv".index(key[0])].flatten(0, 1)
+
+
+def log_decays(c, key, slope=None):
+    """g_H of MiniMax's lightning attention, from slopes as ALiBi's, smaller in later layers; some files hold them."""
+    if slope is not None:
+        return -slope.flatten()
+    H, L = c("num_attention_heads"), c("num_hidden_layers")
+    share = 1 - c("layer") / (L - 1 + 1e-5) + 1e-5
+    return -share * 2.0 ** (-8 / H * torch.arange(1, H + 1))
+
+
+def full_beta(c, key, x):
+    return x * c("full_attn_beta_factor", 1.0)
+
+
+def linear_beta(c, key, x):
+    return x * c("linear_attn_beta_factor", 1.0)
+
+
+def experts_beta(c, key, *x):
+    return experts(c, key, *x) * c("mlp_beta_factor", 1.0)
 
 
 def _latent(c, x):

@@ -1,0 +1,45 @@
+// Bits a byte, averaged over the last 64 bytes, along the text; a line for each model, each named at its end.
+(() => {
+  const page = (window.postx.playground ??= {});
+  const [WIDE, HIGH, TOP, OVER, TRAINED] = [600, 190, 8, 64, 512];
+
+  page.means = (bits, over = OVER) => {
+    let sum = 0;
+    return bits.map((loss, i) => (sum += loss - (bits[i - over] ?? 0)) / Math.min(i + 1, over));
+  };
+
+  page.curveView = (names) => {
+    const { make } = page;
+    const svg = make("svg:svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", class: "pp-curve", "aria-label": "Bits a byte along the text: nothing is read yet" });
+    const y = (bits) => HIGH - 22 - (Math.min(bits, TOP) / TOP) * (HIGH - 30);
+    const show = (lines) => {
+      const longest = Math.max(TRAINED + 88, ...Object.values(lines).map((bits) => bits.length));
+      const x = (i) => 24 + (i / longest) * (WIDE - 120);
+      const text = (at, up, words, more = {}) => make("svg:text", { x: at, y: up, ...more }, words);
+      const drawn = [0, 2, 4, 6, 8].flatMap((bits) => [
+        make("svg:line", { x1: 24, x2: WIDE - 96, y1: y(bits), y2: y(bits), class: "pp-grid" }),
+        text(18, y(bits) + 4, String(bits), { "text-anchor": "end" }),
+      ]);
+      drawn.push(text(30, 16, "bits a byte, over the last 64"));
+      drawn.push(make("svg:line", { x1: x(TRAINED), x2: x(TRAINED), y1: 6, y2: HIGH - 22, class: "pp-trained" }),
+        text(x(TRAINED), HIGH - 7, "trained on 512 bytes", { "text-anchor": "middle" }));
+      const ends = [];
+      const said = Object.entries(lines).filter(([, bits]) => bits.length > 16).map(([name, bits]) => {
+        const means = page.means(bits);
+        const step = Math.max(1, Math.floor(means.length / 300));
+        const points = means.map((mean, i) => [i, mean]).filter(([i]) => i >= 16 && (i % step === 0 || i === means.length - 1));
+        drawn.push(make("svg:polyline", { points: points.map(([i, mean]) => `${x(i).toFixed(1)},${y(mean).toFixed(1)}`).join(" "), class: `pp-line pp-of-${name}` }));
+        const last = means.at(-1);
+        ends.push([y(last) + 4, name, last, x(means.length)]);
+        return `${names[name]} ${last.toFixed(1)}`;
+      });
+      ends.sort((a, b) => a[0] - b[0]).forEach((end, i) => {
+        if (i) end[0] = Math.max(end[0], ends[i - 1][0] + 15); // labels do not lie on each other
+        drawn.push(text(end[3] + 5, end[0], `${names[end[1]]} ${end[2].toFixed(1)}`, { class: `pp-word pp-of-${end[1]}` }));
+      });
+      svg.replaceChildren(...drawn);
+      svg.setAttribute("aria-label", `Bits a byte over the last 64 bytes: ${said.join(", ") || "nothing is read yet"}`);
+    };
+    return { box: svg, show };
+  };
+})();

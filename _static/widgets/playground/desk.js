@@ -1,0 +1,153 @@
+// One model at work on the reader's text: its switches, the text box, and every view of what it does.
+(() => {
+  const page = (window.postx.playground ??= {});
+  const [MOST, WRITE] = [3000, 100]; // bytes of text that are read, bytes that one click writes
+
+  const headsOf = (told, kind) =>
+    told.blocks.flatMap(({ mixer, H }, block) =>
+      mixer === kind ? Array.from({ length: H }, (_, h) => [`${block}/${h}`, `block ${block + 1}, head ${h + 1}`]) : []);
+
+  page.desk = (data) => {
+    const { make } = page;
+    let [model, bits, reader, place, writing, fresh] = [data.first, "4", null, 0, false, true];
+    const file = () => data.models[model].files[bits];
+
+    // ---- the parts
+    const button = (words, onclick) => make("button", { type: "button", className: "pp-button", onclick, disabled: true }, words);
+    const load = make("button", { type: "button", className: "pp-button pp-main", onclick: () => start() });
+    const note = make("p", { className: "pp-note" });
+    const box = make("textarea", { rows: 5, value: data.start, maxLength: MOST, spellcheck: false, autocapitalize: "off" });
+    const live = make("span", { className: "pp-live" });
+    const said = make("output", { className: "pp-said", ariaLive: "polite" });
+    const heat = make("input", { type: "number", min: 0, max: 2, step: 0.1, value: 0.6 });
+    const seed = make("input", { type: "number", min: 0, max: 9999, value: 1 });
+    const buttons = [button("Write 1 byte", () => write(1)), button(`Write ${WRITE}`, () => write(WRITE)), button("Stop", () => halt())];
+    const names = { here: "this model" };
+    const text = page.bytesView((at) => {
+      box.focus();
+      box.selectionStart = box.selectionEnd = page.text(text.bytes.slice(0, at + 1)).length;
+      moved();
+    });
+    const [next, meters, curve] = [page.nextView(), page.metersView(), page.curveView(names)];
+    const arcs = page.arcsView(() => look());
+    const table = page.tableView(() => state());
+
+    // ---- what the reader does
+    const split = (view) => view.picker.value.split("/").map(Number);
+    const look = () => !arcs.box.hidden && reader.ask("look", { place, block: split(arcs)[0], head: split(arcs)[1] });
+    const state = () => !table.box.hidden && reader.ask("table", { block: split(table)[0], head: split(table)[1] });
+    const ask = () => {
+      if (!reader) return;
+      reader.ask("next", { place });
+      look();
+    };
+    const moved = () => {
+      place = page.bytes(box.value.slice(0, box.selectionStart)).length;
+      text.mark(place);
+      ask();
+    };
+    const read = () => {
+      writing = false;
+      place = page.bytes(box.value.slice(0, box.selectionStart)).length;
+      const bytes = Uint8Array.from(page.bytes(box.value)).slice(0, MOST);
+      text.cut(bytes.length);
+      reader?.ask("read", { bytes });
+      if (reader && bytes.length === 0) ask();
+    };
+    const write = (n) => {
+      writing = true;
+      reader.ask("write", { n: Math.min(n, MOST - text.bytes.length), temperature: Number(heat.value), seed: Number(seed.value) });
+    };
+    const halt = () => {
+      writing = false;
+      reader.ask("stop");
+    };
+    box.oninput = read;
+    document.addEventListener("selectionchange", () => document.activeElement === box && moved());
+
+    // ---- what the worker says
+    const rows = ({ from, rows: news, ms, cache, state: held, busy }) => {
+      text.put(from, news);
+      if (writing) {
+        box.value = page.text(text.bytes);
+        box.scrollTop = box.scrollHeight;
+        place = text.bytes.length;
+      }
+      text.mark(place);
+      meters.show({ cache, state: held });
+      live.textContent = `${ms.toFixed(1)} ms a byte`;
+      if (!busy || text.bytes.length % 8 === 0) curve.show({ here: text.bits });
+      ask();
+      if (busy) return;
+      state();
+      if (fresh && !arcs.box.hidden) reader.ask("sharpest", { place });
+      fresh = false;
+      if (text.bits.length) said.textContent = `${text.bits.length} bytes read: ${text.mean().toFixed(2)} bits a byte, the last 64 at ${text.mean(64).toFixed(2)}.`;
+    };
+    const on = {
+      rows,
+      next: (told) => next.show(told.next),
+      look: ({ p }) => arcs.show(p, text.bytes),
+      table: (told) => table.show(told),
+      sharpest({ head }) {
+        arcs.picker.value = head.join("/");
+        look();
+      },
+      failed: (words) => (said.textContent = `The model stopped: ${words}`),
+    };
+
+    const start = async () => {
+      const mine = file();
+      load.disabled = true;
+      load.textContent = "Loading…";
+      try {
+        const old = reader;
+        reader = await page.reader(mine.id, on);
+        old?.end();
+      } catch (error) {
+        said.textContent = `Nothing was loaded: ${error.message}.`;
+        return offer();
+      }
+      buttons.forEach((each) => (each.disabled = false));
+      names.here = data.models[model].name;
+      arcs.offer(headsOf(reader.told, "attention"));
+      table.offer(headsOf(reader.told, "ssd"));
+      text.put(0, []);
+      fresh = true;
+      views.hidden = false;
+      offer();
+      read();
+    };
+
+    // What the button would load, and what it costs.
+    const offer = () => {
+      const mine = file();
+      const here = reader?.id === mine.id;
+      load.disabled = here;
+      load.textContent = here ? `${data.models[model].name}, ${mine.name}: loaded` : `Load ${data.models[model].name}, ${mine.name} (${page.megabytes(mine.bytes)})`;
+      note.textContent = `${data.models[model].says} ${mine.says}`;
+    };
+    const widths = make("div");
+    const choose = (name) => {
+      model = name;
+      const files = Object.entries(data.models[model].files);
+      if (!data.models[model].files[bits]) bits = files[0][0];
+      widths.replaceChildren(page.radios("Bits a weight", files.map(([key, { name: words }]) => [key, words]), bits, (key) => {
+        bits = key;
+        offer();
+      }));
+      offer();
+    };
+    const switches = page.radios("Model", Object.entries(data.models).map(([key, { name }]) => [key, name]), model, choose);
+    choose(model);
+
+    const views = make("div", { className: "pp-views", hidden: true },
+      text.box, make("p", { className: "pp-line-of-words" }, said, " ", live), text.table,
+      make("div", { className: "pp-pair" }, next.box, meters.box), curve.box, arcs.box, table.box);
+    return make("section", { className: "pp-desk", ariaLabel: "A model at work" },
+      make("div", { className: "pp-switches" }, switches, widths), note, load,
+      make("label", { className: "pp-text" }, "Your text", box),
+      make("div", { className: "pp-write" }, ...buttons, make("label", {}, "temperature ", heat), make("label", {}, "seed ", seed)),
+      views);
+  };
+})();

@@ -1,0 +1,34 @@
+// Elements in one call: make("button", { onclick }, "words", child, ...); a name with a colon is SVG's, "svg:path".
+(() => {
+  const page = (window.postx.playground ??= {});
+  page.make = (name, set = {}, ...inside) => {
+    const [space, tag] = name.includes(":") ? name.split(":") : [null, name];
+    const made = space ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+    for (const [key, value] of Object.entries(set)) {
+      if (key in made && !space && !key.startsWith("aria")) made[key] = value;
+      else if (value !== null) made.setAttribute(key, value);
+    }
+    made.append(...inside);
+    return made;
+  };
+
+  // Radio buttons under one name; `choose` gets the value of the one that is taken.
+  page.radios = (legend, options, value, choose) => {
+    const { make } = page;
+    const name = `px-${legend.replace(/\W/g, "-")}-${Math.random().toString(36).slice(2)}`;
+    const labels = options.map(([key, words]) =>
+      make("label", {}, make("input", { type: "radio", name, value: key, checked: key === value, onchange: () => choose(key) }), ` ${words}`));
+    return make("fieldset", { className: "pp-radios" }, make("legend", {}, legend), ...labels);
+  };
+
+  page.picker = (label, options, choose) => {
+    const { make } = page;
+    const select = make("select", { onchange: () => choose(select.value) });
+    select.append(...options.map(([key, words]) => make("option", { value: key }, words)));
+    return { label: make("label", {}, `${label} `, select), select };
+  };
+
+  page.megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
+  page.kibibytes = (bytes) => `${Math.round(bytes / 1024).toLocaleString("en-US")} KiB`;
+  page.percent = (p) => (p < 0.001 ? "< 0.1 %" : `${(100 * p).toFixed(p < 0.1 ? 1 : 0)} %`);
+})();

@@ -1,0 +1,157 @@
+"""How fast the model in the page is, and whether it remembers a name: python -m benchmarks.playground [speed|names]
+
+speed needs a built book and Chromium. Milliseconds a byte as the page computes them in its worker, at the machine's own
+speed; the same sums on the page's own thread, with the processor slowed 4 times (Chromium slows that thread only); and
+the longest task of the page's thread while a key is pressed every 60 ms, both ways. Writes results/playground.json.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "tools"))
+import browser  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "playground.json"
+SLOWER, BYTES = 4, 200
+MODELS = ("hybrid_4", "attention_4", "ssd_4", "ternary_trits")
+NAMES, FAR = ("zorbin_count", "quillfeather", "makemossle"), (0, 100, 400, 1000)
+TOLD = "The attribute {} is the number of open files.\n\n"
+ASKED = "\n\nThe attribute "
+
+# On the page's own thread: the median of the last bytes, after the compiler has seen the first.
+SUMS = """async ([id, n]) => {
+  const m = {};
+  Object.values(window.postx.parts).forEach((part) => part(m));
+  const { told, body } = await window.postx.playground.weights(id);
+  const net = m.network(told, m.open(m.fromBase64(body)));
+  const times = [];
+  for (let i = 0; i < n; i++) {
+    const start = performance.now();
+    net.step(97 + (i % 26));
+    times.push(performance.now() - start);
+    if (i % 20 === 19) await new Promise((done) => setTimeout(done));
+  }
+  return times.slice(n / 2).sort((a, b) => a - b)[Math.floor(n / 4)];
+}"""
+IN_WORKER = """async ([id, n]) => new Promise(async (done) => {
+  const reader = await window.postx.playground.reader(id, { rows: ({ ms, busy }) => busy || (reader.end(), done(ms)) });
+  reader.ask("read", { bytes: Uint8Array.from({ length: n }, (_, i) => 97 + (i % 26)) });
+})"""
+
+
+def open_page(chrome, address, slower=1):
+    page = chrome.new_context(viewport={"width": 390, "height": 844}).new_page()
+    page.goto(address)
+    page.wait_for_selector(".pp-main")
+    if slower > 1:
+        page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": slower})
+    return page
+
+
+def typing(chrome, address, slower):
+    """The longest time for which the page's thread answered nobody, while 60 keys are pressed."""
+    page = open_page(chrome, address, slower)
+    page.click(".pp-main")
+    said = "document.querySelector('.pp-said').textContent"
+    page.wait_for_function(f"{said}.includes('bits a byte')", timeout=120_000)
+    page.focus("textarea")
+    session = page.context.new_cdp_session(page)
+    session.send("Tracing.start", {"categories": "toplevel,devtools.timeline", "transferMode": "ReportEvents"})
+    events = []
+    session.on("Tracing.dataCollected", lambda event: events.extend(event["value"]))
+    page.keyboard.type("this function returns the name of the file, and of those ", delay=60)
+    ended = []
+    session.on("Tracing.tracingComplete", lambda event: ended.append(event))
+    session.send("Tracing.end")
+    while not ended:
+        page.wait_for_timeout(50)
+    page.context.close()
+    main = {e["tid"] for e in events if e.get("name") == "thread_name" and e["args"]["name"] == "CrRendererMain"}
+    names = ("RunTask", "ThreadControllerImpl::RunTask")
+    tasks = [e["dur"] / 1000 for e in events if e.get("name") in names and e.get("tid") in main and "dur" in e]
+    return {"longest": max(tasks), "over_16": sum(t > 16 for t in tasks), "tasks": len(tasks)}
+
+
+def speed(html):
+    from playwright.sync_api import sync_playwright
+
+    address = (html / "chapters" / "playground.html").as_uri()
+    with sync_playwright() as play:
+        chrome = play.chromium.launch(executable_path=browser.chromium(), args=browser.FLAGS)
+        rows = {}
+        for name in MODELS:
+            worker, plain, slow = [], [], []
+            for _ in range(3):
+                page = open_page(chrome, address)
+                worker.append(page.evaluate(IN_WORKER, [name, BYTES]))
+                plain.append(page.evaluate(SUMS, [name, BYTES]))
+                page.context.close()
+                page = open_page(chrome, address, SLOWER)
+                slow.append(page.evaluate(SUMS, [name, BYTES]))
+                page.context.close()
+            median = {"worker_ms": worker, "page_ms": plain, f"page_ms_slowed_{SLOWER}": slow}
+            rows[name] = {key: round(statistics.median(x), 2) for key, x in median.items()}
+            rows[name]["bytes_a_second_slowed"] = round(1000 / statistics.median(slow), 1)
+            print(name, rows[name], flush=True)
+        typed = {f"slowed_{rate}": typing(chrome, address, rate) for rate in (1, SLOWER)}
+        print(typed)
+        version = chrome.version
+        chrome.close()
+    return {"chromium": version, "bytes": BYTES, "models": rows,
+            "typing": {key: {k: round(v, 1) for k, v in x.items()} for key, x in typed.items()}}  # fmt: skip
+
+
+def names():
+    """Bits a letter of an invented name, behind its first, where it was told before, less where another one was."""
+    import torch
+
+    from postx import text
+    from postx.models import checkpoints
+
+    words = bytes(text.load().test).replace(b"\0", b"\n\n")
+    gains = {}
+    for model in ("attention", "hybrid", "ssd"):
+        lm = checkpoints.load(model)
+        for far in FAR:
+            between = words[5000 : 5000 + far].decode("latin1")
+            gain = []
+            for name in NAMES:
+                told, not_told = (bits(lm, TOLD.format(first) + between + ASKED, name, torch)
+                                  for first in (name, "x" * len(name)))  # fmt: skip
+                gain.append(not_told - told)
+            gains[f"{model}, {far} bytes"] = round(statistics.mean(gain), 2)
+            print(model, far, gain, flush=True)
+    return gains
+
+
+def bits(lm, before, name, torch):
+    ids = torch.tensor([[0, *(before + name).encode("latin1")]])
+    with torch.no_grad():
+        p = lm(ids, form="parallel")[0][0].log_softmax(-1)
+    at = torch.arange(ids.shape[1] - len(name) + 1, ids.shape[1])
+    return float(-p[at - 1, ids[0, at]].mean() / 0.6931471805599453)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="?", choices=("speed", "names"))
+    parser.add_argument("--html", type=Path, default=browser.HTML, help="the folder of the built book")
+    args = parser.parse_args()
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    about = {"date": datetime.date.today().isoformat(), "device": f"{platform.machine()}, {os.cpu_count()} cores"}
+    if args.what != "names":
+        kept["speed"] = about | speed(args.html)
+    if args.what != "speed":
+        kept["names"] = about | {"told": TOLD, "asked": ASKED, "names": NAMES, "bits_gained": names()}
+    RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""Which sentences of chapter 11, found on models of 2.9 million weights, survive on a model that people use.
+
+    python -m experiments.real_tables [FOLDER]      prints the table; FOLDER is experiments/results if nothing is said
+
+The twin is the book's attention model (quant.jsonl, spin.jsonl), the real ones are SmolLM2 and MiniLM
+(real_models.jsonl). A sentence is one number of a model, its standard error and a rule; the verdict follows from them:
+"holds" or "does not" where two standard errors lie on one side, "open" where they do not, "not tested" where there is
+no number. Differences on SmolLM2 are paired over its 16 windows, those of the twin are not: only its means were kept.
+Ratios of layers are means over layers, with the standard error over layers.
+"""
+
+import math
+import statistics
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.runner.results import RESULTS, read
+
+TWIN = {"full range": "nearest, full range", "range": "nearest", "feedback": "gptq", "turn": "turn", "awq": "awq",
+        "turn, feedback": "turn, gptq", "lattice": "lattice"}  # fmt: skip
+REAL = {"full range": "full range, row", "range": "nearest, row", "feedback": "gptq, row", "turn": "turn, row",
+        "turn, feedback": "turn, gptq, row", "lattice": "lattice (E8P)", "groups": "nearest, 128", "awq": "awq",
+        "groups, feedback": "gptq, 128", "groups, turn, feedback": "turn, gptq, 128"}  # fmt: skip
+WEIGHT, OUTPUT = 0, 1  # places in what is kept of a layer
+
+
+class Number(NamedTuple):
+    """A value and its standard error; the error is nan where none was recorded."""
+
+    value: float
+    error: float
+
+
+class Row(NamedTuple):
+    """One sentence: the number of each model, None where there is none; what follows here, and for the real one."""
+
+    sentence: str
+    twin: Number | None
+    real: Number | None
+    minilm: Number | None
+    here: str
+    verdict: str
+
+
+def mean(values):
+    values = list(values)
+    return Number(statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)))
+
+
+class Model:
+    """The rounded weights of one model: {(method, bits): metrics}, methods called by what they do."""
+
+    def __init__(self, found, names):
+        self.found = {(name, bits): found[method, bits] for name, method in names.items()
+                      for bits in (2, 3, 4) if (method, bits) in found}  # fmt: skip
+
+    def gap(self, more, less, bits=2):
+        """What `more` loses beyond `less`, bits a byte: paired over windows where both have them."""
+        a, b = self.found.get((more, bits)), self.found.get((less, bits))
+        if a is None or b is None:
+            return None
+        if "windows" in a and "windows" in b:
+            return mean(a["windows"][i] - b["windows"][i] for i in a["windows"])
+        return Number(a["lost"] - b["lost"], math.hypot(a["lost_error"], b["lost_error"]))
+
+    def layers(self, over, under, which, bits=2):
+        """The ratio of the errors of `over` and `under`, mean over layers."""
+        a, b = self.found.get((over, bits)), self.found.get((under, bits))
+        if a is None or b is None:
+            return None
+        return mean(a["layers"][name][which] / b["layers"][name][which] for name in a["layers"])
+
+    def growth(self):
+        """The least that a method's loss grows from 3 to 2 bits: a factor."""
+        factors = []
+        for name, bits in self.found:
+            if bits == 2 and (name, 3) in self.found:
+                two, three = self.found[name, 2], self.found[name, 3]
+                factor = two["lost"] / three["lost"]
+                error = math.hypot(two["lost_error"] / two["lost"], three["lost_error"] / three["lost"])
+                factors.append(Number(factor, factor * error))
+        return min(factors, default=None)
+
+
+class MiniLM:
+    """Its layers under each method, on inputs that no method has seen: only ratios of errors."""
+
+    def __init__(self, layers):
+        self.rows = layers.values()
+
+    def layers(self, over, under, which=OUTPUT, bits=2):
+        a, b = (f"{REAL[name]}|{bits}" for name in (over, under))
+        if any(a not in row or b not in row for row in self.rows):
+            return None
+        return mean(row[a][1 + which] / row[b][1 + which] for row in self.rows)
+
+
+def one(part, folder=RESULTS):
+    """The metrics of a part of real_models.jsonl that is one run: minilm, outliers or attention."""
+    (found,) = (r["metrics"] for r in read(Path(folder) / "real_models.jsonl") if r["run"]["part"] == part)
+    return found
+
+
+class Records:
+    """What the three files say."""
+
+    def __init__(self, folder=RESULTS):
+        rows = read(Path(folder) / "real_models.jsonl")
+        by = {part: [r for r in rows if r["run"]["part"] == part] for part in {r["run"]["part"] for r in rows}}
+        self.by = by
+        weights = {(r["run"]["method"], r["run"]["bits"]): r["metrics"] for r in by["weights"]}
+        self.full = weights["full", 16]
+        self.real, self.minilm = Model(weights, REAL), MiniLM(one("minilm", folder)["layers"])
+        self.inputs = {(r["run"]["bits"], r["run"]["inputs"], r["run"]["method"]): r["metrics"]
+                       for r in by.get("activations", [])}  # fmt: skip
+        self.cache = {(r["run"]["method"], r["run"]["bits"]): r["metrics"] for r in by.get("cache", [])}
+        quant = [r for r in read(Path(folder) / "quant.jsonl") if r["run"]["model"] == "attention"]
+        self.twin = Model({(r["run"]["method"], r["run"]["bits"]): r["metrics"] for r in quant
+                           if r["run"]["part"] == "table"}, TWIN)  # fmt: skip
+        self.twin_cache = {(r["run"]["method"], r["run"]["bits"]): r["metrics"] for r in quant
+                           if r["run"]["part"] == "cache" and r["run"]["parts"] == "kv"}  # fmt: skip
+        spin = {r["run"]["kind"]: r["metrics"]["validation_bits"] for r in read(Path(folder) / "spin.jsonl")
+                if (r["run"]["weights"], r["run"]["inputs"]) == (4, 4)}  # fmt: skip
+        self.twin_turned = Number(spin["none"] - spin["hidden"], math.nan)
+
+    def texts(self):
+        """(setting, 32 tokens that SmolLM2 writes) of what is recorded, from many bits to few."""
+        rows = [r for part in ("weights", "activations") for r in self.by.get(part, []) if "text" in r["metrics"]]
+        for r in sorted(rows, key=lambda r: (r["run"]["part"], -r["run"]["bits"], r["metrics"]["lost"])):
+            inputs = f", inputs {r['run']['inputs']}" if "inputs" in r["run"] else ""
+            yield f"{r['run']['method']}, {r['run']['bits']} bits{inputs}", r["metrics"]["text"]
+
+    def turned_inputs(self, W, A):
+        """What turning inputs and weights saves, of W and A bits."""
+        plain, turned = (self.inputs.get((W, A, how)) for how in ("plain", "turned"))
+        return plain and turned and mean(plain["windows"][i] - turned["windows"][i] for i in plain["windows"])
+
+
+def more(x, than=0.0):
+    """Whether a number is larger: by two standard errors."""
+    reach = 2 * x.error if math.isfinite(x.error) else 0
+    return "holds" if x.value - reach > than else "does not" if x.value + reach < than else "open"
+
+
+def less(x, than):
+    return {"holds": "does not", "does not": "holds"}.get(more(x, than), "open")
+
+
+def within(x, low, high):
+    """Whether it lies between: both ends, by two standard errors."""
+    ends = {more(x, low), less(x, high)}
+    return "does not" if "does not" in ends else "open" if "open" in ends else "holds"
+
+
+def level(x):
+    """Whether no difference is seen: zero within two standard errors."""
+    return "holds" if more(x) == "open" else "does not"
+
+
+def lost(metrics):
+    return metrics and Number(metrics["lost"], metrics["lost_error"])
+
+
+def table(folder=RESULTS):
+    """The rows, in the order of the chapter."""
+    r = Records(folder)
+    twin, real, small = r.twin, r.real, r.minilm
+
+    def row(sentence, rule, ours, theirs, third=None):
+        return Row(sentence, ours, theirs, third, *("not tested" if x is None else rule(x) for x in (ours, theirs)))
+
+    def step(sentence, rule, a, b):
+        return row(sentence, rule, twin.gap(a, b), real.gap(a, b), small.layers(b, a))
+
+    return [
+        step("A good range loses less than the full one", more, "full range", "range"),
+        step("Feedback lowers the loss", more, "range", "feedback"),
+        row("It leaves 0.4 to 0.7 of a layer's output error", lambda x: within(x, 0.4, 0.7),
+            *(m.layers("feedback", "range", OUTPUT) for m in (twin, real, small))),
+        row("It makes the weights worse", lambda x: more(x, 1),
+            *(m.layers("feedback", "range", WEIGHT) for m in (twin, real, small))),
+        step("A rotation alone does nothing", level, "range", "turn"),
+        step("After feedback its step is within the error", level, "feedback", "turn, feedback"),
+        step("The lattice lowers the loss further", more, "turn, feedback", "lattice"),
+        row("AWQ does not beat rounding to nearest, 3 bits", lambda x: "does not" if more(x) == "holds" else "holds",
+            twin.gap("range", "awq", 3), real.gap("groups", "awq", 3), small.layers("awq", "groups", bits=3)),
+        row("Every loss grows at least three times from 3 to 2 bits", lambda x: more(x, 3), twin.growth(),
+            real.growth()),
+        row("Inputs of 4 bits: a rotation lowers the loss", more, r.twin_turned, r.turned_inputs(4, 4)),
+        row("A cache of 3 bits loses less than 0.05", lambda x: less(x, 0.05), lost(r.twin_cache.get(("mse", 3))),
+            lost(r.cache.get(("mse", 3)))),
+        row("At 4 bits every method loses 0.015 or less", lambda x: less(x, 0.015),
+            max((lost(m) for (_, bits), m in twin.found.items() if bits == 4), default=None), None),
+        row("Three architectures lose alike at 2 bits", level, None, None),
+    ]  # fmt: skip
+
+
+class Head(NamedTuple):
+    """A head of SmolLM2, layer and number counted from 0: p[t][m] is the weight that token t gives to token m.
+
+    repeated is what it gives, on random tokens read twice, to the token after the first of two places.
+    """
+
+    layer: int
+    number: int
+    p: list[list[float]]
+    repeated: float
+
+
+def heads(folder=RESULTS):
+    """(the tokens of a sentence, {what it does: the head that does most of it})."""
+    found, most = one("attention", folder), {}
+    for name, head in sorted(found["heads"].items(), key=lambda pair: -pair[1]["score"]):
+        most.setdefault(head["why"], Head(*map(int, name.split(".")), head["p"], head["repeated"]))
+    return found["tokens"], most
+
+
+def line(row):
+    """A row as two lines of text: the sentence and the verdict, and below them the numbers."""
+
+    def said(x):
+        if x is None:
+            return "-"
+        return f"{x.value:.3f}" + (f" ± {x.error:.3f}" if math.isfinite(x.error) else "")
+
+    numbers = f"{said(row.twin):16s}{said(row.real):16s}{said(row.minilm)}"
+    return f"{row.sentence + ':':58s} {row.verdict}\n{'':33s}{numbers.rstrip()}"
+
+
+def main():
+    print(f"{'at 2 bits, if nothing is said':33s}{'here':16s}{'SmolLM2':16s}MiniLM, layers")
+    for row in table(*sys.argv[1:]):
+        print(line(row))
+
+
+if __name__ == "__main__":
+    main()

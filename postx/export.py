@@ -1,0 +1,102 @@
+"""What a page runs: a kept model in fewer bits as a packed file, its manifest, and a script that carries both.
+
+    write("hybrid", 4, folder)         hybrid_4.safetensors and hybrid_4.json, in format 1 of `postx.models.packed`
+    script(folder / "hybrid_4")        weights_hybrid_4.js: the two as one call, postx.take("hybrid_4", {...}, "BASE64")
+
+A page that was opened from disk may load scripts and nothing else, so the weights come as one. Linear layers of the
+blocks are rounded to the nearest of 2^bits levels, each row with the range that has the least squared error (`RANGE`,
+the method "nearest" of the chapter on fewer bits); embedding, norms, taps and the few numbers of a mixer stay in bf16.
+The manifest says what the page computes, block by block, as the modules themselves have it.
+"""
+
+import base64
+import json
+from pathlib import Path
+
+from torch.nn.functional import silu
+
+from postx.mixers import attention, ssd
+from postx.models import checkpoints, quantized
+from postx.models.denoiser import Denoiser
+from postx.models.nn import MLP, RMSNorm
+from postx.parts.rope import Rope
+from postx.quant import uniform
+
+RANGE = {"grid": "midrise", "clip": "search"}
+BITS = (16, 4, 3, 2)
+SCRIPT = "weights_{}.js"
+
+
+def describe(lm):
+    """The sizes that a program needs to compute the model: D, Y, eps, network, and for each block its mixer and MLP.
+
+    Raises ValueError for a part that the page has no code for, naming the block.
+    """
+    both_ways = isinstance(lm, Denoiser)
+    if lm.head is not None or not isinstance(lm.norm, RMSNorm) or getattr(lm, "embed_norm", None) is not None:
+        raise ValueError("lm: the page computes models with a tied head and RMS norms only")
+    if not both_ways and (lm.embed_scale != 1 or lm.logit_scale != 1 or lm.softcap is not None):
+        raise ValueError("lm: the page neither scales embedding and logits nor bends them")
+    blocks = []
+    for i, block in enumerate(lm.blocks):
+        if len(block.mix) != 1 or not isinstance(block.mlp, MLP):
+            raise ValueError(f"lm: block {i} is not one mixer and a dense MLP, which is all that the page computes")
+        blocks.append(_mixer(i, block.mix[0], both_ways) | _mlp(i, block.mlp))
+    Y, D = lm.embed.weight.shape
+    return {"network": "denoiser" if both_ways else "lm", "D": D, "Y": Y, "eps": lm.norm.eps, "blocks": blocks}
+
+
+def write(name, bits, folder, from_=checkpoints.FOLDER, **measured):
+    """Write one model as NAME_BITS.safetensors and NAME_BITS.json; returns the path without its ending.
+
+    bits: 16 (as it is kept), 4, 3 or 2; None for a model whose layers are kept packed (ternary), which stays as it
+    is: NAME_trits. measured: what else the manifest says, such as the bits a byte that were lost. from_: the folder
+    of the kept model. Raises ValueError for other bits, and as `describe` and `checkpoints.load` do.
+    """
+    lm, kept = checkpoints.load(name, from_), checkpoints.packed(name, from_)
+    if (bits is None) != bool(kept) or bits not in (*BITS, None):
+        allowed = "None, as it is kept packed" if kept else f"one of {', '.join(map(str, BITS))}"
+        raise ValueError(f"bits: {name} is written in {allowed}, got {bits!r}")
+    if bits in BITS[1:]:
+        kept = {layer: uniform.quantize(part.weight, bits, **RANGE) for layer, part in quantized.linears(lm).items()}
+    weights = sum(p.numel() for p in lm.parameters())
+    told = {"of": name, "bits": bits, "weights": weights, **describe(lm), **measured}
+    path = checkpoints.save(f"{name}_{bits or 'trits'}", lm, checkpoints.record(name, from_)["config"],
+                            {"page": told}, folder, packed=kept)  # fmt: skip
+    return path.with_suffix("")
+
+
+def script(path):
+    """Write weights_NAME.js beside NAME.safetensors and NAME.json; returns its path. It is classic JavaScript."""
+    path = Path(path)
+    told = json.loads(path.with_suffix(".json").read_text(encoding="utf8"))["page"]
+    body = base64.b64encode(path.with_suffix(".safetensors").read_bytes()).decode()
+    out = path.with_name(SCRIPT.format(path.name))
+    part = out.with_suffix(".part")  # a build that is stopped leaves no half of a script
+    part.write_text(f'postx.take("{path.name}", {json.dumps(told)}, "{body}");\n', encoding="utf8")
+    return part.replace(out)
+
+
+def _mixer(i, layer, both_ways):
+    if isinstance(layer, attention.Layer):
+        (H, K), (G, _), (_, V) = layer.heads
+        plain = (layer.window, layer.norms, layer.gate, layer.sub_norm, layer.scale, layer.conv.taps_DW, layer.q.bias)
+        rope = layer.rope
+        if any(x is not None for x in (*plain, layer.out.bias)) or layer.alibi or layer.causal == both_ways:
+            raise ValueError(f"lm: the attention of block {i} has options that the page has no code for")
+        if not isinstance(rope, Rope) or rope != Rope(base=rope.base):
+            raise ValueError(f"lm: block {i}: the page turns all channels of q and k in halves, got rope={rope}")
+        return {"mixer": "attention", "H": H, "G": G, "K": K, "V": V, "base": rope.base}
+    if isinstance(layer, ssd.Layer):
+        limited = layer.dt_limit != (0, float("inf")) or layer.gate_last or layer.inward.bias is not None
+        if limited or layer.G != 1 or not isinstance(layer.norm, ssd.GroupNorm):
+            raise ValueError(f"lm: the SSD of block {i} has options that the page has no code for")
+        inner, W = layer.widths[0], layer.taps_DW.shape[1]
+        return {"mixer": "ssd", "H": layer.H, "K": layer.K, "V": inner // layer.H, "taps": W, "ssd_eps": layer.norm.eps}
+    raise ValueError(f"lm: block {i} is {type(layer).__module__}, which the page has no code for")
+
+
+def _mlp(i, mlp):
+    if mlp.gate is None or mlp.norm is not None or mlp.up.bias is not None or mlp.act is not silu:
+        raise ValueError(f"lm: the page computes SwiGLU without biases and norms, block {i} has another MLP")
+    return {"F": mlp.up.out_features}

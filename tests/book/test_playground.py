@@ -1,0 +1,198 @@
+"""The built page with a model in it, in a real browser: over http and from disk, by keyboard, on a phone.
+
+POSTX_LONG=1 also lets three models read past the length they were trained on, and a hole be filled: a minute each.
+"""
+
+import json
+import os
+
+import browser
+import pytest
+import torch
+from test_browser import axe
+
+from postx.models import checkpoints
+from postx.models.quantized import linears
+from postx.quant import uniform
+
+PAGE = "chapters/playground.html"
+LONG = pytest.mark.skipif(os.environ.get("POSTX_LONG") != "1", reason="a minute each: POSTX_LONG=1 runs them")
+SAID = "document.querySelector('.pp-said').textContent"
+LOGITS = """async ([id, ids]) => {
+  const m = {};
+  Object.values(window.postx.parts).forEach((part) => part(m));
+  const { told, body } = await window.postx.playground.weights(id);
+  const net = m.network(told, m.open(m.fromBase64(body)));
+  return ids.map((byte) => Array.from(net.step(byte))); }"""
+
+
+@pytest.fixture(scope="module")
+def chrome():
+    path = browser.chromium()
+    if not path or not (browser.HTML / PAGE).exists():
+        missing = "no Chromium: set POSTX_CHROMIUM" if not path else "no built book: run `make book`"
+        pytest.fail(missing) if os.environ.get("POSTX_BROWSER") == "1" else pytest.skip(missing)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        chrome = play.chromium.launch(executable_path=path, args=browser.FLAGS)
+        yield chrome
+        chrome.close()
+
+
+@pytest.fixture(scope="module")
+def bases():
+    server = browser.serve()
+    yield {"http": f"http://127.0.0.1:{server.server_port}/", "file": browser.HTML.as_uri() + "/"}
+    server.shutdown()
+
+
+@pytest.fixture
+def opened(chrome, bases):
+    """opened(via, scheme, width) -> (page, the weights that it has asked for); at the end no fault may be left."""
+    made, all_faults = [], []
+
+    def open_page(via="http", scheme="light", width=1440):
+        context = chrome.new_context(color_scheme=scheme, viewport={"width": width, "height": 844})
+        page, faults = browser.watch(context, bases[via])
+        asked = []
+        page.on("request", lambda request: "weights_" in request.url and asked.append(request.url))
+        page.goto(bases[via] + PAGE)
+        page.wait_for_selector(".pp-main")
+        made.append(context)
+        all_faults.append(faults)
+        return page, asked
+
+    yield open_page
+    for context in made:
+        context.close()
+    assert sum(all_faults, []) == []
+
+
+@pytest.fixture(scope="module")
+def hybrid():
+    """The hybrid at 4 bits, as the package makes it."""
+    lm = checkpoints.load("hybrid")
+    with torch.no_grad():
+        for layer in linears(lm).values():
+            layer.weight.copy_(uniform.quantize(layer.weight, 4, grid="midrise", clip="search").dequantize())
+    return lm
+
+
+def load(page):
+    page.click(".pp-main")
+    page.wait_for_function(f"{SAID}.includes('bits a byte')", timeout=120_000)
+
+
+def bits(lm, text):
+    ids = torch.tensor([[0, *text.encode()]])
+    with torch.no_grad():
+        logits = lm(ids[:, :-1], form="parallel")[0][0]
+    return float(torch.nn.functional.cross_entropy(logits, ids[0, 1:]) / 0.6931471805599453)
+
+
+@pytest.mark.parametrize("via", ["http", "file"])
+def test_nothing_is_loaded_before_a_click_and_the_page_says_what_python_says(opened, hybrid, via):
+    page, asked = opened(via)
+    page.wait_for_load_state("load")
+    page.fill(".pp-desk textarea", "Return the é of a file.\n")
+    page.wait_for_timeout(200)
+    assert asked == []
+    assert "MB" in page.inner_text(".pp-main")
+    load(page)
+    assert [url.split("/")[-1].split("?")[0] for url in asked] == ["weights_hybrid_4.js"]
+    want = bits(hybrid, "Return the é of a file.\n")
+    assert f"25 bytes read: {want:.2f} bits a byte" in page.evaluate(SAID)
+    ids = [0, *b"Return the \xc3\xa9 of a fi\xff"]
+    got = torch.tensor(page.evaluate(LOGITS, ["hybrid_4", ids]))
+    with torch.no_grad():
+        reference = hybrid(torch.tensor([ids]), form="parallel")[0][0]
+    assert float((got - reference).abs().max()) <= 1e-4 * float(reference.abs().max())
+
+
+def test_by_keyboard_alone(opened):
+    page, _ = opened("file", "dark", 390)
+    page.focus(".pp-main")
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"{SAID}.includes('bits a byte')", timeout=120_000)
+    page.focus(".pp-desk textarea")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("def file_name(xq")
+    page.wait_for_function(f"{SAID}.startsWith('16 bytes')", timeout=60_000)
+    page.keyboard.press("Home")
+    page.wait_for_function("!document.querySelector('.pp-here')")  # the cursor is before the first byte
+    page.focus(".pp-hard summary")
+    page.keyboard.press("Enter")
+    rows = page.eval_on_selector_all(".pp-hard tbody tr", "rows => rows.map(row => row.innerText.split('\\t'))")
+    assert len(rows) == 10
+    assert {"x", "q"} & {row[0] for row in rows[:3]}
+    assert [float(row[2]) for row in rows] == sorted((float(row[2]) for row in rows), reverse=True)
+    page.focus(".pp-desk textarea")
+    page.keyboard.press("End")
+    before = page.input_value(".pp-desk textarea")
+    page.click("text=Write 1 byte")
+    page.wait_for_function(f"{SAID}.startsWith('17 bytes')", timeout=60_000)
+    assert page.input_value(".pp-desk textarea").startswith(before)
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 390)])
+def test_a_loaded_page_has_no_fault_of_access_and_is_not_too_wide(opened, scheme, width):
+    page, _ = opened("http", scheme, width)
+    load(page)
+    page.click("text=Write 100")
+    page.wait_for_function(f"{SAID}.startsWith('2')", timeout=120_000)
+    page.wait_for_timeout(300)
+    assert axe(page, {}) == []
+    assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+    assert page.evaluate(browser.PALE) == []
+    words = page.evaluate("[...document.querySelectorAll('.pp-desk [role=img]')].map(e => e.ariaLabel)")
+    assert len(words) == 3
+    assert not [text for text in words if "nothing is read yet" in text]
+
+
+def test_cache_grows_and_state_stays(opened):
+    page, _ = opened()
+    load(page)
+    meters = ".pp-meter output"
+    first = page.eval_on_selector_all(meters, "all => all.map(e => e.textContent)")
+    page.click("text=Write 100")
+    page.wait_for_function(f"{SAID}.startsWith('2')", timeout=120_000)
+    cache, state = page.eval_on_selector_all(meters, "all => all.map(e => parseInt(e.textContent))")
+    grown = 100 * 2 * 2 * 192 * 4 / 1024  # bytes, keys and values, blocks of attention, width, bytes of a number
+    assert cache - int(first[0].split()[0]) == pytest.approx(grown, abs=1)
+    assert f"{state} KiB" == first[1]
+
+
+def test_without_scripts_the_picture_stays(chrome, bases):
+    context = chrome.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(bases["http"] + PAGE)
+    label = page.get_attribute("figure[data-widget=playground] svg", "aria-label")
+    context.close()
+    assert "attention climbs" in label
+
+
+def test_the_page_says_what_was_recorded_of_names():
+    gains = json.loads((browser.ROOT / "benchmarks/results/playground.json").read_text())["names"]["bits_gained"]
+    words = " ".join((browser.ROOT / "chapters/playground.md").read_text(encoding="utf8").split())
+    assert f"saved at most {max(gains.values())} bits a letter" in words
+
+
+@LONG
+def test_past_the_trained_length_attention_climbs(opened):
+    page, asked = opened("file")
+    page.click("text=Let three models read")
+    said = "document.querySelector('.pp-piece .pp-said').textContent"
+    page.wait_for_function(said, timeout=300_000)
+    means = [float(part.split()[-1]) for part in page.evaluate(said).rstrip(".").split(": ")[1].split(", ")]
+    assert len(asked) == 3
+    assert means[0] > 2 * max(means[1:])
+
+
+@LONG
+def test_a_hole_is_filled(opened):
+    page, _ = opened("file")
+    page.click("text=Fill the hole")
+    last = "[...document.querySelectorAll('.pp-said')].at(-1).textContent"
+    page.wait_for_function(f"{last}.startsWith('Filled')", timeout=300_000)
+    assert "▁" not in page.inner_text(".pp-piece:last-of-type .pp-out")

@@ -1,0 +1,154 @@
+"""What each of four ranks runs: every case on the first 1, 2, 3 and 4 of them, beside the same on one process.
+
+Rank 0 writes {case: {"error": ..., "bytes": [of each rank]}} to found.json in the folder that it is given.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from postx import distributed, mixers
+from postx.mixers import attention
+
+torch.set_num_threads(1)
+RANKS, FOUND = 4, {}
+PASSED = [name for name in mixers.names() if name not in ("attention", "mla", "hyena")]
+
+
+def grads(inputs):
+    return [torch.zeros_like(x) if x.grad is None else x.grad for x in inputs]
+
+
+def leaf(x):
+    return x.detach().clone().requires_grad_(x.is_floating_point() or x.is_complex())
+
+
+def gathered(wire, x):
+    """x of all ranks of a wire's group; what is of another size on each of them too."""
+    found = [None] * wire.ranks
+    dist.all_gather_object(found, x.detach(), group=wire.group)
+    return found
+
+
+def apart(a, b):
+    return (a - b).abs().max().item() / max(1.0, b.abs().max().item()) if a.numel() else 0.0
+
+
+def compare(wire, layout, want, got, name, sent):
+    """want and got: (per-token tensors of the whole text or this rank, tensors whose shares add up)."""
+    error = 0.0
+    for ours, theirs in zip(got[0], want[0], strict=True):
+        error = max(error, apart(layout.join(gathered(wire, ours)), theirs.detach()))
+    for ours, theirs in zip(got[1], want[1], strict=True):
+        error = max(error, apart(sum(gathered(wire, ours)), theirs.detach()))
+    counts = gathered(wire, torch.tensor(sent))
+    if wire.rank == 0:
+        FOUND[name] = {"error": error, "bytes": [c.tolist() for c in counts]}
+
+
+def weights_of(y):
+    return torch.randn(y.shape, generator=torch.Generator().manual_seed(5), dtype=y.dtype)
+
+
+def passed_case(wire, name, how, T=23, form="auto"):
+    mixer, layout = mixers.load(name), distributed.Layout(T, wire.ranks)
+    z, w = mixer.example(T)
+    whole_z, whole_w = [leaf(x) for x in z], {k: leaf(x) if torch.is_tensor(x) else x for k, x in w.items()}
+    y = mixer.recurrent(*whole_z, **whole_w)[0]
+    weight = weights_of(y)
+    (y * weight).sum().backward()
+    tensors = [x for x in whole_w.values() if torch.is_tensor(x)]
+    want = [y, *grads(whole_z)], grads(tensors)
+
+    mine = [leaf(layout.split(x, wire.rank)) for x in z]
+    own_w = {k: leaf(x) if torch.is_tensor(x) else x for k, x in w.items()}
+    before = wire.sent
+    y, _ = distributed.run(mixer, *mine, layout=layout, wire=wire, how=how, form=form, **own_w)
+    forward = wire.sent - before
+    (y * layout.split(weight, wire.rank)).sum().backward()
+    tensors = [x for x in own_w.values() if torch.is_tensor(x)]
+    got = [y, *grads(mine)], grads(tensors)
+    compare(wire, layout, want, got, f"passed {name} {how} {form} T{T} P{wire.ranks}", [forward, wire.sent - before])
+
+
+def ring_case(wire, kind, T=26, window=None, H=4, G=2, K=8, V=8, impl="torch", slopes=False):
+    layout, w = distributed.Layout(T, wire.ranks, kind), {"window": window}
+    z, _ = attention.example(T, H=H, G=G, K=K, V=V)
+    w["slopes_H"] = attention.alibi_slopes(H).double() if slopes else None
+    whole = [leaf(x) for x in z]
+    y = attention.parallel(*whole, **w)[0]
+    weight = weights_of(y)
+    (y * weight).sum().backward()
+    want = [y, *grads(whole)]
+    mine = [leaf(layout.split(x, wire.rank)) for x in z]
+    before = wire.sent
+    y = distributed.attend(*mine, layout, wire, impl=impl, **w)
+    forward = wire.sent - before
+    (y * layout.split(weight, wire.rank)).sum().backward()
+    name = f"ring {kind} T{T} W{window} H{H} G{G} V{V} {impl}{' slopes' if slopes else ''} P{wire.ranks}"
+    compare(wire, layout, (want, []), ([y, *grads(mine)], []), name, [forward, wire.sent - before])
+
+
+def layer_case(wire, name, options, kind="straight", T=22, D=16, how="turn"):
+    layout = distributed.Layout(T, wire.ranks, kind)
+    torch.manual_seed(3)
+    part = mixers.load(name).Layer(D, **options).double()
+    x = torch.randn(2, T, D, dtype=torch.float64)
+    weight = weights_of(x)
+    whole = leaf(x)
+    y = part(whole)[0]
+    (y * weight).sum().backward()
+    want = [y, *grads([whole])], [g.clone() for g in grads(part.parameters())]
+    part.zero_grad()
+    mine = leaf(layout.split(x, wire.rank))
+    y = distributed.layer(part, mine, layout, wire, how=how)
+    (y * layout.split(weight, wire.rank)).sum().backward()
+    got = [y, *grads([mine])], grads(part.parameters())
+    compare(wire, layout, want, got, f"layer {name} {options} {kind} P{wire.ranks}", [0, 0])
+
+
+def refused(call):
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def main(folder):
+    distributed.start(timeout=120)
+    groups = [dist.new_group(list(range(n))) for n in range(1, RANKS + 1)]
+    for group in groups[: RANKS][max(0, dist.get_rank()) :]:  # this rank is in the groups that are large enough
+        wire = distributed.Wire(group)
+        P = wire.ranks
+        for name in PASSED:
+            passed_case(wire, name, "turn")
+            if P > 2 and hasattr(mixers.load(name), "operator"):
+                passed_case(wire, name, "log")
+        for T in (P, 40):
+            passed_case(wire, "ssd", "turn", T=T, form="chunked")
+        for kind in ("straight", "zigzag"):
+            for T, window in ((8, None), (26, None), (24, 5), (26, 9), (24, 1)):
+                ring_case(wire, kind, T=T, window=window)
+            ring_case(wire, kind, H=3, G=1, V=5, slopes=True)
+            ring_case(wire, kind, impl="flash")
+            ring_case(wire, kind, window=13, impl="flash")
+            for T in (24, 48):
+                ring_case(wire, kind, T=T)
+            layer_case(wire, "attention", {"H": 4, "G": 2}, kind)
+        for name in PASSED if P % 2 == 0 else ():  # on 1 and 3 the mixers alone
+            layer_case(wire, name, {"K": 4, "V": 4} if name in ("ssd", "mamba3") else {})
+        for name in ("attention", "gla", "retnet"):
+            layer_case(wire, name, {"conv_size": 4})
+        layer_case(wire, "mamba", {}, how="log")  # its state is wide, and there is a convolution before it
+    if dist.get_rank() == 0:
+        (folder / "found.json").write_text(json.dumps(FOUND), encoding="utf8")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,113 @@
+"""The record of the real models: complete, of one text, and what chapter 11's table and the pages' heads say of it."""
+
+import hashlib
+import math
+import statistics
+
+import pytest
+
+from experiments import real_models, real_tables
+from experiments.real_inside import NAMES
+from experiments.runner.results import RESULTS, read
+
+ROWS = {row["key"]: row for row in read(RESULTS / "real_models.jsonl")}
+ASKED = {key: row for key, row in ROWS.items() if "windows" in (row["metrics"] or {})}
+
+
+# Named in results/README.md too. A run that is made leaves this set.
+MISSING = {}
+
+
+def test_every_run_is_recorded_once_but_for_those_named():
+    lines = (RESULTS / "real_models.jsonl").read_text(encoding="utf8").splitlines()
+    assert len(lines) == len(ROWS)
+    assert set(ROWS) | MISSING == {real_models.key(run) for run in real_models.runs()}
+    assert not set(ROWS) & MISSING
+
+
+def test_all_runs_read_the_frozen_text():
+    prose = hashlib.sha256(real_models.PROSE.read_text(encoding="utf8").encode()).hexdigest()
+    assert {row["run"]["sha256"] for row in ROWS.values()} == {prose}
+    assert {row["run"]["asked"] for row in ROWS.values()} == {8192}
+    places = [str(i) for i in range(real_models.ASKED)]
+    assert len(ASKED) > 20
+    assert all(list(row["metrics"]["windows"]) == places for row in ASKED.values())
+
+
+def test_losses_are_means_of_paired_differences():
+    full = ROWS["weights|full|16"]["metrics"]["windows"]
+    for key, row in ASKED.items():
+        m = row["metrics"]
+        lost = [m["windows"][i] - full[i] for i in full]
+        assert m["lost"] == pytest.approx(statistics.fmean(lost), abs=1e-6), key
+        assert m["lost_error"] == pytest.approx(statistics.stdev(lost) / 4, abs=1e-6), key
+        assert m["bits"] == pytest.approx(statistics.fmean(m["windows"].values()), abs=1e-6), key
+
+
+def table():
+    return {row.sentence: row for row in real_tables.table()}
+
+
+def test_every_sentence_of_the_table_stands_here():
+    """Otherwise the table would ask a real model for what the chapter does not say."""
+    assert {row.here for row in table().values() if row.twin} == {"holds"}
+
+
+def windows(method, bits=2):
+    return [*ROWS[f"weights|{method}|{bits}"]["metrics"]["windows"].values()]
+
+
+@pytest.mark.parametrize(("sentence", "over", "under"), [
+    ("Feedback lowers the loss", "nearest, row", "gptq, row"),
+    ("After feedback its step is within the error", "gptq, row", "turn, gptq, row"),
+    ("The lattice lowers the loss further", "turn, gptq, row", "lattice (E8P)"),
+])  # fmt: skip
+def test_a_difference_of_the_table_is_that_of_the_records(sentence, over, under):
+    gaps = [a - b for a, b in zip(windows(over), windows(under), strict=True)]
+    value, error = statistics.fmean(gaps), statistics.stdev(gaps) / 4
+    row = table()[sentence]
+    assert row.real == pytest.approx((value, error), abs=1e-9)
+    far = abs(value) > 2 * error
+    assert (row.verdict == "holds") == ((not far) if "within the error" in sentence else value > 2 * error)
+
+
+def test_verdicts_follow_from_two_errors():
+    n = real_tables.Number
+    assert [real_tables.more(n(x, 0.1)) for x in (0.3, 0.1, -0.3)] == ["holds", "open", "does not"]
+    assert [real_tables.less(n(x, 0.1), 1) for x in (0.7, 0.9, 1.3)] == ["holds", "open", "does not"]
+    assert [real_tables.level(n(x, 0.1)) for x in (0.1, -0.1, 0.3, -0.3)] == ["holds", "holds", "does not", "does not"]
+    inside = [real_tables.within(n(x, 0.1), 1, 2) for x in (1.5, 1.1, 0.7, 2.3)]
+    assert inside == ["holds", "open", "does not", "does not"]
+    assert real_tables.more(n(0.1, math.nan)) == "holds"
+
+
+def test_what_the_grid_of_4_bits_decides_is_not_tested():
+    assert table()["At 4 bits every method loses 0.015 or less"].verdict == "not tested"
+
+
+def test_heads_do_what_they_are_called():
+    tokens, heads = real_tables.heads()
+    assert set(heads) == {"first token", "token before", "all", "same name", "after the name"}
+    for head in heads.values():
+        assert all(row[t + 1 :] == [0] * (len(tokens) - t - 1) for t, row in enumerate(head.p))
+        assert all(abs(sum(row) - 1) < 0.02 for row in head.p)
+    for name in NAMES:
+        first = tokens.index(name)
+        second = tokens.index(name, first + 1)
+        best = {why: max(range(second + 1), key=heads[why].p[second].__getitem__) for why in heads}
+        assert best["same name"] == first
+        assert best["after the name"] == first + 1
+    assert heads["after the name"].repeated > 100 * real_tables.one("attention")["repeated_median"]
+    assert 0.45 < real_tables.one("attention")["mean_on_first_token"] < 0.55  # "half", says chapter 1
+
+
+def test_a_turn_helps_inputs_of_4_bits_in_every_kind_of_layer():
+    layers = real_tables.one("outliers")["layers"]
+    for kind in ("mix.0.q", "mix.0.k", "mix.0.v", "mix.0.out", "mlp.gate", "mlp.up", "mlp.out"):
+        rows = [row["rounded"] for name, row in layers.items() if name.endswith(kind)]
+        plain, turned = (statistics.median(row[way]["A4"] for row in rows) for way in ("plain", "turned"))
+        assert len(rows) == 30
+        assert turned < plain / 2
+    top = {name: row for name, row in layers.items() if row["largest"] > 100}
+    assert len(top) == 4
+    assert {row["token"] for row in top.values()} == {0}

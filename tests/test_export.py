@@ -1,0 +1,253 @@
+"""The model that runs in the page against the model of the package: weights, logits and written bytes.
+
+The page's own files run in node. POSTX_LONG=1 holds every file that the page can load; without it the hybrid at 4 bits,
+and two layers of each kind for the rest, as a model in node takes seconds.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from postx import export
+from postx.diffusion import masked
+from postx.models import checkpoints
+from postx.models.denoiser import Denoiser
+from postx.models.lm import LM, generate
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ROOT / "_static" / "widgets" / "playground"
+LONG = os.environ.get("POSTX_LONG") == "1"
+PROMPTS = ("The following functions are defined: ", "Return a new string in which é ", "class Queue:\n    ")
+FILES = [("hybrid", 4), ("hybrid", 16), ("hybrid", 3), ("hybrid", 2), ("attention", 4), ("attention", 16), ("ssd", 4),
+         ("ssd", 16), ("ternary", None)]  # fmt: skip
+SMALL = {"D": 48, "Y": 256, "mlp": "F", "options": {"A": {"H": 4, "G": 2}, "S": {"K": 16, "V": 16}, "F": {"F": 40}}}
+
+RUN = """
+const fs = require("fs"), vm = require("vm"), [folder, file, job] = process.argv.slice(1);
+const window = { postx: {} };
+const world = vm.createContext({ window, postx: window.postx, atob, TextDecoder, TextEncoder, URL, performance,
+  location: { href: "file:///page.html" }, document: { currentScript: null } });
+const run = (path) => vm.runInContext(fs.readFileSync(path, "utf8"), world, { filename: path });
+fs.readdirSync(folder).filter((name) => name.endsWith(".js")).forEach((name) => run(`${folder}/${name}`));
+const m = {};
+Object.values(window.postx.parts).forEach((part) => part(m));
+const page = window.postx.playground;
+let model = null;
+window.postx.take = (id, told, body) => (model = { told, body });
+if (file) run(file);
+const ask = JSON.parse(fs.readFileSync(0, "utf8"));
+const weights = model && m.open(m.fromBase64(model.body));
+const jobs = {
+  logits: () => { const net = m.network(model.told, weights); return ask.map((byte) => Array.from(net.step(byte))); },
+  weights: () => Object.fromEntries(ask.map((name) => [name, Array.from(weights[name])])),
+  write: () => ask.prompts.map((prompt) => {
+    const reader = m.reader(m.network(model.told, weights));
+    reader.read(Uint8Array.from(prompt));
+    reader.write(ask.n, 0, 1);
+    while (reader.turn(0, () => 1)?.busy);
+    return reader.bytes.slice(prompt.length); }),
+  edit: () => { // every text one after the other in one reader: what it tells of each, and its last logits
+    const reader = m.reader(m.network(model.told, weights));
+    return ask.map((text) => {
+      reader.read(Uint8Array.from(text));
+      const heard = [];
+      for (let busy = true; busy; ) {
+        const news = reader.turn(0, () => 1);
+        heard.splice(news.from, Infinity, ...news.rows);
+        busy = news.busy;
+      }
+      return { rows: heard.length, logits: Array.from(reader.logits[text.length]) }; }); },
+  denoise: () => m.denoiser(model.told, weights)(ask).map((row) => Array.from(row)),
+  fill: () => ask.map((job) => m.filler(model.told, weights, () => {}).fill(job)),
+  spell: () => ask.map((bytes) => { const text = page.text(bytes); return [text, page.bytes(text)]; }),
+  draw: () => ask.map(([logits, temperature, number]) => m.draw(Float32Array.from(logits), temperature, number)),
+};
+process.stdout.write(JSON.stringify(jobs[job]()));
+"""
+pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="no node here: it runs the files of the page")
+
+
+def node(job, ask, script=""):
+    done = subprocess.run(["node", "-e", RUN, str(PARTS), str(script), job], input=json.dumps(ask), text=True,
+                          capture_output=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """packed(name, bits) -> (the script, the same model in the package): written once."""
+    folder, made = tmp_path_factory.mktemp("page"), {}
+
+    def make(name, bits):
+        if (name, bits) not in made:
+            path = export.write(name, bits, folder)
+            made[name, bits] = export.script(path), checkpoints.load(path.name, folder)
+        return made[name, bits]
+
+    return make
+
+
+def small(folder, pattern="AS", seed=0, name="small"):
+    """Two blocks with random weights, norms and time steps of its own included, kept as a model is."""
+    torch.manual_seed(seed)
+    config = SMALL | {"pattern": pattern, "options": {k: SMALL["options"][k] for k in (*pattern, "F")}}
+    lm = LM(**config)
+    with torch.no_grad():
+        for p in lm.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    checkpoints.save(name, lm, config, {}, folder)
+    return name
+
+
+def reference(lm, ids):
+    with torch.no_grad():
+        return lm(torch.tensor([ids]), form="parallel")[0][0].numpy()
+
+
+def text(n, seed):
+    """Bytes of every kind: words, then anything, whole characters or not."""
+    rng = np.random.default_rng(seed)
+    words = "Open the file, é and ﬀ; 𝛼 = 1.\n".encode() * 4
+    return [*words[: n // 2], *rng.integers(0, 256, n - n // 2).tolist()]
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [pytest.param(*file, marks=[] if LONG or file == ("hybrid", 4) else pytest.mark.skip(
+        reason="a model in node takes seconds: POSTX_LONG=1 runs every file of the page")) for file in FILES],
+)  # fmt: skip
+class TestKept:
+    def test_logits_are_those_of_the_package(self, packed, name, bits):
+        script, lm = packed(name, bits)
+        ids = [0, *PROMPTS[0].encode(), *text(60, 3)]
+        got, want = np.array(node("logits", ids, script)), reference(lm, ids)
+        assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+    def test_the_same_64_bytes_are_written(self, packed, name, bits):
+        script, lm = packed(name, bits)
+        prompts = [list(prompt.encode()) for prompt in PROMPTS]
+        for prompt, got in zip(prompts, node("write", {"prompts": prompts, "n": 64}, script), strict=True):
+            want, _ = generate(lm, torch.tensor([[0, *prompt]]), 64, temperature=0)
+            assert bytes(got) == bytes(want[0].tolist())
+
+
+@pytest.mark.parametrize("pattern", ["AS", "SA", "AA", "SS"])
+@pytest.mark.parametrize("bits", [16, 4, 3, 2])
+def test_any_list_of_blocks_at_any_width(tmp_path, pattern, bits):
+    path = export.write(small(tmp_path, pattern), bits, tmp_path, tmp_path)
+    ids = text(150, seed=bits)
+    got = np.array(node("logits", ids, export.script(path)))
+    want = reference(checkpoints.load(path.name, tmp_path), ids)
+    assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("bits", [16, 4, 3, 2])
+def test_weights_are_equal_bit_for_bit(tmp_path, bits):
+    path = export.write(small(tmp_path), bits, tmp_path, tmp_path)
+    want = checkpoints.load(path.name, tmp_path).state_dict()
+    for name, got in node("weights", list(want), export.script(path)).items():
+        np.testing.assert_array_equal(np.float32(got), want[name].flatten().numpy(), name)
+
+
+@pytest.mark.parametrize("pattern", ["AA", "SA"])
+def test_an_edited_text_is_read_as_if_it_were_new(tmp_path, pattern):
+    script = export.script(path := export.write(small(tmp_path, pattern), 4, tmp_path, tmp_path))
+    whole, lm = text(170, 5), checkpoints.load(path.name, tmp_path)
+    edits = [whole, whole[:140], whole[:100] + text(30, 6), whole[:3], [], whole, whole[:64], whole[:63] + [7]]
+    for edit, told in zip(edits, node("edit", edits, script), strict=True):
+        want = reference(lm, [0, *edit])[-1]
+        assert told["rows"] <= len(edit)
+        assert np.abs(np.array(told["logits"]) - want).max() <= 1e-4 * np.abs(want).max()
+
+
+def tiny_denoiser(folder):
+    torch.manual_seed(3)
+    config = {"network": "Denoiser", "D": 48, "L": 2, "Y": 256, "H": 4, "F": 40}
+    lm = Denoiser(**{key: value for key, value in config.items() if key != "network"}).eval()
+    with torch.no_grad():
+        for p in lm.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    checkpoints.save("holes", lm, config, {}, folder)
+    return "holes"
+
+
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=[] if LONG else pytest.mark.skip(
+    reason="the kept denoiser in node takes a minute: POSTX_LONG=1"))])  # fmt: skip
+def test_holes_are_filled_as_the_package_fills_them(tmp_path, packed, real):
+    if real:
+        script, lm = packed("masked", 4)
+    else:
+        path = export.write(tiny_denoiser(tmp_path), 4, tmp_path, tmp_path)
+        script, lm = export.script(path), checkpoints.load(path.name, tmp_path)
+    ids = [*b"Return the ", *[256] * 9, *b" of the file, \xc3."]
+    got = np.array(node("denoise", ids, script))
+    with torch.no_grad():
+        want = lm(torch.tensor([ids]))[0].numpy()
+    assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+    given = torch.tensor([[-1 if id_ == 256 else id_ for id_ in ids]])
+    for steps, filled in zip((9, 4), node("fill", [{"ids": ids, "steps": n} for n in (9, 4)], script), strict=True):
+        assert filled == masked.remask(lm, given, 256, steps=steps, temperature=0).ids_BT[0].tolist()
+
+
+def test_bytes_survive_the_text_box():
+    rng = np.random.default_rng(0)
+    texts = [list(range(256)), list("\uf7a0\ufeff𝛼é".encode())]
+    texts += [text(int(n), int(n)) for n in rng.integers(0, 200, 40)]
+    for bytes_, (shown, back) in zip(texts, node("spell", texts), strict=True):
+        assert back == bytes_
+        assert "\r" not in shown
+        assert "\0" not in shown
+    assert node("spell", [list("é ﬀ 𝛼\n".encode())])[0][0] == "é ﬀ 𝛼\n"
+
+
+def test_draws_follow_the_probabilities():
+    logits = [0.0, 2.0, 1.0]
+    p = np.exp(np.array(logits) / 0.5) / np.exp(np.array(logits) / 0.5).sum()
+    edges = p.cumsum()
+    numbers = [0.0, edges[0] - 1e-6, edges[0] + 1e-6, edges[1] - 1e-6, edges[1] + 1e-6, 1 - 1e-9]
+    assert node("draw", [[logits, 0.5, x] for x in numbers]) == [0, 0, 1, 1, 2, 2]
+    assert node("draw", [[[1.0, 3.0, 3.0], 0, 0.9]]) == [1]
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"pattern": "M"}, "block 0"),
+        ({"pattern": "A(AS)"}, "block 1 is not one mixer"),
+        ({"pattern": "AA", "options": {"A": {"window": 8}}}, "attention of block 0"),
+        ({"pattern": "SA", "mlp": "F", "options": {"A": {"qk_norm": True}}}, "attention of block 1"),
+        ({"pattern": "S", "mlp": "F", "options": {"S": {"norm": False}}}, "SSD of block 0"),
+        ({"pattern": "A", "options": {"F": {"activation": "gelu"}}}, "SwiGLU"),
+        ({"pattern": "A", "tied": False}, "tied head"),
+        ({"pattern": "A", "softcap": 3.0}, "bends"),
+    ],
+)
+def test_what_the_page_has_no_code_for_is_refused(config, says):
+    with pytest.raises(ValueError, match=says):
+        export.describe(LM(D=16, **config))
+
+
+def test_a_denoiser_says_that_it_is_one():
+    told = export.describe(Denoiser(16, 2, H=2, F=24))
+    assert told["network"] == "denoiser"
+    assert told["Y"] == 257
+    assert [block["mixer"] for block in told["blocks"]] == ["attention"] * 2
+
+
+@pytest.mark.parametrize(("name", "bits"), [("hybrid", 5), ("hybrid", None), ("ternary", 4)])
+def test_widths_that_are_not_there_are_named(tmp_path, name, bits):
+    with pytest.raises(ValueError, match=f"bits: {name} is written in"):
+        export.write(name, bits, tmp_path)
+
+
+def test_four_bits_weigh_at_most_two_and_a_half_megabytes(packed):
+    script, _ = packed("hybrid", 4)
+    assert script.stat().st_size <= 2.5e6
+    assert script.with_name("hybrid_4.safetensors").stat().st_size < script.stat().st_size
