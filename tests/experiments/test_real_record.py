@@ -1,6 +1,7 @@
 """The record of the real models: complete, of one text, and what chapter 11's table and the pages' heads say of it."""
 
 import hashlib
+import json
 import math
 import statistics
 
@@ -111,3 +112,25 @@ def test_a_turn_helps_inputs_of_4_bits_in_every_kind_of_layer():
     top = {name: row for name, row in layers.items() if row["largest"] > 100}
     assert len(top) == 4
     assert {row["token"] for row in top.values()} == {0}
+
+
+def test_the_numbers_in_chapter_11_are_those_of_the_record():
+    book = json.loads((RESULTS.parents[1] / "chapters" / "11_sub_four_bit.ipynb").read_text(encoding="utf8"))
+    said = {cell["id"]: "".join(cell["source"]) for cell in book["cells"]}
+
+    def lost(key, row="metrics"):
+        return f"{ROWS[key][row]['lost']:.2f}"
+
+    rows, groups = "weights|gptq, row|2", "weights|gptq, 128|2"
+    assert f"from {lost(rows)} bits a byte to {lost('weights|turn, gptq, row|2')}" in said["c46"]
+    assert f"from {lost(groups)} to {lost('weights|turn, gptq, 128|2')}" in said["c46"]
+    assert f"already loses {lost('weights|nearest, row|3')}" in said["c46"]
+    assert f"{lost(rows, 'earlier')} and {lost(rows)}, {lost(groups, 'earlier')} and {lost(groups)}" in said["c46"]
+    assert f"SmolLM2 loses {ROWS['activations|plain|8|8']['metrics']['lost']:.3f}" in said["c46b"]
+    assert f"it loses {lost('activations|plain|4|4')}, turned {lost('activations|turned|4|4')}" in said["c46b"]
+    found = real_tables.one("outliers")
+    top = found["largest"]
+    assert f"up to {top['value']:,.0f}; the median input there is {top['median']:.2f}" in said["c46b"]
+    first = [row["token"] for name, row in found["layers"].items() if name.endswith("mlp.out")].count(0)
+    assert first == 8
+    assert "In eight layers" in said["c46b"]
