@@ -5,7 +5,7 @@
 The twin is the book's attention model (quant.jsonl, spin.jsonl), the real ones are SmolLM2 and MiniLM
 (real_models.jsonl). A sentence is one number of a model, its standard error and a rule; the verdict follows from them:
 "holds" or "does not" where two standard errors lie on one side, "open" where they do not, "not tested" where there is
-no number. Differences on SmolLM2 are paired over its 16 windows, those of the twin are not: only its means were kept.
+no number. Differences on SmolLM2 are paired over its 16 windows where they were kept, as on the twin they were not.
 Ratios of layers are means over layers, with the standard error over layers.
 """
 
