@@ -25,7 +25,7 @@ NAMES, FAR = ("zorbin_count", "quillfeather", "makemossle"), (0, 100, 400, 1000)
 TOLD = "The attribute {} is the number of open files.\n\n"
 ASKED = "\n\nThe attribute "
 
-# On the page's own thread: the median of the last bytes, after the compiler has seen the first.
+# On the page's own thread: the lower quartile of the later bytes, as other work on the machine only ever adds.
 SUMS = """async ([id, n]) => {
   const m = {};
   Object.values(window.postx.parts).forEach((part) => part(m));
@@ -38,7 +38,8 @@ SUMS = """async ([id, n]) => {
     times.push(performance.now() - start);
     if (i % 20 === 19) await new Promise((done) => setTimeout(done));
   }
-  return times.slice(n / 2).sort((a, b) => a - b)[Math.floor(n / 4)];
+  times.splice(0, n / 2);
+  return times.sort((a, b) => a - b)[Math.floor(times.length / 4)];
 }"""
 IN_WORKER = """async ([id, n]) => new Promise(async (done) => {
   const reader = await window.postx.playground.reader(id, { rows: ({ ms, busy }) => busy || (reader.end(), done(ms)) });
@@ -96,8 +97,8 @@ def speed(html):
                 page = open_page(chrome, address, SLOWER)
                 slow.append(page.evaluate(SUMS, [name, BYTES]))
                 page.context.close()
-            median = {"worker_ms": worker, "page_ms": plain, f"page_ms_slowed_{SLOWER}": slow}
-            rows[name] = {key: round(statistics.median(x), 2) for key, x in median.items()}
+            found = {"worker_ms": worker, "page_ms": plain, f"page_ms_slowed_{SLOWER}": slow}
+            rows[name] = {key: round(statistics.median(x), 2) for key, x in found.items()}
             rows[name]["bytes_a_second_slowed"] = round(1000 / statistics.median(slow), 1)
             print(name, rows[name], flush=True)
         typed = {f"slowed_{rate}": typing(chrome, address, rate) for rate in (1, SLOWER)}

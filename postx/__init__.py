@@ -11,6 +11,7 @@
     cost         FLOPs, bytes and state in closed form
     cli          generate, look, quantize, compare on a command line; __main__ beside it
     explore      sliders, live and static; style and fieldmap beside it
+    export       a kept model in few bits, as a file and a script that a page runs
 
 `import postx` loads none of them.
 """

@@ -27,7 +27,7 @@
         });
         pen.putImageData(image, 0, 0);
         const bytes = half < 10 ? half.toFixed(1) : Math.round(half).toLocaleString("en-US");
-        words.textContent = `Half of what it holds is gone after ${bytes} bytes, at the rate of the last 64.`;
+        words.textContent = `A row for each channel of the key, a column for each of the value. Half of what it holds is gone after ${bytes} bytes, at the rate of the last 64.`;
         canvas.setAttribute("aria-label", `A table of ${K} times ${V} numbers, the largest ${most.toFixed(1)}. ${words.textContent}`);
       },
     };
