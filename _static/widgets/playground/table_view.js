@@ -8,7 +8,7 @@
     const picker = page.picker("SSD head", [], choose);
     const canvas = make("canvas", { className: "pp-table", width: 64, height: 64, role: "img", ariaLabel: "A table: nothing is read yet" });
     const words = make("p", { className: "pp-words" });
-    const box = make("section", { ariaLabel: "State" }, make("h3", {}, "What a state holds at the end"), picker.label, canvas, words);
+    const box = make("section", { ariaLabel: "State" }, make("h2", {}, "What a state holds at the end"), picker.label, canvas, words);
     return {
       box,
       picker: picker.select,
