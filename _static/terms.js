@@ -8,9 +8,7 @@ addEventListener("DOMContentLoaded", () => {
   box.setAttribute("role", "dialog");
   document.body.append(box);
 
-  let from = null; // where the focus goes back to
   const open = (anchor, title, words, address, place) => {
-    from = anchor;
     const more = Object.assign(document.createElement("a"), { href: address, textContent: place });
     const head = Object.assign(document.createElement("strong"), { textContent: title });
     const line = Object.assign(document.createElement("p"), { textContent: words });
@@ -50,10 +48,8 @@ addEventListener("DOMContentLoaded", () => {
     } else if (name(event.target)) show(event.target);
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && box.matches(":popover-open")) {
-      box.hidePopover();
-      from.focus({ preventScroll: true });
-    } else if ((event.key === "Enter" || event.key === " ") && name(event.target)) {
+    if (event.key === "Escape" && box.matches(":popover-open")) box.hidePopover(); // the focus goes back by itself
+    else if ((event.key === "Enter" || event.key === " ") && name(event.target)) {
       event.preventDefault();
       show(event.target);
     }

@@ -164,10 +164,37 @@ def sliders_answer_the_keyboard(page):
             if not changed:  # it may matter only where the others stand further along
                 for other in (s for s in sliders if s != slider):
                     other.press("End")
+                for row in figure.query_selector_all("[role=radiogroup]"):
+                    row.query_selector_all("input")[-1].check()
                 changed = moves(figure, slider)
             assert changed, f"slider {label!r} changes nothing along its range"
-            for each in sliders:
-                each.evaluate("s => { s.value = s.defaultValue; s.dispatchEvent(new Event('input')) }")
+            figure.evaluate(RESET)
+        for row in figure.query_selector_all("[role=radiogroup]"):
+            label = row.get_attribute("aria-label")
+            assert label, "a row of buttons has no label"
+            changed = options(figure, row)
+            if not changed:
+                for slider in sliders:
+                    slider.press("End")
+                changed = options(figure, row)
+            assert changed, f"no button of {label!r} changes anything"
+            figure.evaluate(RESET)
+
+
+RESET = """figure => figure.querySelectorAll('.px-row input').forEach(e => {
+    if (e.type === 'radio') e.checked = e.defaultChecked; else e.value = e.defaultValue;
+    e.dispatchEvent(new Event('input')); })"""
+
+
+def options(figure, row):
+    """Whether one of the buttons shows another picture than the first, by arrow keys alone."""
+    buttons = row.query_selector_all("input")
+    buttons[0].check()
+    seen = {figure.evaluate(PICTURE)}
+    for button in buttons[:-1]:
+        button.press("ArrowDown")
+        seen.add(figure.evaluate(PICTURE))
+    return len(seen) > 1
 
 
 def moves(figure, slider):
@@ -191,7 +218,7 @@ def test_sliders_answer_while_the_page_is_still_loading(contexts, bases):
     page.wait_for_selector("footer.prev-next-footer", state="attached")  # all of the text is there
     dead = page.eval_on_selector_all("figure.px-fig input[type=range]", "all => all.filter(e => e.disabled).length")
     figure = page.query_selector("figure.px-fig:has(input)")
-    sliders = figure.query_selector_all("input")
+    sliders = figure.query_selector_all("input[type=range]")
     answers = any(moves(figure, slider) for slider in sliders)
     assert held, "nothing was held back, so this test shows nothing"
     assert not page.evaluate("window.pageIsReady"), "the page was ready: this test shows nothing"
