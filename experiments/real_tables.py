@@ -127,7 +127,7 @@ class Records:
     def texts(self):
         """(setting, 32 tokens that SmolLM2 writes) of what is recorded, from many bits to few."""
         rows = [r for part in ("weights", "activations") for r in self.by.get(part, []) if "text" in r["metrics"]]
-        for r in sorted(rows, key=lambda r: (r["run"]["part"], -r["run"]["bits"], r["metrics"]["lost"])):
+        for r in sorted(rows, key=lambda r: (-r["run"]["bits"], r["run"]["part"], r["metrics"]["lost"])):
             inputs = f", inputs {r['run']['inputs']}" if "inputs" in r["run"] else ""
             yield f"{r['run']['method']}, {r['run']['bits']} bits{inputs}", r["metrics"]["text"]
 
