@@ -10,9 +10,12 @@ unseen; the calibration text is Python's manual, which surely was seen: 8 window
 The weights of this SmolLM2 lie on a 4-bit grid already (Q4_1: groups of 32 with a scale and an offset). Rounding them
 to 4 bits proves little, 3 and 2 bits and activations do. MiniLM comes in float32, and was never rounded.
 
+A run takes one to ten minutes of a busy CPU and at most 4 GB. Where a loss was measured twice and came out differently
+(GPTQ at 2 bits), the first one is kept as `earlier`.
+
 parts: weights (method x group x bits), activations, cache (a KV cache of 8 to 2 bits), minilm (each layer's output
-error, on real inputs), outliers (of both models' activations), attention (some heads of SmolLM2 on one sentence, for
-pages).
+error, on real inputs), outliers (of SmolLM2's activations), attention (some heads of SmolLM2 on one sentence, for
+pages). Speed is in real_speed.py.
 """
 
 import argparse

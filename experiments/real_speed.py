@@ -11,8 +11,8 @@ kinds: float32 and bfloat16, and 4, 3 and 2 bits with a scale for 128 weights, e
 `Quantized.product`); the same but bfloat16 by `postx.models.writer`, two calls a layer of the model; and llama.cpp on
 the very file (its own clock, its own text: it writes what is likeliest). The embedding, which is the head as well,
 stays in float32 with ours; the file has it in 8 bits (Q8_0).
-llama.cpp comes with the package xllamacpp, which has it compiled; llama-cpp-python, which has not, was not built within
-the ten minutes that were set for it.
+llama.cpp comes with the package xllamacpp, which has it compiled; llama-cpp-python was still compiling after 24 minutes
+of two busy cores.
 """
 
 import argparse

@@ -5,7 +5,7 @@
 The twin is the book's attention model (quant.jsonl, spin.jsonl), the real ones are SmolLM2 and MiniLM
 (real_models.jsonl). A sentence is one number of a model, its standard error and a rule; the verdict follows from them:
 "holds" or "does not" where two standard errors lie on one side, "open" where they do not, "not tested" where there is
-no number. Differences on SmolLM2 are paired over its 16 windows, those of the twin are not: only its means were kept.
+no number. Differences on SmolLM2 are paired over its 16 windows where they were kept, as on the twin they were not.
 Ratios of layers are means over layers, with the standard error over layers.
 """
 
@@ -127,7 +127,7 @@ class Records:
     def texts(self):
         """(setting, 32 tokens that SmolLM2 writes) of what is recorded, from many bits to few."""
         rows = [r for part in ("weights", "activations") for r in self.by.get(part, []) if "text" in r["metrics"]]
-        for r in sorted(rows, key=lambda r: (r["run"]["part"], -r["run"]["bits"], r["metrics"]["lost"])):
+        for r in sorted(rows, key=lambda r: (-r["run"]["bits"], r["run"]["part"], r["metrics"]["lost"])):
             inputs = f", inputs {r['run']['inputs']}" if "inputs" in r["run"] else ""
             yield f"{r['run']['method']}, {r['run']['bits']} bits{inputs}", r["metrics"]["text"]
 
@@ -217,19 +217,18 @@ def heads(folder=RESULTS):
 
 
 def line(row):
-    """A row as two lines of text: the sentence and the verdict, and below them the numbers."""
+    """A row as two lines of text, narrow enough for a phone: verdict and sentence, and below them the numbers."""
 
     def said(x):
         if x is None:
             return "-"
         return f"{x.value:.3f}" + (f" ± {x.error:.3f}" if math.isfinite(x.error) else "")
 
-    numbers = f"{said(row.twin):16s}{said(row.real):16s}{said(row.minilm)}"
-    return f"{row.sentence + ':':58s} {row.verdict}\n{'':33s}{numbers.rstrip()}"
+    return f"{row.verdict}: {row.sentence}\n    {said(row.twin):16s}{said(row.real):16s}{said(row.minilm)}"
 
 
 def main():
-    print(f"{'at 2 bits, if nothing is said':33s}{'here':16s}{'SmolLM2':16s}MiniLM, layers")
+    print(f"    {'here':16s}{'SmolLM2':16s}MiniLM")
     for row in table(*sys.argv[1:]):
         print(line(row))
 

@@ -13,6 +13,7 @@
     planner      what a model costs on a device, and which models do what is asked
     cli          generate, look, quantize, compare, plan on a command line; __main__ beside it
     explore      sliders, live and static; style, fieldmap and the game of slots beside it
+    export       a kept model in few bits, as a file and a script that a page runs
     widgets      tools of the pages: the matrix a text makes, a memory one paints on, diagrams of the layers
 
 `import postx` loads none of them.

@@ -66,6 +66,7 @@ const jobs = {
   denoise: () => m.denoiser(model.told, weights)(ask).map((row) => Array.from(row)),
   fill: () => ask.map((job) => m.filler(model.told, weights, () => {}).fill(job)),
   spell: () => ask.map((bytes) => { const text = page.text(bytes); return [text, page.bytes(text)]; }),
+  exp: () => ask.map(m.exp),
   draw: () => ask.map(([logits, temperature, number]) => m.draw(Float32Array.from(logits), temperature, number)),
 };
 process.stdout.write(JSON.stringify(jobs[job]()));
@@ -205,6 +206,11 @@ def test_bytes_survive_the_text_box():
         assert "\r" not in shown
         assert "\0" not in shown
     assert node("spell", [list("é ﬀ 𝛼\n".encode())])[0][0] == "é ﬀ 𝛼\n"
+
+
+def test_the_exponential_has_ten_digits():
+    x = np.concatenate([np.linspace(-690, 690, 999), np.linspace(-2, 2, 99), [0.0, -1e-9, -745.0, -1e4]])
+    np.testing.assert_allclose(np.array(node("exp", x.tolist()), float), np.exp(x), rtol=1e-10)
 
 
 def test_draws_follow_the_probabilities():

@@ -17,7 +17,7 @@
     const picker = page.picker("Attention head", [], choose);
     const svg = make("svg:svg", { viewBox: `0 0 ${MOST * STEP} ${HIGH + 22}`, role: "img", class: "pp-arcs", "aria-label": "Arcs from the cursor: nothing is read yet" });
     const words = make("p", { className: "pp-words" });
-    const box = make("section", { ariaLabel: "Attention" }, make("h3", {}, "Where attention looks from the cursor"), picker.label, svg, words);
+    const box = make("section", { ariaLabel: "Attention" }, make("h2", {}, "Where attention looks from the cursor"), picker.label, svg, words);
     return {
       box,
       picker: picker.select,

@@ -10,7 +10,7 @@
     const outs = files.map(() => make("pre", { className: "pp-out", tabIndex: 0 }));
     const said = make("output", { className: "pp-said", ariaLive: "polite" });
     const view = make("div", { hidden: true }, make("div", { className: "pp-pair" },
-      ...outs.map((out, i) => make("div", {}, make("h4", {}, files[i].name), out))), said);
+      ...outs.map((out, i) => make("div", {}, make("h3", {}, files[i].name), out))), said);
     let readers = null;
 
     const run = async () => {
@@ -46,6 +46,6 @@
     const go = make("button", { type: "button", className: "pp-button", onclick: run },
       `Let both write ${WRITE} bytes (${page.megabytes(total)})`);
     return make("section", { className: "pp-piece", ariaLabel: "At 4 bits and at 2" },
-      make("h3", {}, `The ${models[first].name} at 4 bits and at 2`), make("label", { className: "pp-text" }, "They go on from", box), go, view);
+      make("h2", {}, `The ${models[first].name} at 4 bits and at 2`), make("label", { className: "pp-text" }, "They go on from", box), go, view);
   };
 })();

@@ -5,7 +5,7 @@
     const [space, tag] = name.includes(":") ? name.split(":") : [null, name];
     const made = space ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
     for (const [key, value] of Object.entries(set)) {
-      if (key in made && !space && !key.startsWith("aria")) made[key] = value;
+      if (key in made && !space) made[key] = value;
       else if (value !== null) made.setAttribute(key, value);
     }
     made.append(...inside);

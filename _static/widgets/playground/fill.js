@@ -43,7 +43,7 @@
     };
     const go = make("button", { type: "button", className: "pp-button", onclick: run }, `Fill the hole (${page.megabytes(filler.bytes)})`);
     return make("section", { className: "pp-piece", ariaLabel: "Fill the middle" },
-      make("h3", {}, "Fill the middle, by diffusion"), make("label", { className: "pp-text" }, "Before the hole", left),
+      make("h2", {}, "Fill the middle, by diffusion"), make("label", { className: "pp-text" }, "Before the hole", left),
       make("div", { className: "pp-write" }, make("label", {}, "bytes in the hole ", size)),
       make("label", { className: "pp-text" }, "After the hole", right), go, view);
   };

@@ -11,7 +11,7 @@
     const rows = Object.values(lines).map(({ bar, value, words }) =>
       make("div", { className: "pp-meter" }, make("span", {}, words), value, make("div", { className: "pp-rail" }, bar)));
     return {
-      box: make("section", { ariaLabel: "Memory" }, make("h3", {}, "Memory between two bytes"), ...rows),
+      box: make("section", { ariaLabel: "Memory" }, make("h2", {}, "Memory between two bytes"), ...rows),
       show({ cache, state }) {
         const full = Math.max(1024 * 1024, cache, state); // the rail is 1 MiB long, or as long as the longest bar
         for (const [key, bytes] of [["cache", cache], ["state", state]]) {

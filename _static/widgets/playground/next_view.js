@@ -5,7 +5,7 @@
     const { make } = page;
     const list = make("ol", { className: "pp-next" });
     return {
-      box: make("section", { ariaLabel: "What comes next" }, make("h3", {}, "At the cursor it would write"), list),
+      box: make("section", { ariaLabel: "What comes next" }, make("h2", {}, "At the cursor it would write"), list),
       show(next) {
         list.replaceChildren(...next.map(([byte, p]) => {
           const bar = make("li", {}, make("b", {}, page.name(byte)), make("span", {}, ` ${page.percent(p)}`));

@@ -43,6 +43,6 @@
     const go = make("button", { type: "button", className: "pp-button", onclick: run },
       `Let three models read ${bytes.length.toLocaleString("en-US")} bytes (${page.megabytes(total)})`);
     return make("section", { className: "pp-piece", ariaLabel: "Longer than it was trained for" },
-      make("h3", {}, "Longer than they were trained for"), go, view);
+      make("h2", {}, "Longer than they were trained for"), go, view);
   };
 })();

@@ -48,7 +48,16 @@
     for (let i = 0; i < x.length; i++) x[i] += y[i];
   };
 
-  m.silu = (z) => z / (1 + Math.exp(-z));
+  // e^x to ten digits, as 2^n e^r with |r| <= ln 2 / 2: a byte takes ten thousand of them, and Math.exp is a call.
+  const POWERS = Float64Array.from({ length: 2048 }, (_, i) => 2 ** (i - 1024));
+  m.exp = (x) => {
+    if (!(Math.abs(x) < 700)) return Math.exp(x);
+    const n = Math.round(x * Math.LOG2E);
+    const r = x - n * Math.LN2;
+    const tail = r * (1 / 120 + r * (1 / 720 + r * (1 / 5040 + r * (1 / 40320 + r / 362880))));
+    return (1 + r * (1 + r * (1 / 2 + r * (1 / 6 + r * (1 / 24 + tail))))) * POWERS[n + 1024];
+  };
+  m.silu = (z) => z / (1 + m.exp(-z));
   m.softplus = (z) => (z > 20 ? z : Math.log1p(Math.exp(z)));
 
   // softmax(z / temperature), as new numbers; z's largest is taken off first, so nothing overflows.
@@ -56,7 +65,7 @@
     let [most, sum] = [-Infinity, 0];
     for (let i = 0; i < z.length; i++) if (z[i] > most) most = z[i];
     const p = new Float64Array(z.length);
-    for (let i = 0; i < z.length; i++) sum += p[i] = Math.exp((z[i] - most) / temperature);
+    for (let i = 0; i < z.length; i++) sum += p[i] = m.exp((z[i] - most) / temperature);
     for (let i = 0; i < z.length; i++) p[i] /= sum;
     return p;
   };

@@ -8,7 +8,7 @@
     const picker = page.picker("SSD head", [], choose);
     const canvas = make("canvas", { className: "pp-table", width: 64, height: 64, role: "img", ariaLabel: "A table: nothing is read yet" });
     const words = make("p", { className: "pp-words" });
-    const box = make("section", { ariaLabel: "State" }, make("h3", {}, "What a state holds at the end"), picker.label, canvas, words);
+    const box = make("section", { ariaLabel: "State" }, make("h2", {}, "What a state holds at the end"), picker.label, canvas, words);
     return {
       box,
       picker: picker.select,
@@ -27,7 +27,7 @@
         });
         pen.putImageData(image, 0, 0);
         const bytes = half < 10 ? half.toFixed(1) : Math.round(half).toLocaleString("en-US");
-        words.textContent = `Half of what it holds is gone after ${bytes} bytes, at the rate of the last 64.`;
+        words.textContent = `A row for each channel of the key, a column for each of the value. Half of what it holds is gone after ${bytes} bytes, at the rate of the last 64.`;
         canvas.setAttribute("aria-label", `A table of ${K} times ${V} numbers, the largest ${most.toFixed(1)}. ${words.textContent}`);
       },
     };
