@@ -60,7 +60,7 @@ def overflow():
 
 COMPUTED = {
     ("state_space_models", "1,420 tokens"): half_life,
-    ("state_space_models", "2"): lambda: 2 / 1,  # |1 - step| = 1
+    ("state_space_models", "2"): lambda: next(s / 16 for s in range(1, 65) if abs(1 - s / 16) >= 1),
     ("selective_ssm", "0.7"): lambda: math.log(2),
     ("selective_ssm", "55 tokens"): overflow,
     ("selective_ssm", "49 joins"): lambda: sum(16 - 2**r for r in range(4)),
