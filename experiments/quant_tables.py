@@ -197,10 +197,10 @@ def make(run, model, judge, ids):
         return judge(model) | {"bits_error": error, "text": sample(model),
                                "parameters": sum(p.numel() for p in model.parameters())}  # fmt: skip
     if part == "table":
-        small, found = quantized(model, run, ids)
+        small, found = rounded(model, run, ids)
         return judge(small) | found | ({"text": sample(small)} if run["model"] == "attention" else {})
     if part == "planted":
-        small, found = quantized(planted(model), run, ids)
+        small, found = rounded(planted(model), run, ids)
         return judge(small) | found
     if part == "kinds":
         places = kinds(model)[run["kind"]]
