@@ -18,7 +18,7 @@ import _ext.share  # noqa: F401  (the kernels inherit it)
 from _ext import run
 from _ext.postx_book import cache_folder
 
-FIGURE = '<figure class="px-fig"'
+FIGURE = '<figure class="px-fig'  # with or without the name of a widget behind it
 
 
 def without_pages(outputs: list) -> list:

@@ -148,11 +148,13 @@ def test_nbval_goes_red_when_an_output_is_altered_and_else_hands_on_the_page(tmp
 
 
 def test_only_the_html_of_a_figure_is_not_compared():
-    figure = {"data": {"text/html": f"{executed.FIGURE}>...", "text/plain": "a figure"}}
+    figure = {"data": {"text/html": '<figure class="px-fig" role="group">', "text/plain": "a figure"}}
+    tool = {"data": {"text/html": '<figure class="px-fig px-widget" data-widget="x">', "text/plain": "a tool"}}
     table = {"data": {"text/html": "<table>", "text/plain": "a table"}}
     stream = {"name": "stdout", "text": executed.FIGURE}
-    assert executed.without_pages([figure, table, stream]) == [
+    assert executed.without_pages([figure, tool, table, stream]) == [
         {"data": {"text/plain": "a figure"}},
+        {"data": {"text/plain": "a tool"}},
         table,
         stream,
     ]
