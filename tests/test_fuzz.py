@@ -168,7 +168,7 @@ def test_tasks(name, B, T, a, b):
     arguments = {
         "recall": {"pairs": a, "keys": b}, "selective_copying": {"tokens": a, "symbols": b},
         "induction": {"distance": a, "symbols": b}, "copying": {"tokens": a, "symbols": b},
-        "phone_book": {"pairs": a, "name": b}, "parity": {},
+        "phone_book": {"pairs": a, "name": b}, "parity": {}, "rewriting": {"writes": a, "held": b},
     }[name]  # fmt: skip
     assume(not any(x == 10**30 for x in (B, T)))
     found = answer(lambda: tasks.TASKS[name](B, T, **arguments))

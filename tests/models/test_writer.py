@@ -124,12 +124,15 @@ def test_weights_are_kept_as_narrow_as_they_are(kind):
         for layer in lm.modules():
             if isinstance(layer, nn.Linear):
                 layer.weight.copy_(KINDS[kind](layer.weight))
-    layers = [layer.weight for layer in lm.modules() if isinstance(layer, nn.Linear)]
-    for W in layers:
-        (panels,) = writer.lay_out([W])
+    layers = [layer for layer in lm.modules() if isinstance(layer, nn.Linear)]
+    for layer in layers:
+        (panels,) = writer.lay_out([layer])
         assert panels.W.dtype == kind
-        assert panels.W.shape == (-(-len(W) // 32), W.shape[1], 32)
-    one, _ = writer.lay_out([layers[0]], [layers[1] * 1.0001])
+        assert panels.W.shape == (-(-layer.out_features // 32), layer.in_features, 32)
+    wider = copy.deepcopy(layers[1])
+    with torch.no_grad():
+        wider.weight.mul_(1.0001)
+    one, _ = writer.lay_out([layers[0]], [wider])
     assert one.W.dtype == "float32" if kind != "int8" else "int8"  # as wide as the widest of a place
     assert differs(lm) <= BOUND
 

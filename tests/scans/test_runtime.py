@@ -6,6 +6,7 @@ import numba
 import pytest
 import torch
 
+from postx.models import _panels
 from postx.scans import cpu_decay, cpu_diagonal, cpu_tiles, lanes, runtime
 
 
@@ -41,10 +42,10 @@ def test_cache_falls_back_where_nothing_can_be_written(tmp_path):
 
 
 def test_an_edit_of_what_kernels_share_compiles_every_kernel_again():
-    lane, tile = (Path(module.__file__).read_bytes() for module in (lanes, cpu_tiles))
+    shared = b"".join(Path(module.__file__).read_bytes() for module in (lanes, cpu_tiles, _panels))
     base = runtime.KERNELS.parent
-    assert runtime.kernel_folder(base, lane + tile) == runtime.KERNELS
-    assert runtime.kernel_folder(base, lane + tile + b"#") != runtime.KERNELS
+    assert runtime.kernel_folder(base, shared) == runtime.KERNELS
+    assert runtime.kernel_folder(base, shared + b"#") != runtime.KERNELS
     before = numba.config.CACHE_DIR
     kernel = runtime.jit(lambda x: x + 1)
     assert before == numba.config.CACHE_DIR, "other users of numba keep their own folder"

@@ -1,6 +1,7 @@
 """What the browser tests share: a browser, the built pages, and a page that remembers what went wrong."""
 
 import functools
+import json
 import os
 import shutil
 import threading
@@ -28,9 +29,10 @@ def chromium() -> str | None:
 
 
 def pages() -> list[str]:
-    """Every page of the built book, relative to its root; the redirect at the root has nothing to look at."""
-    found = [p.relative_to(HTML).as_posix() for p in HTML.rglob("*.html") if "_static" not in p.parts]
-    return sorted(name for name in found if name not in ("index.html", "genindex.html"))
+    """Every page of the built book, relative to its root; redirects and the 404 page have nothing to look at."""
+    found = {p.relative_to(HTML).as_posix() for p in HTML.rglob("*.html") if "_static" not in p.parts}
+    stubs = {f"chapters/{old}.html" for old in json.loads((ROOT / "_ext" / "redirects.json").read_text())}
+    return sorted(found - stubs - {"index.html", "genindex.html", "404.html"})
 
 
 class _Quiet(SimpleHTTPRequestHandler):
