@@ -22,7 +22,7 @@ SMALL = {
 
 
 def batch(name, B=200, **more):
-    return tasks.TASKS[name](B, **(SMALL[name] | more))
+    return getattr(tasks, name)(B, **(SMALL[name] | more))
 
 
 def asked(row):

@@ -123,6 +123,7 @@ def test_by_keyboard_alone(opened):
     page.wait_for_function("!document.querySelector('.pp-here')")  # the cursor is before the first byte
     page.focus(".pp-hard summary")
     page.keyboard.press("Enter")
+    page.wait_for_selector(".pp-hard tbody tr")  # it is filled when it has opened
     rows = page.eval_on_selector_all(".pp-hard tbody tr", "rows => rows.map(row => row.innerText.split('\\t'))")
     assert len(rows) == 10
     assert {"x", "q"} & {row[0] for row in rows[:3]}
