@@ -60,7 +60,7 @@
   addEventListener("beforeprint", () => {
     if (undo.length) return;
     unfold();
-    within(document, "figure.px-fig").forEach(ends);
+    within(document, "figure.px-fig:not(.px-widget)").forEach(ends);
     notes();
   });
   addEventListener("afterprint", () => undo.splice(0).forEach((back) => back()));

@@ -88,7 +88,7 @@
   };
 
   const knob = (key, { label, least, most, step, start }) =>
-    `<label><span class="px-name">${label}</span><input type="range" name="${key}" min="${least}" max="${most}" ` +
+    `<label class="px-row"><span class="px-name">${label}</span><input type="range" name="${key}" min="${least}" max="${most}" ` +
     `step="${step}" value="${start}"><span class="px-value"></span></label>`;
 
   let figures = 0;

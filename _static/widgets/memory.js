@@ -74,7 +74,7 @@
   const layout = (id, data) =>
     choice("Rule", `rule${id}`, Object.entries(data.rules).map(([rule, told]) => [rule, told.title]), data.rule) +
     choice("Rows of the table", `rows${id}`, same(data.choices), data.rows) +
-    `<div class="px-controls"><label><span class="px-name">likeness of the keys</span>` +
+    `<div class="px-controls"><label class="px-row"><span class="px-name">likeness of the keys</span>` +
     `<input type="range" name="alike" min="0" max="1" step="0.05" value="${data.alike}">` +
     `<span class="px-value"></span></label></div><div class="pw-three"><section><b>Draw</b>${drawing()}` +
     `<p>${buttons("preset", [...Object.keys(data.presets), "clear"])}</p>` +
