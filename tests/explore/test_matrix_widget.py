@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from _ext import pages
 from postx import mixers
 from postx.widgets import diagram, matrix, words
 
@@ -83,6 +84,18 @@ def test_rows_of_shares_sum_to_one(both, name):
 def test_a_text_is_cut_into_the_same_words():
     for text, cut in zip(TEXTS, node.run(SCRIPTS, SPLIT, texts=TEXTS), strict=True):
         assert words.split(text) == (cut["words"], cut["left"]), text
+
+
+def test_the_numbers_of_the_answer_in_the_chapter_on_rnns():
+    said, answer = words.split(words.TEXT)[0], pages.find("rnn_comeback").read_text(encoding="utf8")
+
+    def taken(name, **knobs):
+        return [f"{x:.2f}".replace("-", "−") for x in matrix.matrix_of(name, said, **knobs)[-1, [3, 8]]]
+
+    assert "Retention {} and {}, both.".format(*taken("retention")) in answer
+    assert "at 1: {} and {}, as".format(*taken("delta", beta=1)) in answer
+    assert "left, {} and {}; at 2".format(*taken("delta", beta=0.5)) in answer
+    assert "around, {} and {}.".format(*taken("delta", beta=2)) in answer
 
 
 def test_what_the_sentences_say():
