@@ -97,7 +97,7 @@
   const layout = (id, data) =>
     choice("Rule", `rule${id}`, Object.entries(data.rules).map(([rule, told]) => [rule, told.title]), data.rule) +
     choice("Rows of the table (K)", `rows${id}`, same(data.choices), data.rows) +
-    choice("Pixels of a picture (V)", `side${id}`, data.sides.map((side) => [String(side), String(side * side)]), SIDE) +
+    choice("Pixels of a picture (V)", `side${id}`, data.sides.map((side) => [String(side), `${side} × ${side}`]), SIDE) +
     `<div class="px-controls"><label class="px-row"><span class="px-name">likeness of the keys</span>` +
     `<input type="range" name="alike" min="0" max="1" step="0.05" value="${data.alike}">` +
     `<span class="px-value"></span></label></div><div class="pw-three"><section><b>Draw</b>${drawing()}` +
