@@ -122,7 +122,7 @@ def replay(writes, rows, alike, rule, side=SIDE):
     return S[0, 0]
 
 
-CAPTION = "Pictures of 8 by 8 pixels are written into one table under keys, and read back with a key."
+CAPTION = "Pictures are written into one table under keys, and read back with a key."
 
 
 def memory(rule="add", rows=4, alike=0.5, *, caption=CAPTION):
