@@ -68,7 +68,7 @@ def key_cache(app: Sphinx, config) -> None:
     config.nb_execution_cache_path = str(today)
     if only := os.environ.get("POSTX_PAGE"):  # `make page`: the other pages show their committed outputs
         config.nb_execution_excludepatterns = [
-            f"chapters/{path.name}" for path in (Path(app.srcdir) / "chapters").glob("*.ipynb") if path.stem != only
+            f"chapters/{path.name}" for name, path in pages.files(Path(app.srcdir)).items() if name != pages.name(only)
         ]
     for old in today.parent.glob("*"):
         if old.name != today.name:
