@@ -42,6 +42,8 @@ def describe(app: Sphinx, pagename: str, templatename: str, context: dict, doctr
         "og:image": picture,
         "og:image:alt": " ".join(alt.split())[:400],
     }
+    if app.config.html_baseurl:
+        tags["og:url"] = urljoin(app.config.html_baseurl, f"{pagename}.html")
     meta = [f'<meta property="{k}" content="{escape(v, quote=True)}" />' for k, v in tags.items()]
     meta += [f'<meta name="description" content="{escape(words, quote=True)}" />']
     meta += ['<meta name="twitter:card" content="summary_large_image" />']

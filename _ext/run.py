@@ -3,6 +3,7 @@
     python -m _ext.run                     every chapter that is not in the cache of today's code
     python -m _ext.run linear_attention    only this one
     python -m _ext.run -n 4                with four kernels at a time
+    python -m _ext.run --costs             what each chapter took of its budget, for those that were executed
 
 Sphinx would execute what is missing as well, but one page after the other.
 """
@@ -111,6 +112,7 @@ def main() -> int:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="chapters, such as linear_attention")
     parser.add_argument("-n", dest="jobs", type=int, default=2, help="kernels at a time (2)")
+    parser.add_argument("--costs", action="store_true", help="execute nothing; print what was spent")
     options = parser.parse_args()
     known = {pages.name(path.stem): path for path in chapters()}
     options.names = [pages.name(name) for name in options.names]  # 05_linear_attention is understood as well
@@ -118,6 +120,10 @@ def main() -> int:
         parser.error(f"no chapter {', '.join(unknown)}; there are {', '.join(known)}")
     if options.jobs < 1:
         parser.error(f"-n takes a number of at least 1, got {options.jobs}")
+    if options.costs:
+        found = costs(ROOT, [known[name] for name in options.names or known])
+        print("\n".join(f"{path.stem}: {told(cost)}" for path, cost in found.items()) or "nothing is executed yet")
+        return 0
     failed = fill(ROOT, [known[name] for name in options.names or known], options.jobs)
     if failed:
         print(f"{', '.join(path.stem for path in failed)}: a cell fails, so there is no book", file=sys.stderr)

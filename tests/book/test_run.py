@@ -4,7 +4,7 @@ import nbformat
 import pytest
 from jupyter_cache import get_cache
 
-from _ext import run, spent
+from _ext import page_tests, run, spent
 from _ext.notebooks import ROOT, chapters, normalize, text_of
 from _ext.postx_book import cache_folder
 
@@ -66,3 +66,14 @@ def test_a_page_keeps_its_budget(path):
     if not cost:
         pytest.skip("not executed with today's code: run `make book` or `make test`")
     assert cost[path]["page"] <= spent.BUDGET, f"{path.stem}: {run.told(cost[path])}: fewer frames, or a recorded run"
+
+
+def test_a_page_has_its_own_tests():
+    own, every = page_tests.calls("05_linear_attention")
+    assert own[0] == "tests/book/test_linear_attention.py"
+    assert all("::" in test and not test.startswith(own[0]) for test in own[1:])
+    assert every[-2:] == ["-k", "linear_attention"]
+    assert all((ROOT / file).exists() for file in every[:-2])
+    assert len(page_tests.calls("glossary")) == 1, "no equations, no file"
+    with pytest.raises(KeyError, match="no page 'linear_atention'; there are"):
+        page_tests.calls("linear_atention")

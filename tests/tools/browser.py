@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parents[2]
-HTML = ROOT / "_build" / "html"
+HTML = ROOT / os.environ.get("POSTX_HTML", "_build/html")  # `make page` has a book of its own
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
