@@ -20,7 +20,8 @@ TYPESET = """async () => { await window.MathJax?.startup?.promise;
 # Sliders of figures that change nothing between their ends, wherever the others of the figure stand.
 DEAD = f"""() => {{
     const picture = {PICTURE};
-    const put = (slider, value) => {{ slider.value = value; slider.dispatchEvent(new Event('input', {{bubbles: true}})); }};
+    const told = () => new Event('input', {{ bubbles: true }});
+    const put = (slider, value) => {{ slider.value = value; slider.dispatchEvent(told()); }};
     document.querySelectorAll('details').forEach(e => {{ e.open = true; }});
     const sliders = figure => [...figure.querySelectorAll('.px-row input[type=range]')];
     return [...document.querySelectorAll('figure.px-fig')].flatMap(figure => sliders(figure).filter(slider => {{
@@ -74,8 +75,9 @@ def test_a_page_fits_a_phone(opened, name):
 def test_a_slider_answers_the_keyboard(opened):
     fox = opened("attention_cost", 1440)
     slider = "document.querySelector('figure.px-fig input[type=range]')"
-    before = fox.evaluate(f"() => {{ {slider}.focus(); return [({PICTURE})({slider}.closest('figure')), {slider}.value]; }}")
+    state = f"[({PICTURE})({slider}.closest('figure')), {slider}.value]"
+    before = fox.evaluate(f"() => {{ {slider}.focus(); return {state}; }}")
     fox.press(ARROW)
-    after = fox.evaluate(f"() => [({PICTURE})({slider}.closest('figure')), {slider}.value]")
+    after = fox.evaluate(f"() => {state}")
     assert before[0] != after[0]
     assert before[1] != after[1]

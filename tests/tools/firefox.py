@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 
 import websocket
 
@@ -29,9 +30,11 @@ class Firefox:
         self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         words = ["--headless", "--no-remote", "--profile", self.profile.name, "--remote-debugging-port", "0"]
         self.process = subprocess.Popen([self.path, *words], stderr=subprocess.PIPE, text=True)
-        said = next(filter(None, (re.search(r"BiDi listening on (ws://\S+)", line) for line in self.process.stderr)), None)
+        lines = (re.search(r"BiDi listening on (ws://\S+)", line) for line in self.process.stderr)
+        said = next(filter(None, lines), None)
         if said is None:
             raise RuntimeError(f"{self.path} ended without saying where it listens")
+        threading.Thread(target=self.process.stderr.read, daemon=True).start()  # a full pipe would stop it
         self.socket = websocket.create_connection(f"{said[1]}/session", timeout=self.wait, suppress_origin=True)
         self.call("session.new", capabilities={})
         self.call("session.subscribe", events=["log.entryAdded", "network.fetchError", "network.responseCompleted"])
@@ -42,7 +45,6 @@ class Firefox:
         self.socket.close()
         self.process.terminate()
         self.process.wait(30)
-        self.process.stderr.close()
         self.profile.cleanup()
 
     def call(self, method: str, **params) -> dict:
