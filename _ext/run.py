@@ -59,7 +59,7 @@ def execute(path: Path) -> tuple[nbformat.NotebookNode, float, dict]:
     folder = {"metadata": {"path": str(path.parent)}}
     client = NotebookClient(nb, timeout=CELL_TIMEOUT, kernel_name="python3", resources=folder)
     last = max((i for i, cell in enumerate(nb.cells) if cell.cell_type == "code" and cell.source.strip()), default=None)
-    cost = {}
+    cost = {"page": 0.0, "compiling": 0.0}  # of a page without code
 
     async def begin(notebook):
         await client.async_wait_for_reply(spent.begin(client.kc))
