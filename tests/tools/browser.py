@@ -9,6 +9,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import figures
+
 ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / os.environ.get("POSTX_HTML", "_build/html")  # `make page` has a book of its own
 FLAGS = [
@@ -104,6 +106,11 @@ TIRING = """() => [...document.querySelectorAll('.bd-article p:not(.admonition-t
     .concat([...document.querySelectorAll('button.copybtn')].filter(e => e.tabIndex >= 0).map(e => e.outerHTML)
       .slice(0, 1))"""
 
+# A number of an equation says which page it is from.
+LOOSE = """() => [...document.querySelectorAll('.bd-article a.reference.internal, .bd-article .eqno')]
+    .map(e => e.textContent.replace('#', '').trim()).filter(text => /^\\(\\d+\\)$/.test(text))
+    .map(text => `${text} is an equation's number without a page`)"""
+
 HEAVY = ("fontawesome.js", "searchtools.js", "language_data.js", "searchindex.js", "search.js")
 SCRIPTS = "() => [...document.scripts].map(s => s.src.split('?')[0].split('/').pop())"
 
@@ -138,6 +145,7 @@ PALE = """() => {
     }
     return [...found].map(([how, what]) => `${how} ${what}`); }"""
 
+NARROW = {"width": 320, "height": 700}  # the narrowest phones
 LEAST = 7.5  # pixels on a phone of 390
 SMALL = """size => [...document.querySelectorAll('figure.px-fig svg')].filter(e => e.checkVisibility())
     .map((svg, i) => {
@@ -146,53 +154,6 @@ SMALL = """size => [...document.querySelectorAll('figure.px-fig svg')].filter(e 
       .map(e => parseFloat(getComputedStyle(e).fontSize) * scale);
     return [i + 1, Math.min(...sizes)]; }).filter(([, least]) => least < size)
     .map(([i, least]) => `figure ${i}: ${least.toFixed(1)} px`)"""
-
-# In every frame of every figure: labels that lie on each other, or leave the figure. Each slider is walked from end to
-# end (12 stops where it has more) while the others stand at their start, and again at their end.
-FRAMES = """() => {
-    const found = new Map();
-    const put = (input, value) => { input.value = value; input.dispatchEvent(new Event('input', { bubbles: true })); };
-    const pick = (input) => { input.checked = true; input.dispatchEvent(new Event('input', { bubbles: true })); };
-    [...document.querySelectorAll('figure.px-fig:not(.px-widget)')].forEach((figure, number) => {
-      const svg = figure.querySelector('svg');
-      if (!svg?.checkVisibility()) return;
-      const rows = [...figure.querySelectorAll('.px-row')].map((row) => [...row.querySelectorAll('input')]).map((all) =>
-        all[0].type === 'radio'
-          ? { go: (i) => pick(all[i]), stops: all.map((_, i) => i), start: all.findIndex((e) => e.defaultChecked) }
-          : { go: (i) => put(all[0], i), start: +all[0].defaultValue,
-              stops: [...new Set(Array.from({ length: 12 }, (_, i) => Math.round(all[0].max * i / 11)))] });
-      const look = () => {
-        const room = figure.getBoundingClientRect();
-        const words = [...svg.querySelectorAll('text')]
-          .filter((e) => e.textContent.trim() && e.checkVisibility() && !e.closest('.px-grip, .px-ghost'))
-          .filter((e) => +getComputedStyle(e).opacity > 0.3 && e.getScreenCTM())
-          .map((e) => ({ e, text: e.textContent.trim(), box: e.getBoundingClientRect(),
-                         level: Math.abs(e.getScreenCTM().b) < 0.01 }));
-        const say = (what) => { if (!found.has(`figure ${number + 1}: ${what}`))
-          found.set(`figure ${number + 1}: ${what}`, rows.map((row) => row.now)); };
-        for (const { text, box } of words)
-          if (box.left < room.left - 3 || box.right > room.right + 3 || box.top < room.top - 3)
-            say(`${text} leaves it`);
-        const level = words.filter((word) => word.level);
-        level.forEach((a, i) => level.slice(i + 1).forEach((b) => {
-          const wide = Math.min(a.box.right, b.box.right) - Math.max(a.box.left, b.box.left);
-          const high = Math.min(a.box.bottom, b.box.bottom) - Math.max(a.box.top, b.box.top);
-          const deep = high / Math.min(a.box.height, b.box.height);
-          if (wide > 3 && deep > 0.45 && a.text !== b.text) say(`${a.text} on ${b.text}`);
-        }));
-      };
-      const go = (row, stop) => { row.go(stop); row.now = stop; };
-      const first = () => rows.forEach((row) => go(row, row.start));
-      first();
-      look();
-      for (const row of rows) for (const others of ['start', 'end']) {
-        rows.forEach((other) => go(other, others === 'start' ? other.start : other.stops.at(-1)));
-        for (const stop of row.stops) { go(row, stop); look(); }
-      }
-      first();
-    });
-    return [...found].map(([what, at]) => `${what} (at ${at})`); }"""
-
 
 def phone_faults(page) -> list[str]:
     """What is cut without a cue, or covered by its number, or shrunk beyond reading."""
@@ -203,4 +164,5 @@ def phone_faults(page) -> list[str]:
 def page_faults(page, on_search: bool) -> list[str]:
     """What no page should load or show."""
     loaded = set(page.evaluate(SCRIPTS)) & set(HEAVY[:1] if on_search else HEAVY)
-    return [f"loads {name}" for name in sorted(loaded)] + sum(map(page.evaluate, (ICONLESS, TOOLS, TIRING)), [])
+    looked = map(page.evaluate, (ICONLESS, TOOLS, TIRING, LOOSE, figures.FAINT))
+    return [f"loads {name}" for name in sorted(loaded)] + sum(looked, [])
