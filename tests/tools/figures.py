@@ -1,6 +1,7 @@
 """What is looked for in the figures of a page, as JavaScript that returns a list of faults in words."""
 
-# In every frame of every figure: labels that lie on each other, or leave the figure. Each slider is walked from end to
+# In every frame of every figure: labels that lie on each other, or leave the figure. (A text in several colors is laid
+# out as several texts with gaps for each other.) Each slider is walked from end to
 # end (12 stops where it has more) while the others stand at their start, and again at their end.
 FRAMES = """() => {
     const found = new Map();
@@ -19,6 +20,7 @@ FRAMES = """() => {
         const words = [...svg.querySelectorAll('text')]
           .filter((e) => e.textContent.trim() && e.checkVisibility() && !e.closest('.px-grip, .px-ghost'))
           .filter((e) => +getComputedStyle(e).opacity > 0.3 && e.getScreenCTM())
+          .filter((e) => !/^\\s|\\s$|\\s\\s/.test(e.textContent))
           .map((e) => ({ e, text: e.textContent.trim(), box: e.getBoundingClientRect(),
                          level: Math.abs(e.getScreenCTM().b) < 0.01 }));
         const say = (what) => { if (!found.has(`figure ${number + 1}: ${what}`))

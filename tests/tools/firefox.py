@@ -19,6 +19,10 @@ def find() -> str | None:
     return os.environ.get("POSTX_FIREFOX") or next(filter(None, map(shutil.which, NAMES)), None)
 
 
+LOADED = """() => document.readyState === 'complete' ||
+    new Promise((done) => addEventListener('load', () => done(true)))"""
+
+
 class Firefox:
     """A browser without a window, and one page in it. Use it in a `with`."""
 
@@ -62,13 +66,14 @@ class Firefox:
             self.errors.append(f"console: {params['text']}")
         elif event == "network.responseCompleted" and params["response"]["status"] >= 400:
             self.errors.append(f"status {params['response']['status']}: {params['request']['url']}")
-        elif event == "network.fetchError":
+        elif event == "network.fetchError" and params["errorText"] != "NS_BINDING_ABORTED":  # given up by the page
             self.errors.append(f"failed: {params['request']['url']} {params['errorText']}")
 
     def open(self, address: str, width: int, height: int) -> None:
         """Load a page in a window of this size."""
         self.call("browsingContext.setViewport", context=self.page, viewport={"width": width, "height": height})
         self.call("browsingContext.navigate", context=self.page, url=address, wait="complete")
+        self.evaluate(LOADED)  # Firefox may answer before
 
     def evaluate(self, function: str, argument=None):
         """What a JavaScript function returns for an argument; both go as JSON. A promise is waited for."""
