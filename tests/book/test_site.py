@@ -13,7 +13,7 @@ from pypdf import PdfReader
 from sphinx.application import Sphinx
 from test_browser import CHAPTER, chrome  # noqa: F401, the fixture
 
-from _ext import cards, pages, pdf, site
+from _ext import cards, icons, pages, pdf, site
 
 
 def config(address):
@@ -32,6 +32,14 @@ def test_one_address_switches_on_the_buttons():
     site.buttons(None, none)
     assert none.html_theme_options == {"logo": {}}
     assert none.html_baseurl == ""
+
+
+def test_icons_are_found_in_the_theme():
+    css = '.fa-a:before,.fa-bars:before{content:"\\f0c9"}' + "".join(
+        f'.fa-{name}:before{{content:"\\f{i:03x}"}}' for i, name in enumerate(icons.NAMES) if name != "bars")
+    assert {0xF0C9, 0xF000} <= icons.points(css)
+    with pytest.raises(ValueError, match="the theme's icons have no bars"):
+        icons.points(css.replace("fa-bars", "fa-rabs"))
 
 
 def test_a_page_leads_to_its_source_its_issue_and_a_kernel(tmp_path):

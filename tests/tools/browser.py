@@ -113,6 +113,9 @@ LOOSE = """() => [...document.querySelectorAll('.bd-article a.reference.internal
 
 HEAVY = ("fontawesome.js", "searchtools.js", "language_data.js", "searchindex.js", "search.js")
 SCRIPTS = "() => [...document.scripts].map(s => s.src.split('?')[0].split('/').pop())"
+FONTS = """async () => { await document.fonts.ready;
+    return performance.getEntriesByType('resource').filter(({ name }) => /fa-solid-900/.test(name))
+    .map(() => 'loads the font of all icons: name those of the page in _ext/icons.py') }"""
 
 # Icons come from the web font: a glyph in front of the element, in a font that has arrived.
 ICONLESS = """async () => { await document.fonts.ready;
@@ -164,5 +167,5 @@ def phone_faults(page) -> list[str]:
 def page_faults(page, on_search: bool) -> list[str]:
     """What no page should load or show."""
     loaded = set(page.evaluate(SCRIPTS)) & set(HEAVY[:1] if on_search else HEAVY)
-    looked = map(page.evaluate, (ICONLESS, TOOLS, TIRING, LOOSE, figures.FAINT))
+    looked = map(page.evaluate, (ICONLESS, FONTS, TOOLS, TIRING, LOOSE, figures.FAINT))
     return [f"loads {name}" for name in sorted(loaded)] + sum(looked, [])
