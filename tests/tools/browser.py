@@ -119,11 +119,15 @@ FONTS = """async () => { await document.fonts.ready;
 
 # Icons come from the web font: a glyph in front of the element, in a font that has arrived.
 ICONLESS = """async () => { await document.fonts.ready;
+    const there = [...document.fonts].filter(face => face.status === 'loaded' && /Font ?Awesome/.test(face.family))
+      .flatMap(face => face.unicodeRange.split(', '))
+      .map(span => span.slice(2).split('-').map(end => parseInt(end, 16)));
     return [...document.querySelectorAll('i, span')].filter(e => /(^| )fa[srb]?( |-)/.test(e.className))
     .filter(e => e.checkVisibility()).filter(e => {
-      const { content, fontFamily, fontWeight } = getComputedStyle(e, '::before');
-      return content === 'none' || !document.fonts.check(`${fontWeight} 16px ${fontFamily}`)
-        || !/Font ?Awesome/.test(fontFamily); })
+      const { content, fontFamily } = getComputedStyle(e, '::before');
+      const point = content.codePointAt(1);
+      return content === 'none' || !/Font ?Awesome/.test(fontFamily)
+        || !there.some(([first, last = first]) => first <= point && point <= last); })
     .map(e => `no icon: ${e.outerHTML}`) }"""
 
 # Words in figures against the page; a word that is made transparent is meant to step back, but not to vanish. Numbers
