@@ -32,11 +32,13 @@ pdf: $(STAMP)
 exercises: $(STAMP)
 	$(PY) -m _ext.exercises _build/exercises
 
-# One chapter, to look at while it is written: make page PAGE=05_linear_attention; the others keep their committed outputs.
+# One chapter, built and tested alone, while it is written: make page PAGE=linear_attention. The others keep their
+# committed outputs; the browser looks at this page only.
 page: $(STAMP)
-	@test -n "$(PAGE)" || { echo "say which: make page PAGE=05_linear_attention"; exit 2; }
+	@test -n "$(PAGE)" || { echo "say which: make page PAGE=linear_attention"; exit 2; }
 	$(PY) -m _ext.run $(PAGE)
 	POSTX_PAGE=$(PAGE) $(BIN)/jupyter-book build . --path-output _build/page -n -q
+	POSTX_PAGE=$(PAGE) POSTX_HTML=_build/page/_build/html $(PY) -m _ext.page_tests $(PAGE)
 
 # nbval executes every chapter and leaves the pages that it found right for the book; the browser tests and the
 # weights of the pages look at the built book. Files are dealt out in order, so that a long one is not the last.

@@ -84,9 +84,13 @@ def fold_checks(app: Sphinx, doctree) -> None:
 
 
 def name_bars(app: Sphinx, doctree) -> None:
-    """Say on the bar of folded code whether a figure or a set-up is behind it."""
+    """Say on the bar of a folded part whether a figure or a set-up is behind it, or what was printed."""
     for cell in doctree.findall(nodes.container):
-        if cell.get("nb_element") != "cell_code" or cell.get("hide_mode") not in ("input", "all"):
+        mode = cell.get("hide_mode")
+        if cell.get("nb_element") != "cell_code" or not mode:
+            continue
+        if "output" in mode:  # myst_nb writes what is folded in place of {type}
+            cell["prompt_show"] = cell["prompt_hide"] = "The {type} of this cell"
             continue
         outputs = [c for c in cell.findall(nodes.container) if c.get("nb_element") == OUTPUT]
         mimes = {c.get("mime_type", "") for box in outputs for c in box.findall(nodes.container)}

@@ -15,7 +15,7 @@ from jupyter_cache import get_cache
 from nbval.plugin import IPyNbCell
 
 import _ext.share  # noqa: F401  (the kernels inherit it)
-from _ext import run
+from _ext import run, spent
 from _ext.postx_book import cache_folder
 
 FIGURE = '<figure class="px-fig'  # with or without the name of a widget behind it
@@ -28,6 +28,13 @@ def without_pages(outputs: list) -> list:
         if output.get("data", {}).get("text/html", "").startswith(FIGURE):
             del output["data"]["text/html"]
     return found
+
+
+def reply(client, message: str) -> dict:
+    """The kernel's reply to a message."""
+    while (got := client.get_shell_msg(timeout=60))["parent_header"].get("msg_id") != message:
+        pass
+    return got
 
 
 class Pages:
@@ -43,8 +50,11 @@ class Pages:
             compare = item.compare_outputs
             item.compare_outputs = lambda test, *rest, **kw: compare(without_pages(test), *rest, **kw)
 
+    @pytest.hookimpl(trylast=True)  # nbval has started the kernel by then
     def pytest_runtest_setup(self, item):
-        self.started.setdefault(item.parent, time.time())
+        if isinstance(item, IPyNbCell) and item.parent not in self.started:
+            self.started[item.parent] = time.time()
+            reply(item.parent.kernel.kc, spent.begin(item.parent.kernel.kc))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
@@ -62,7 +72,8 @@ class Pages:
         code = [cell for cell in nb.cells if cell.cell_type == "code"]
         for number, cell in enumerate(code):
             cell.outputs = cells[number]
-        run.keep(self.root, file.path, nb, time.time() - self.started[file])
+        cost = spent.read(reply(file.kernel.kc, spent.ask(file.kernel.kc)))
+        run.keep(self.root, file.path, nb, time.time() - self.started[file], cost)
 
 
 def pytest_configure(config):

@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from _ext import notebooks, pages
+from _ext import install, notebooks, pages
 
 ASKED = re.compile(r"^(`{3,})\{exercise\} (.*?)\n:label: (ex-\S+)\n(.*?)\n^\1\n?$", re.M | re.S)
 
@@ -28,7 +28,7 @@ def sheet(path: Path) -> nbformat.NotebookNode | None:
     if not found:
         return None
     cells = nbformat.read(path, as_version=4).cells
-    imports = next(cell.source for cell in cells if cell.cell_type == "code")
+    imports = next(cell.source for cell in cells if cell.cell_type == "code" and cell.id != install.ID)
     title = re.match(r"# (.*)", cells[0].source)[1]
     told = f"# Exercises: {title}\n\nThey belong to `{path.name}`, whose equations and functions they name."
     made = [new_markdown_cell(told), new_code_cell(imports)]
@@ -36,7 +36,8 @@ def sheet(path: Path) -> nbformat.NotebookNode | None:
         made += [new_markdown_cell(f"## {kind}\n\n{text}"), new_code_cell()]
     for number, cell in enumerate(made):
         cell.id = f"exercise-{number}"
-    return new_notebook(cells=made, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    nb = new_notebook(cells=made, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    return install.put(nb, install.address())
 
 
 def main():

@@ -11,12 +11,15 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.builders.html._assets import _JavaScript
 
+from _ext import cards
+
 # What the figures call while the page is still being read, in the order in which one needs the other.
 NOW = ("documentation_options.js", "postx.js", "handles.js", "live.js")
 # Files that only those pages load whose body has this in it.
 ONLY = {"live.js": "postx?.live", "guess.js": "px-guess", "guess.css": "px-guess"}
 ONLY |= {"terms.js": "px-terms", "terms.css": "px-terms"}
 SEARCH = "search.js"
+PAGE_ALT = "A page of the book: a slider moves, and the bill of attention with it"
 WIDGETS = re.compile(r'<figure class="px-fig px-widget" data-widget="([a-z_]+)"')
 
 
@@ -26,17 +29,21 @@ def describe(app: Sphinx, pagename: str, templatename: str, context: dict, doctr
         return
     first = next((p for p in doctree.findall(nodes.paragraph) if len(p.astext()) > 40), None)
     words = " ".join(first.astext().split())[:200] if first else app.config.html_title
-    picture = context["pathto"]("_static/page.png", True)
+    title = next((t.astext() for t in doctree.findall(nodes.title)), pagename)
+    card, alt = cards.write(app, pagename, title) or ("_static/page.png", PAGE_ALT)
+    picture = context["pathto"](card, True)
     if app.config.html_baseurl:  # a crawler wants the whole address; without one it may try the page's own
-        picture = urljoin(app.config.html_baseurl, "_static/page.png")
+        picture = urljoin(app.config.html_baseurl, card)
     tags = {
         "og:type": "article",
         "og:site_name": app.config.html_title,
-        "og:title": next((t.astext() for t in doctree.findall(nodes.title)), pagename),
+        "og:title": title,
         "og:description": words,
         "og:image": picture,
-        "og:image:alt": "A page of the book: a slider moves, and the bill of attention with it",
+        "og:image:alt": " ".join(alt.split())[:400],
     }
+    if app.config.html_baseurl:
+        tags["og:url"] = urljoin(app.config.html_baseurl, f"{pagename}.html")
     meta = [f'<meta property="{k}" content="{escape(v, quote=True)}" />' for k, v in tags.items()]
     meta += [f'<meta name="description" content="{escape(words, quote=True)}" />']
     meta += ['<meta name="twitter:card" content="summary_large_image" />']

@@ -5,12 +5,15 @@ Nothing is listed by hand: a mixer that is added to postx/mixers/ gets its rows 
 
 import inspect
 import re
+from collections import Counter
+from pathlib import Path
 
+import nbformat
 from docutils import nodes
 from sphinx.application import Sphinx
 
-from _ext import evidence
-from _ext.evidence_page import Drawing
+from _ext import evidence, pages
+from _ext.evidence_page import BREAK, Drawing
 
 T = 8192
 # One layer of width 1,024 for all, by the names that the cost functions use. A filter is as long as the text.
@@ -41,6 +44,18 @@ def formula(mixer) -> list[str]:
     return [part.rstrip(",") for part in re.split(r"\s{3,}", lines[0])]
 
 
+def treated(names: list[str], root: Path) -> dict[str, str]:
+    """The page of each mixer: the one whose cells call it most often. A mixer that no page calls is left out."""
+    called: dict[str, Counter] = {name: Counter() for name in names}
+    for page, path in pages.files(root).items():
+        if path.suffix == ".ipynb":
+            cells = nbformat.read(path, as_version=4).cells
+            words = Counter(re.findall(r"\b([a-z]\w*)\.", "\n".join(c.source for c in cells if c.cell_type == "code")))
+            for name in names:
+                called[name][page] += words[name]
+    return {name: counts.most_common(1)[0][0] for name, counts in called.items() if counts.total()}
+
+
 class Mixers(Drawing):
     def draw(self):
         from postx import mixers  # imports torch: only where the page is drawn
@@ -52,7 +67,7 @@ class Mixers(Drawing):
             key = row["mixer"], row["dtype"]
             worst[key] = max(worst.get(key, 0.0), float(row["error"]))
         reads, costs = [], []
-        order = list(FAMILY)
+        order, page_of = list(FAMILY), treated(mixers.names(), self.root)
         for name in sorted(mixers.names(), key=lambda name: (order.index(mixers.load(name).FAMILY), name)):
             mixer = mixers.load(name)
             missing = [dtype for dtype in DTYPES if (name, dtype) not in worst]
@@ -60,9 +75,12 @@ class Mixers(Drawing):
                 raise evidence.EvidenceError(
                     f"{name} has no agreement in {', '.join(missing)}: run `make ledger`"
                 )
-            summary = mixer.__doc__.splitlines()[0]
+            words = [nodes.Text(mixer.__doc__.splitlines()[0])]
+            if name in page_of:
+                words += [BREAK.deepcopy(), *self.link(page_of[name])]
+            mark = nodes.inline(text="▮ ", classes=["px-lane", f"px-lane-{mixer.FAMILY}"])
             forms = ", ".join(["step", *mixers.forms(mixer)])
-            reads.append([[nodes.strong(text=name)], summary, self.lines(formula(mixer)), forms])
+            reads.append([[mark, nodes.strong(text=name)], words, self.lines(formula(mixer)), forms])
             cost = bill(mixer)
             errors = [evidence.decade(worst[name, dtype]) for dtype in DTYPES]
             kept = f"{cost.state_floats:,.0f}" + ("" if cost.bounded else " (grows with the text)")

@@ -21,6 +21,8 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+from _ext import install
+
 ROOT = Path(__file__).resolve().parent.parent
 CELL_TIMEOUT = 600  # seconds, for slow and busy machines; the same as execute.timeout in _config.yml
 TIMING = "nbval-ignore-output"  # a tag of the cell; nbval knows it
@@ -91,6 +93,7 @@ def execute(path: Path, fresh: bool = False) -> str:
     """Run one notebook with a live kernel, as a learner would, and return its text in normal form."""
     nb = nbformat.read(path, as_version=4)
     recorded = {c.source.rstrip(): c.outputs for c in nb.cells if c.cell_type == "code" and c.outputs}
+    install.put(nb, install.address())
     NotebookClient(
         nb, timeout=CELL_TIMEOUT, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
     ).execute()
@@ -128,6 +131,8 @@ def faults(path: Path) -> list[str]:
         found.append("a cell has HTML, which GitHub and JupyterLab may strip and nbval cannot tell from a figure's")
     if any(line.strip().startswith("# NBVAL") for c in code for line in c.source.splitlines()):
         found.append("a comment speaks to nbval, and stands on the page: use the tag, such as " + TIMING)
+    if not install.is_right(nb, install.address()):
+        found.append("the cell that installs the package is not that of postx_repository in _config.yml")
     found += disagreements(nb)
     if text_of(normalize(nb)) != text:
         found.append("it is not in normal form")

@@ -22,6 +22,7 @@ from _ext import (
     evidence_page,
     guess,
     head,
+    icons,
     marks,
     mixers_page,
     pages,
@@ -68,7 +69,7 @@ def key_cache(app: Sphinx, config) -> None:
     config.nb_execution_cache_path = str(today)
     if only := os.environ.get("POSTX_PAGE"):  # `make page`: the other pages show their committed outputs
         config.nb_execution_excludepatterns = [
-            f"chapters/{path.name}" for path in (Path(app.srcdir) / "chapters").glob("*.ipynb") if path.stem != only
+            f"chapters/{path.name}" for name, path in pages.files(Path(app.srcdir)).items() if name != pages.name(only)
         ]
     for old in today.parent.glob("*"):
         if old.name != today.name:
@@ -146,6 +147,6 @@ def setup(app: Sphinx) -> dict:
     app.connect("build-finished", redirect_old_names)
     app.connect("build-finished", forget_failed_build)
     written = (evidence_page, mixers_page, planner_page, playground_page)  # pages, or parts of one, that code writes
-    for part in (cells, guess, head, marks, site, terms, typography, *written):
+    for part in (cells, guess, head, icons, marks, site, terms, typography, *written):
         part.setup(app)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

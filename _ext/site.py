@@ -3,7 +3,8 @@
 A build has a first page under index.html, a 404 page, robots.txt, a sitemap (where html_baseurl says under which
 address), .nojekyll, and sw.js, which keeps what was read for the time without a network. One value in _config.yml,
 postx_repository, is the address of the repository: it switches on Colab, Binder, source and "open an issue" on every
-page. Empty, no page pretends to know one.
+page, and says where the book will stand (GitHub's pages) unless html.baseurl says otherwise. Empty, no page pretends
+to know one.
 """
 
 from html import escape
@@ -53,6 +54,9 @@ def buttons(app: Sphinx, config) -> None:
     url = urlsplit(address)
     if url.scheme != "https" or url.netloc not in ("github.com", "gitlab.com") or url.path.count("/") != 2:
         raise ValueError(f"postx_repository: expected https://github.com/OWNER/NAME or empty, got {address!r}")
+    if url.netloc == "github.com" and not config.html_baseurl:
+        owner, name = url.path.strip("/").split("/")
+        config.html_baseurl = f"https://{owner.lower()}.github.io/{name}/"  # where .github/workflows/pages.yml puts it
     config.html_theme_options |= {
         "repository_url": address, "repository_branch": "main", "path_to_docs": "", "use_repository_button": True,
         "use_issues_button": True, "use_source_button": True,
@@ -61,13 +65,19 @@ def buttons(app: Sphinx, config) -> None:
     }  # fmt: skip
 
 
+def only_notebooks_launch(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """Colab and Binder open a notebook; a page in Markdown, with cells or without, they would show as a text."""
+    if context.get("page_source_suffix") != ".ipynb" and "header_buttons" in context:
+        context["header_buttons"] = [b for b in context["header_buttons"] if b.get("label") != "launch-buttons"]
+
+
 def write(app: Sphinx, exception) -> None:
     """The files beside the pages."""
     if exception is not None or app.builder.format != "html":
         return
     out, base = Path(app.outdir), app.config.html_baseurl
     home, title = f"{app.config.root_doc}.html", app.config.html_title
-    build = app.config.postx_code or "1"
+    build = getattr(app.config, "postx_code", "")  # of postx_book.py; a book without it keeps one cache
     files = {
         ".nojekyll": "",
         "sw.js": WORKER % {"build": build},
@@ -97,4 +107,5 @@ def page(title: str, words: str, head: str = "") -> str:
 def setup(app: Sphinx) -> None:
     app.add_config_value("postx_repository", "", "env", str)
     app.connect("config-inited", buttons)
+    app.connect("html-page-context", only_notebooks_launch, priority=900)  # behind the theme, which adds them
     app.connect("build-finished", write)

@@ -8,6 +8,7 @@ from sphinx.application import Sphinx
 AFTER = re.compile(r"\S{1,12}(?=\s|$)")  # punctuation, or the rest of a word: $n$-th
 BEFORE = re.compile(r"(?:(?<=\s)|^)\S{1,3}$")  # an opening bracket
 DOLLARS = re.compile(r"(?<!\\)\$([^$]+)\$")
+APART = "notation"  # the page without a number that has numbered equations
 MARK = re.compile("[\ue000-\ue0ff]+")  # a formula in private characters, which neither TeX nor Markdown reads
 
 
@@ -53,7 +54,15 @@ def set_maths(app: Sphinx, doctree, docname: str) -> None:
         app.env.get_domain("math").data["has_equations"][docname] = True  # or the page goes without MathJax
 
 
+def number_apart(app: Sphinx, env) -> None:
+    """Equations of a page without a number would be (1), (2) amid (3.1): they are N.1, N.2, of the notation."""
+    numbered = env.toc_fignumbers.get(f"chapters/{APART}", {}).get("displaymath", {})
+    for name, number in numbered.items():
+        numbered[name] = ("N", number[-1])
+
+
 def setup(app: Sphinx) -> None:
     app.connect("doctree-read", hold_together)
     app.connect("env-before-read-docs", mark_maths)
     app.connect("doctree-resolved", set_maths)
+    app.connect("env-check-consistency", number_apart)  # once Sphinx has numbered, before it writes

@@ -1,15 +1,18 @@
-"""How a slider feels on a slow phone: python -m benchmarks.drag
+"""How a slider feels on a slow phone: python -m benchmarks.drag [--html _build/html]
 
 Needs Chromium. A mouse drags a handle across its slider in 100 moves, at the processor's own speed and at a quarter,
-for frames that are swapped and for a formula that the page computes. Writes results/drag.json: milliseconds from a move
-to the frame after it (median and most), how many pictures the drag showed, and the kilobytes of the figure.
+for frames that are swapped and for a formula that the page computes; with a built book also for its three heaviest
+figures, each on its own page. Writes results/drag.json: milliseconds from a move to the frame after it (median and
+most), how many pictures the drag showed, and the kilobytes of the figure.
 """
 
+import argparse
 import datetime
 import gzip
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 import tempfile
@@ -17,6 +20,7 @@ from pathlib import Path
 
 import sympy as sp
 
+from _ext import pages as pages_by
 from benchmarks.explore_bench import curves
 from postx import style
 from postx.explore import Log, explore
@@ -29,14 +33,16 @@ import browser  # noqa: E402
 ALT = "A picture made to be timed, at {tokens} and width {width}."
 WATCH = """
 window.times = []; window.pictures = new Set();
-addEventListener("input", () => {
+addEventListener("input", ({ target }) => {
   const began = performance.now();
   requestAnimationFrame(() => setTimeout(() => {
     times.push(performance.now() - began);
-    pictures.add(document.querySelector("svg").innerHTML);
+    pictures.add(target.closest("figure").querySelector("svg").innerHTML);
   }));
 }, true);
 """
+HEAVY = re.compile(r'<figure class="px-fig"(?:(?!</figure>).)*?</figure>', re.S)
+HEAVIEST = 3
 
 
 def formula(fig):
@@ -67,31 +73,52 @@ def pages():
     return {name: figure._repr_mimebundle_()[0]["text/html"] for name, figure in figures.items()}
 
 
+def heaviest(folder):
+    """(page, number of the figure on it, its HTML) of the book's heaviest figures with a slider."""
+    found = [(path, number, html)
+             for path in folder.glob("chapters/*.html")
+             for number, html in enumerate(HEAVY.findall(path.read_text(encoding="utf8")))
+             if 'type="range"' in html]  # fmt: skip
+    return sorted(found, key=lambda figure: -len(figure[2]))[:HEAVIEST]
+
+
 def drag(chrome, html, slower):
-    page = chrome.new_page(viewport={"width": 760, "height": 700})
-    page.add_init_script(WATCH)
+    """A figure on a page of its own."""
     engine = ("postx.js", "handles.js", "live.js")
     scripts = "".join(f'<script src="{(ROOT / "_static" / s).as_uri()}"></script>' for s in engine)
     style_sheet = f'<link rel="stylesheet" href="{(ROOT / "_static" / "postx.css").as_uri()}">'
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "page.html"
         path.write_text(f'<!doctype html><meta charset="utf-8">{style_sheet}{scripts}{html}', encoding="utf8")
-        page.goto(path.as_uri())
+        return drag_on(chrome, path, 0, slower)
+
+
+def drag_on(chrome, path, number, slower):
+    """The first slider of a page's figure, which is dragged from end to end."""
+    page = chrome.new_page(viewport={"width": 760, "height": 700})
+    page.add_init_script(WATCH)
+    page.goto(path.as_uri())
+    page.evaluate("() => window.MathJax?.startup?.promise.then(() => null)")
     page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": slower})
-    box = page.locator("input").first.bounding_box()
+    slider = page.locator('figure[class="px-fig"]').nth(number).locator("input[type=range]").first
+    slider.evaluate("slider => slider.closest('figure').scrollIntoView({ block: 'end' })")
+    box = slider.bounding_box()
     page.mouse.move(box["x"] + 8, box["y"] + box["height"] / 2)
     page.mouse.down()
     for step in range(100):
         page.mouse.move(box["x"] + 8 + step * (box["width"] - 16) / 99, box["y"] + 12)
         page.wait_for_timeout(16)
     page.mouse.up()
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(500 * slower)
     times, seen = page.evaluate("[times, pictures.size]")
     page.close()
     return {"median ms": round(statistics.median(times), 1), "most ms": round(max(times), 1), "pictures": seen}
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--html", type=Path, help="the folder of a built book, for its heaviest figures")
+    folder = parser.parse_args().html
     from playwright.sync_api import sync_playwright
 
     rows = []
@@ -100,6 +127,12 @@ def main():
         for name, html in pages().items():
             for slower in (1, 4):
                 row = {"figure": name, "slower": slower, **drag(chrome, html, slower)}
+                rows.append(row | {"kB gzipped": round(len(gzip.compress(html.encode())) / 1e3, 1)})
+                print(json.dumps(rows[-1]))
+        for path, number, html in heaviest(folder) if folder else ():
+            name = f"{pages_by.name(path.stem)}, figure {number + 1}"
+            for slower in (1, 4):
+                row = {"figure": name, "slower": slower, **drag_on(chrome, path, number, slower)}
                 rows.append(row | {"kB gzipped": round(len(gzip.compress(html.encode())) / 1e3, 1)})
                 print(json.dumps(rows[-1]))
         version = chrome.version

@@ -79,7 +79,8 @@ CSS = (Path(__file__).parent.parent / "_static" / "postx.css").read_text(encodin
 
 @pytest.mark.parametrize(
     ("selector", "pages"),
-    [("figure.px-fig", ["#ffffff"]), ('html[data-theme="dark"] figure.px-fig', ["#121212", DARK_PAGE])],
+    [("figure.px-fig,\n.px-lane", ["#ffffff"]),
+     ('html[data-theme="dark"] :is(figure.px-fig, .px-lane)', ["#121212", DARK_PAGE])],
 )
 def test_words_read_on_their_page(selector, pages):
     """Every color of a family or series has a shade for words in each mode, of 4.5:1."""

@@ -3,13 +3,13 @@
 A mixer module has
 
     init(*z_t, **w) -> S                        the empty state of a batch; reads only shapes, dtype, device
-    step(S, *z_t, **w) -> (y_t, S)              one token; never modifies the S that it was given
+    step(S, *z_t, **w) -> (y_t, S)              one token; never modifies the S that it was given, unless inplace=True
     recurrent(*z, S=None, ..., **w) -> (y, S)   all tokens, left to right
     parallel, chunked                           likewise, where these forms exist
     operator(*z, **w) -> (A, b)                 where the update is linear in S: all tokens together, S -> A S + b
     example(T, ...) -> (z, w)                   valid float64 inputs
-    cost(T, ...) -> Cost                        FLOPs, bytes, floats of state
-    Layer(D, ...)                               a torch module: Layer(x_BTD, S=None) -> (y_BTD, S)
+    cost(T, ...) -> Cost                        FLOPs as `step` spends them, bytes, floats of state
+    Layer(D, ...)                               a torch module: Layer(x_BTD, S=None) -> (y_BTD, S), S a tuple
 
 `z` are tensors with one entry per token ([B, T, ...], or [B, ...] in `step`), `w` what stays constant over time.
 A state is a tensor or a tuple of tensors whose first axis is the batch; `STATE = "S_BHKV"` names them with their axes.

@@ -8,6 +8,7 @@ import os
 import re
 
 import browser
+import figures
 import pytest
 
 REQUIRED = os.environ.get("POSTX_BROWSER") == "1"
@@ -88,6 +89,10 @@ class TestLight:
         page = opened(name, "file", "light", "phone")
         whole(page, "light", {"rules": {"color-contrast": {"enabled": False}}})
         faults = browser.phone_faults(page)
+        page.set_viewport_size(browser.NARROW)
+        wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        faults += [f"{wide} px wider than a window of 320: {page.evaluate(WIDE)}"] if wide > 0 else []
+        page.set_viewport_size(SIZES["phone"])
         assert not faults, "\n".join(faults)
 
 
@@ -97,6 +102,8 @@ class TestDark:
         page = opened(name, "file", "dark", "desk")  # from disk: stricter
         whole(page, "dark", {"runOnly": ["color-contrast"]})  # all else does not depend on colours
         sliders_answer_the_keyboard(page)
+        faults = page.evaluate(figures.FRAMES)
+        assert not faults, "\n".join(faults)
 
     def test_phone(self, opened, name):
         whole(opened(name, "http", "dark", "phone"), "dark")

@@ -81,6 +81,9 @@ def test_the_bar_of_folded_code_says_what_it_hides(mime, name):
         cell += nodes.container("", nodes.container("", mime_type=mime), nb_element=cells.OUTPUT)
     cells.name_bars(None, document)
     assert cell["prompt_show"] == cell["prompt_hide"] == f"Code of {name}"
+    cell["hide_mode"] = "input+output"
+    cells.name_bars(None, document)
+    assert cell["prompt_show"] == "The {type} of this cell"
 
 
 def test_the_table_of_tests_that_ends_a_chapter_is_folded_under_its_heading():

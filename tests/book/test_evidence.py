@@ -296,6 +296,8 @@ def test_the_mixers_page_reads_every_mixer():
         mixer = mixers.load(name)
         assert any("<-" in part or "=" in part for part in mixers_page.formula(mixer))
         assert mixers_page.bill(mixer).flops > 0
+    page_of = mixers_page.treated(mixers.names(), ROOT)
+    assert (page_of["ssd"], page_of["gla"]) == ("ssd_duality", "linear_attention")
     attention = mixers_page.bill(mixers.load("attention"))
     assert attention.state_floats == 2 * 16 * 64 * mixers_page.T
 

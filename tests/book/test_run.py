@@ -4,8 +4,8 @@ import nbformat
 import pytest
 from jupyter_cache import get_cache
 
-from _ext import run
-from _ext.notebooks import normalize, text_of
+from _ext import page_tests, run, spent
+from _ext.notebooks import ROOT, chapters, normalize, text_of
 from _ext.postx_book import cache_folder
 
 
@@ -22,7 +22,8 @@ def own_environment(monkeypatch):
 
 
 def test_what_is_missing_is_executed_once_and_what_fails_is_named(tmp_path, capsys):
-    good = write(tmp_path / "good.ipynb", "import os\nprint(os.environ['POSTX_STATIC'])", "6 * 7")
+    busy = "import time\nwhile time.process_time() < 3:\n    pass\n6 * 7"
+    good = write(tmp_path / "good.ipynb", "import os\nprint(os.environ['POSTX_STATIC'])", busy)
     bad = write(tmp_path / "bad.ipynb", "x = 0", "1 / x")
     assert run.fill(tmp_path, [good, bad], 2) == [bad]
     said = capsys.readouterr().out
@@ -34,6 +35,10 @@ def test_what_is_missing_is_executed_once_and_what_fails_is_named(tmp_path, caps
     _, page = get_cache(str(cache_folder(tmp_path))).merge_match_into_notebook(nbformat.read(good, as_version=4))
     assert [cell.outputs[0].get("text") or cell.outputs[0].data["text/plain"] for cell in page.cells] == ["1\n", "42"]
     assert not run.is_kept(tmp_path, bad)
+    costs = run.costs(tmp_path, [good, bad])
+    assert list(costs) == [good]
+    assert 3 <= costs[good]["page"] < 10, "processor seconds, however busy the machine is"
+    assert costs[good]["compiling"] == 0
 
     assert run.fill(tmp_path, [good], 2) == []
     assert "1 of 1 chapters are executed already" in capsys.readouterr().out
@@ -45,4 +50,31 @@ def test_an_unknown_chapter_is_refused(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["pages", "05_linear_atention"])
     with pytest.raises(SystemExit):
         run.main()
-    assert "no chapter 05_linear_atention; there are 01_attention_cost," in capsys.readouterr().err
+    assert "no chapter linear_atention; there are attention_cost," in capsys.readouterr().err
+
+
+def test_compiling_is_counted_apart(tmp_path):
+    code = "import numba\n@numba.njit\ndef f(x):\n    return x + 1\nf(1), f(1.0)"
+    (_, _, cost) = run.execute(write(tmp_path / "compiles.ipynb", code))
+    assert cost["compiling"] > 0.05
+    assert "for compiling" in run.told({"page": 4, "compiling": 30})
+
+
+@pytest.mark.parametrize("path", chapters(), ids=lambda path: path.stem)
+def test_a_page_keeps_its_budget(path):
+    cost = run.costs(ROOT, [path])
+    if not cost:
+        pytest.skip("not executed with today's code: run `make book` or `make test`")
+    told = f"{path.stem}: {run.told(cost[path])}: fewer frames, or a recorded run"
+    assert cost[path]["page"] <= spent.BUSY * spent.BUDGET, told
+
+
+def test_a_page_has_its_own_tests():
+    own, every = page_tests.calls("05_linear_attention")
+    assert own[0] == "tests/book/test_linear_attention.py"
+    assert all("::" in test and not test.startswith(own[0]) for test in own[1:])
+    assert every[-2:] == ["-k", "linear_attention"]
+    assert all((ROOT / file).exists() for file in every[:-2])
+    assert len(page_tests.calls("glossary")) == 1, "no equations, no file"
+    with pytest.raises(KeyError, match="no page 'linear_atention'; there are"):
+        page_tests.calls("linear_atention")

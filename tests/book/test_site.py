@@ -1,18 +1,23 @@
 """The files beside the pages, the buttons to the source, one PDF, and pages without a network."""
 
+import io
+import re
 from types import SimpleNamespace
 
 import browser
+import nbformat
 import pytest
+from PIL import Image
 from playwright.sync_api import Error
 from pypdf import PdfReader
+from sphinx.application import Sphinx
 from test_browser import CHAPTER, chrome  # noqa: F401, the fixture
 
-from _ext import pdf, site
+from _ext import cards, icons, pages, pdf, site
 
 
 def config(address):
-    return SimpleNamespace(postx_repository=address, html_theme_options={"logo": {}})
+    return SimpleNamespace(postx_repository=address, html_theme_options={"logo": {}}, html_baseurl="")
 
 
 def test_one_address_switches_on_the_buttons():
@@ -21,10 +26,69 @@ def test_one_address_switches_on_the_buttons():
     options = known.html_theme_options
     assert options["repository_url"] == "https://github.com/owner/postx"
     assert options["use_issues_button"]
+    assert known.html_baseurl == "https://owner.github.io/postx/"
     assert set(options["launch_buttons"]) == {"colab_url", "binderhub_url", "notebook_interface"}
     none = config("")
     site.buttons(None, none)
     assert none.html_theme_options == {"logo": {}}
+    assert none.html_baseurl == ""
+
+
+def test_icons_are_found_in_the_theme():
+    css = '.fa-a:before,.fa-bars:before{content:"\\f0c9"}' + "".join(
+        f'.fa-{name}:before{{content:"\\f{i:03x}"}}' for i, name in enumerate(icons.NAMES) if name != "bars")
+    assert {0xF0C9, 0xF000} <= icons.points(css)
+    with pytest.raises(ValueError, match="the theme's icons have no bars"):
+        icons.points(css.replace("fa-bars", "fa-rabs"))
+
+
+def test_a_page_leads_to_its_source_its_issue_and_a_kernel(tmp_path):
+    """A book of two pages, drawn with an address: what the theme makes of the options."""
+    notebook = nbformat.read(pages.find("linear_attention"), as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    said = "A first paragraph that says what is on this page."
+    notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"# One\n\n{said}"))
+    (tmp_path / "chapters").mkdir()
+    nbformat.write(notebook, tmp_path / "chapters" / "one.ipynb")
+    head = "---\njupytext:\n  text_representation:\n    format_name: myst\nkernelspec:\n  name: python3\n---\n"
+    (tmp_path / "intro.md").write_text(head + "# Book\n\n```{toctree}\nchapters/one\n```\n")
+    options = {"extensions": ["myst_nb", "sphinx_book_theme", "_ext.site", "_ext.head"],
+               "html_theme": "sphinx_book_theme", "nb_execution_mode": "off", "root_doc": "intro",
+               "postx_repository": "https://github.com/Owner/postx"}  # fmt: skip
+    out, silent = tmp_path / "out", io.StringIO()
+    Sphinx(tmp_path, None, out, tmp_path / "tree", "html", options, status=None, warning=silent).build()
+    one, intro = ((out / f"{name}.html").read_text(encoding="utf8") for name in ("chapters/one", "intro"))
+    where = "Owner/postx/blob/main/chapters/one.ipynb"
+    assert f"https://colab.research.google.com/github/{where}" in one
+    assert f"https://github.com/{where}?plain=1" in one
+    assert "https://mybinder.org/v2/gh/Owner/postx/main?urlpath=lab/tree/chapters/one.ipynb" in one
+    assert re.search(r"https://github.com/Owner/postx/issues/new\?title=[^\"]*chapters/one.html", one)
+    assert "colab" not in intro
+    assert "mybinder" not in intro
+    assert "issues/new?" in intro
+    assert '<meta property="og:url" content="https://owner.github.io/postx/chapters/one.html" />' in one
+    assert f'<meta name="description" content="{said}" />' in one
+    assert '<meta property="og:image" content="https://owner.github.io/postx/_static/cards/one.png" />' in one
+    assert "https://owner.github.io/postx/chapters/one.html</loc>" in (out / "sitemap.xml").read_text()
+    card = Image.open(out / "_static" / "cards" / "one.png")
+    assert card.size == cards.SIZE
+    assert len(card.getcolors(256)) > 20, "a title alone is black and white"
+
+
+@pytest.mark.skipif(not browser.HTML.exists(), reason="no built book: run `make book`")
+def test_every_chapter_has_a_card_of_its_own():
+    shown = {}
+    for path in (path for path in pages.files().values() if path.suffix == ".ipynb"):
+        text = (browser.HTML / "chapters" / f"{path.stem}.html").read_text(encoding="utf8")
+        (card,) = re.findall(r'property="og:image" content="[^"]*(_static/cards/[^"]*)"', text)
+        (alt,) = re.findall(r'property="og:image:alt" content="([^"]*)"', text)
+        (said,) = re.findall(r'<meta name="description" content="([^"]*)"', text)
+        assert len(alt) > 15
+        assert len(said) > 40
+        picture = (browser.HTML / card).read_bytes()
+        assert len(picture) < 200_000
+        shown[picture] = path.stem
+    assert len(shown) == sum(path.suffix == ".ipynb" for path in pages.files().values())
 
 
 @pytest.mark.parametrize("address", ["github.com/owner/postx", "https://github.com/owner", "https://example.org/a/b"])

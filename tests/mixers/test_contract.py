@@ -147,8 +147,8 @@ def test_cost_counts_the_operations(name):
     with Work() as work:
         mixer.parallel(*z, **w) if grows else mixer.step(S, *token, **w)
     done = work.all - BEYOND.get(name, lambda _: 0)(sizes) * sizes["B"]
-    counts = bill.flops, work.contractions, done
-    assert bill.flops == work.contractions or bill.flops == pytest.approx(done, rel=0.06), counts
+    told = f"cost says {bill.flops:,}; counted are {work.contractions:,} in contractions and {done:,} of all kinds"
+    assert bill.flops == work.contractions or bill.flops == pytest.approx(done, rel=0.06), f"{name}: {told}"
 
 
 @every_mixer
@@ -158,7 +158,7 @@ def test_layer_resumes_and_learns(name):
     x = torch.randn(2, 11, 16, dtype=torch.float64)
     y, S = layer(x)
     assert y.shape == x.shape
-    assert isinstance(S, tuple)
+    assert isinstance(S, tuple), f"the state of {name}.Layer is a tuple, also where only the mixer's S is in it"
     y_a, S_a = layer(x[:, :4])
     y_b, S_b = layer(x[:, 4:], S_a)
     contract.close((torch.cat([y_a, y_b], 1), S_b), (y, S))

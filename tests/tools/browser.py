@@ -9,8 +9,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import figures
+
 ROOT = Path(__file__).resolve().parents[2]
-HTML = ROOT / "_build" / "html"
+HTML = ROOT / os.environ.get("POSTX_HTML", "_build/html")  # `make page` has a book of its own
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -104,16 +106,28 @@ TIRING = """() => [...document.querySelectorAll('.bd-article p:not(.admonition-t
     .concat([...document.querySelectorAll('button.copybtn')].filter(e => e.tabIndex >= 0).map(e => e.outerHTML)
       .slice(0, 1))"""
 
+# A number of an equation says which page it is from.
+LOOSE = """() => [...document.querySelectorAll('.bd-article a.reference.internal, .bd-article .eqno')]
+    .map(e => e.textContent.replace('#', '').trim()).filter(text => /^\\(\\d+\\)$/.test(text))
+    .map(text => `${text} is an equation's number without a page`)"""
+
 HEAVY = ("fontawesome.js", "searchtools.js", "language_data.js", "searchindex.js", "search.js")
 SCRIPTS = "() => [...document.scripts].map(s => s.src.split('?')[0].split('/').pop())"
+FONTS = """async () => { await document.fonts.ready;
+    return performance.getEntriesByType('resource').filter(({ name }) => /fa-solid-900/.test(name))
+    .map(() => 'loads the font of all icons: name those of the page in _ext/icons.py') }"""
 
 # Icons come from the web font: a glyph in front of the element, in a font that has arrived.
 ICONLESS = """async () => { await document.fonts.ready;
+    const there = [...document.fonts].filter(face => face.status === 'loaded' && /Font ?Awesome/.test(face.family))
+      .flatMap(face => face.unicodeRange.split(', '))
+      .map(span => span.slice(2).split('-').map(end => parseInt(end, 16)));
     return [...document.querySelectorAll('i, span')].filter(e => /(^| )fa[srb]?( |-)/.test(e.className))
     .filter(e => e.checkVisibility()).filter(e => {
-      const { content, fontFamily, fontWeight } = getComputedStyle(e, '::before');
-      return content === 'none' || !document.fonts.check(`${fontWeight} 16px ${fontFamily}`)
-        || !/Font ?Awesome/.test(fontFamily); })
+      const { content, fontFamily } = getComputedStyle(e, '::before');
+      const point = content.codePointAt(1);
+      return content === 'none' || !/Font ?Awesome/.test(fontFamily)
+        || !there.some(([first, last = first]) => first <= point && point <= last); })
     .map(e => `no icon: ${e.outerHTML}`) }"""
 
 # Words in figures against the page; a word that is made transparent is meant to step back, but not to vanish. Numbers
@@ -138,6 +152,7 @@ PALE = """() => {
     }
     return [...found].map(([how, what]) => `${how} ${what}`); }"""
 
+NARROW = {"width": 320, "height": 700}  # the narrowest phones
 LEAST = 7.5  # pixels on a phone of 390
 SMALL = """size => [...document.querySelectorAll('figure.px-fig svg')].filter(e => e.checkVisibility())
     .map((svg, i) => {
@@ -146,7 +161,6 @@ SMALL = """size => [...document.querySelectorAll('figure.px-fig svg')].filter(e 
       .map(e => parseFloat(getComputedStyle(e).fontSize) * scale);
     return [i + 1, Math.min(...sizes)]; }).filter(([, least]) => least < size)
     .map(([i, least]) => `figure ${i}: ${least.toFixed(1)} px`)"""
-
 
 def phone_faults(page) -> list[str]:
     """What is cut without a cue, or covered by its number, or shrunk beyond reading."""
@@ -157,4 +171,5 @@ def phone_faults(page) -> list[str]:
 def page_faults(page, on_search: bool) -> list[str]:
     """What no page should load or show."""
     loaded = set(page.evaluate(SCRIPTS)) & set(HEAVY[:1] if on_search else HEAVY)
-    return [f"loads {name}" for name in sorted(loaded)] + sum(map(page.evaluate, (ICONLESS, TOOLS, TIRING)), [])
+    looked = map(page.evaluate, (ICONLESS, FONTS, TOOLS, TIRING, LOOSE, figures.FAINT))
+    return [f"loads {name}" for name in sorted(loaded)] + sum(looked, [])
