@@ -14,6 +14,7 @@ import base64
 import json
 from pathlib import Path
 
+import torch
 from torch.nn.functional import silu
 
 from postx.mixers import attention, ssd
@@ -22,6 +23,7 @@ from postx.models.denoiser import Denoiser
 from postx.models.nn import MLP, MoE, RMSNorm
 from postx.parts.rope import Rope
 from postx.quant import uniform
+from postx.text import packages_slice
 
 RANGE = {"grid": "midrise", "clip": "search"}
 BITS = (16, 4, 3, 2)
@@ -68,6 +70,13 @@ def write(name, bits, folder, from_=checkpoints.FOLDER, ids_BT=None, **measured)
     path = checkpoints.save(f"{name}_{bits or 'trits'}", lm, checkpoints.record(name, from_)["config"],
                             {"page": told}, folder, packed=kept)  # fmt: skip
     return path.with_suffix("")
+
+
+def calibration(rows=4, T=2048):
+    """Text that GPTQ's repairs are made for, ids_BT: even stretches of the packages' validation slice."""
+    text = packages_slice().validation
+    at = [i * (len(text) - T) // rows for i in range(rows)]
+    return torch.stack([torch.from_numpy(text[i : i + T].astype("int64")) for i in at])
 
 
 def script(path):

@@ -8,7 +8,7 @@ What is stored (`postx.models.packed`) is one `Quantized` of these rows, with "e
 import torch
 
 from postx.models.nn import MoE
-from postx.quant import Quantized, gptq, load
+from postx.quant import Quantized, gptq, load, uniform
 
 NAMES = ("gate_EDF", "up_EDF", "out_EFD")
 METHODS = ("uniform", "gptq")
@@ -59,9 +59,10 @@ def calibrated(W_EIO, bits, inputs, **kw) -> Quantized:
         found.append(gptq.quantize(W_IO.T, bits, **known, **kw))
     if "order" in found[0].parts:
         raise ValueError("act_order: experts share what is stored, so no order of the inputs can be")
-    if "zero" in found[0].parts:
-        raise ValueError('grid: zero points are packed over all rows of a matrix; experts take "symmetric" or "midrise"')
-    parts = {name: torch.cat([q.parts[name] for q in found]) for name in found[0].parts}
+    parts = {name: torch.cat([q.parts[name] for q in found]) for name in ("codes", "scale")}
+    if "zero" in found[0].parts:  # packed over all rows of a matrix, so over all experts here
+        zeros = [uniform.unpack_zero(q.parts["zero"], bits, q.parts["scale"]) for q in found]
+        parts["zero"] = uniform.pack_zero(torch.cat(zeros), bits)
     return Quantized("gptq", (E * W_EIO.shape[2], I), parts, found[0].how | {"experts": E})
 
 

@@ -15,7 +15,7 @@
       };
     });
     const mixers = layers.map((layer) => layer.mixer);
-    const routed = layers.map((layer) => layer.mlp).filter((mlp) => mlp.chosen);
+    const routed = layers.flatMap(({ mlp }, block) => (mlp.chosen ? [{ block, E: mlp.E, chosen: mlp.chosen, back: mlp.back }] : []));
     const copies = [];
     let T = 0;
 
@@ -41,7 +41,7 @@
         if (n >= T) return T;
         const needed = mixers.some((mixer) => mixer.kind !== "attention");
         T = needed ? n - (n % KEEP) : n;
-        routed.forEach((mlp) => mlp.back(T));
+        routed.forEach(({ back }) => back(T));
         mixers.forEach((mixer, i) => mixer.back(T, needed && T ? copies[T / KEEP][i] : null));
         return T;
       },
