@@ -47,10 +47,12 @@ CODE = """def read_lines(path, encoding="utf-8"):
 
 
 """
+CAPTION = "What the page computes, drawn in Python: this reader runs no scripts."
 LONG = 1024
 RECORD = "experiments/results/quant.jsonl"
 MACHINE, TRAINED = "whole_machine", 2048  # the last chapter's model, and the length that it was trained on
-SOURCES = ("postx/export.py", "postx/models/experts.py", "postx/models/quantized.py", "postx/quant/gptq.py", "postx/quant/__init__.py", "postx/quant/_pack.py", "postx/quant/uniform.py",
+SOURCES = ("postx/export.py", "postx/models/experts.py", "postx/models/quantized.py", "postx/quant/gptq.py",
+           "postx/quant/__init__.py", "postx/quant/_pack.py", "postx/quant/uniform.py",
            "postx/models/packed.py", "postx/models/checkpoints.py")  # fmt: skip
 
 
@@ -171,17 +173,15 @@ class Playground(SphinxDirective):
         if self.arguments:
             (model,) = self.arguments
             data = one(folder, model)
-            picture = widget("playground", data, alt="One model reads a text of 2,048 bytes that it has not seen: bits "
-                             "for each byte, the last 64 at a time.", caption="What the page computes, drawn in Python: "
-                             "this reader runs no scripts.",
-                             still=draw_one(json.loads((folder / f"{model}.json").read_text(encoding="utf8"))))  # fmt: skip
+            bits = json.loads((folder / f"{model}.json").read_text(encoding="utf8"))
+            alt = f"One model reads {len(bits):,} bytes that it has not seen: bits for each, the last 64 at a time."
+            picture = widget("playground", data, alt=alt, still=draw_one(bits), caption=CAPTION)
             return [nodes.raw("", picture._repr_mimebundle_()[0]["text/html"], format="html")]
         read = json.loads((folder / "curves.json").read_text(encoding="utf8"))
         alt = ("Three models read a text of 1,024 bytes. Up to 512, the length that they were trained on, their lines "
                "run together; then attention climbs, hybrid and SSD stay low.")  # fmt: skip
         picture = widget("playground", told(root, folder) | {"long": read["long"]}, alt=alt,
-                         still=draw(read["curves"]), caption="What the page computes, drawn in "
-                         "Python: this reader runs no scripts.")  # fmt: skip
+                         still=draw(read["curves"]), caption=CAPTION)
         data, _ = picture._repr_mimebundle_()
         return [nodes.raw("", data["text/html"], format="html")]
 

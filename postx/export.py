@@ -43,7 +43,7 @@ def describe(lm):
     blocks = []
     for i, block in enumerate(lm.blocks):
         if len(block.mix) != 1 or not isinstance(block.mlp, MLP | MoE):
-            raise ValueError(f"lm: block {i} is not one mixer and an MLP or experts, which is all that the page computes")
+            raise ValueError(f"lm: block {i} is not one mixer and an MLP or experts, all that the page computes")
         blocks.append(_mixer(i, block.mix[0], both_ways) | _mlp(i, block.mlp))
     Y, D = lm.embed.weight.shape
     return {"network": "denoiser" if both_ways else "lm", "D": D, "Y": Y, "eps": lm.norm.eps, "blocks": blocks}
@@ -54,7 +54,8 @@ def write(name, bits, folder, from_=checkpoints.FOLDER, ids_BT=None, **measured)
 
     bits: 16 (as it is kept), 4, 3 or 2; None for a model whose layers are kept packed (ternary), which stays as it
     is: NAME_trits. measured: what else the manifest says, such as the bits a byte that were lost. from_: the folder
-    of the kept model. ids_BT: a text to calibrate on; layers are then rounded by GPTQ on the same grid. Raises ValueError for other bits, and as `describe` and `checkpoints.load` do.
+    of the kept model. ids_BT: a text to calibrate on; layers are then rounded by GPTQ on the same grid. Raises
+    ValueError for other bits, and as `describe` and `checkpoints.load` do.
     """
     lm, kept = checkpoints.load(name, from_), checkpoints.packed(name, from_)
     if (bits is None) != bool(kept) or bits not in (*BITS, None):

@@ -46,6 +46,12 @@ const ask = JSON.parse(fs.readFileSync(0, "utf8"));
 const weights = model && m.open(m.fromBase64(model.body));
 const jobs = {
   logits: () => { const net = m.network(model.told, weights); return ask.map((byte) => Array.from(net.step(byte))); },
+  experts: () => { // of the last place of every text, one after the other in one reader
+    const reader = m.reader(m.network(model.told, weights));
+    return ask.map((text) => {
+      reader.read(Uint8Array.from(text));
+      while (reader.turn(0, () => 1)?.busy);
+      return reader.experts(text.length); }); },
   routes: () => {
     const net = m.network(model.told, weights);
     ask.forEach((byte) => net.step(byte));
@@ -145,7 +151,9 @@ class TestKept:
             assert bytes(got) == bytes(want[0].tolist())
 
 
-@pytest.mark.parametrize(("pattern", "mlp"), [("AS", "F"), ("SA", "F"), ("AA", "F"), ("SS", "F"), ("SA", "E"), ("AS", "FE")])
+@pytest.mark.parametrize(
+    ("pattern", "mlp"), [("AS", "F"), ("SA", "F"), ("AA", "F"), ("SS", "F"), ("SA", "E"), ("AS", "FE")]
+)
 @pytest.mark.parametrize("bits", [16, 4, 3, 2])
 def test_any_list_of_blocks_at_any_width(tmp_path, pattern, mlp, bits):
     path = export.write(small(tmp_path, pattern, mlp=mlp), bits, tmp_path, tmp_path)
@@ -190,6 +198,20 @@ def test_the_page_sends_every_byte_to_the_experts_of_the_package(tmp_path):
             for e, weight in chosen:
                 table[t, e] = weight
         np.testing.assert_allclose(table, weight_TE.detach().numpy(), atol=1e-4)
+
+
+def test_shares_of_experts_follow_an_edit(tmp_path):
+    path = export.write(small(tmp_path, "SA", mlp="FE"), 4, tmp_path, tmp_path)
+    lm, whole = checkpoints.load(path.name, tmp_path), text(90, 7)
+    edits, seen = [whole, whole[:70] + text(30, 8), whole[:3], []], []
+    lm.blocks[1].mlp.register_forward_pre_hook(lambda moe, args: seen.append(moe.weights(args[0])[1][0]))
+    for edit, told in zip(edits, node("experts", edits, export.script(path)), strict=True):
+        seen.clear()
+        reference(lm, [0, *edit])
+        (place,) = told["places"]
+        assert (told["place"], place["block"]) == (len(edit), 1)
+        np.testing.assert_allclose(place["share"], seen[0].mean(0).numpy(), atol=1e-6)
+        assert {e for e, _ in place["chosen"]} == set(seen[0][-1].nonzero()[:, 0].tolist())
 
 
 @pytest.mark.parametrize("pattern", ["AA", "SA"])

@@ -1,7 +1,7 @@
 """The matrices of a mixture of experts in fewer bits: all experts of a place are one matrix, one under the other.
 
 `MoE` keeps a weight as up_EDF, one table [D, F] an expert. A linear layer would keep its transpose, [F, D]: outputs in
-rows, as quantizers round them. So `rows` puts the E transposes under one another, [E F, D], and `table` takes them back.
+rows, as quantizers round them. So `rows` puts the E transposes under one another, [E F, D]; `table` takes them back.
 What is stored (`postx.models.packed`) is one `Quantized` of these rows, with "experts": E in its `how`.
 """
 
