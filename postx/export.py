@@ -73,7 +73,7 @@ def write(name, bits, folder, from_=checkpoints.FOLDER, ids_BT=None, **measured)
     return path.with_suffix("")
 
 
-def calibration(rows=4, T=2048):
+def calibration(rows=2, T=2048):
     """Text that GPTQ's repairs are made for, ids_BT: even stretches of the packages' validation slice."""
     text = packages_slice().validation
     at = [i * (len(text) - T) // rows for i in range(rows)]
