@@ -2,6 +2,8 @@
 
 Models are packed once for each state of the code and the weights (`_build/playground/HASH`) and copied into the built
 book, never committed. What rounding costs is read from the record of the chapter on fewer bits.
+
+With the name of a chapter's model the directive shows that one alone: its weights are calibrated as the chapter does.
 """
 
 import hashlib
@@ -38,16 +40,27 @@ START = """open_archive(path, mode="r")
 """
 PROMPT = "The following functions are defined: "
 HOLE = ("Return a copy of the ", " object, or raise an exception.")
+CODE = """def read_lines(path, encoding="utf-8"):
+    with open(path, encoding=encoding) as file:
+        for line in file:
+            yield line.rstrip()
+
+
+"""
+CAPTION = "What the page computes, drawn in Python: this reader runs no scripts."
 LONG = 1024
 RECORD = "experiments/results/quant.jsonl"
-SOURCES = ("postx/export.py", "postx/quant/__init__.py", "postx/quant/_pack.py", "postx/quant/uniform.py",
+MACHINE, TRAINED = "whole_machine", 2048  # the last chapter's model, and the length that it was trained on
+SOURCES = ("postx/export.py", "postx/models/experts.py", "postx/models/quantized.py", "postx/quant/gptq.py",
+           "postx/quant/__init__.py", "postx/quant/_pack.py", "postx/quant/uniform.py",
            "postx/models/packed.py", "postx/models/checkpoints.py")  # fmt: skip
 
 
 def prepare(root: Path) -> Path:
     """The folder with today's packed models, their scripts, and curves.json: a text read by three of them."""
     digest = hashlib.sha256(sys.version.encode())
-    for name in (*SOURCES, *(f"postx/weights/{model}.safetensors" for model in (*FILES, FILLER))):
+    alone = [MACHINE] if MACHINE in checkpoints.kept() else []
+    for name in (*SOURCES, *(f"postx/weights/{model}.safetensors" for model in (*FILES, FILLER, *alone))):
         digest.update((root / name).read_bytes())
     folder = root / "_build" / "playground" / digest.hexdigest()[:16]
     if not folder.exists():
@@ -56,6 +69,11 @@ def prepare(root: Path) -> Path:
     for model, bits in [(model, bits) for model, widths in FILES.items() for bits in widths] + [(FILLER, 4)]:
         if not _script(folder, model, bits).exists():
             export.script(export.write(model, bits, folder))
+    for model in alone:
+        if not _script(folder, model, 4).exists():
+            export.script(export.write(model, 4, folder, ids_BT=export.calibration()))
+            read = bytes(text.packages_slice().test[:TRAINED])
+            (folder / f"{model}.json").write_text(json.dumps(curve(f"{model}_4", folder, read)), encoding="utf8")
     curves = folder / "curves.json"
     if not curves.exists():
         long = _long()
@@ -112,6 +130,27 @@ def curve(name, folder, read):
     return [round(float(x) / 0.6931471805599453, 3) for x in loss]
 
 
+def one(folder: Path, model: str) -> dict:
+    """What the script is told where a chapter shows its own model."""
+    if not _script(folder, model, 4).exists():
+        raise ValueError(f"postx-playground: expected a model of a chapter that is kept, {MACHINE!r}, got {model!r}")
+    script = _script(folder, model, 4)
+    file = {"id": f"{model}_4", "bytes": script.stat().st_size, "name": "4 bits", "says": ""}
+    says = "Six blocks of SSD and two of attention, with experts in each, in 4 bits by GPTQ."
+    return {"first": model, "models": {model: {"name": "the machine", "says": says, "files": {"4": file}}},
+            "start": CODE}  # fmt: skip
+
+
+def draw_one(bits):
+    """Bits a byte over the last 64 bytes of an unseen text."""
+    fig = Figure(figsize=(5.6, 2.4), layout="constrained")
+    ax = fig.subplots()
+    means = np.convolve(bits, np.ones(64) / 64, "valid")
+    ax.plot(64 + np.arange(len(means)), means, color=FAMILY["hybrid"], lw=1.6)
+    ax.set(xlim=(0, len(bits)), ylim=(0, None), xlabel="bytes read", ylabel="bits a byte, last 64")
+    return fig
+
+
 def draw(curves):
     """Three lines: bits a byte over the last 64 bytes, along a text of twice the trained length."""
     fig = Figure(figsize=(5.6, 3.0), layout="constrained")
@@ -126,15 +165,23 @@ def draw(curves):
 
 
 class Playground(SphinxDirective):
+    optional_arguments = 1
+
     def run(self):
         root = Path(self.env.srcdir)
         folder = prepare(root)
+        if self.arguments:
+            (model,) = self.arguments
+            data = one(folder, model)
+            bits = json.loads((folder / f"{model}.json").read_text(encoding="utf8"))
+            alt = f"One model reads {len(bits):,} bytes that it has not seen: bits for each, the last 64 at a time."
+            picture = widget("playground", data, alt=alt, still=draw_one(bits), caption=CAPTION)
+            return [nodes.raw("", picture._repr_mimebundle_()[0]["text/html"], format="html")]
         read = json.loads((folder / "curves.json").read_text(encoding="utf8"))
         alt = ("Three models read a text of 1,024 bytes. Up to 512, the length that they were trained on, their lines "
                "run together; then attention climbs, hybrid and SSD stay low.")  # fmt: skip
         picture = widget("playground", told(root, folder) | {"long": read["long"]}, alt=alt,
-                         still=draw(read["curves"]), caption="What the page computes, drawn in "
-                         "Python: this reader runs no scripts.")  # fmt: skip
+                         still=draw(read["curves"]), caption=CAPTION)
         data, _ = picture._repr_mimebundle_()
         return [nodes.raw("", data["text/html"], format="html")]
 

@@ -5,7 +5,8 @@
 
 A page that was opened from disk may load scripts and nothing else, so the weights come as one. Linear layers of the
 blocks are rounded to the nearest of 2^bits levels, each row with the range that has the least squared error (`RANGE`,
-the method "nearest" of the chapter on fewer bits); embedding, norms, taps and the few numbers of a mixer stay in bf16.
+the method "nearest" of the chapter on fewer bits), and experts like them; embedding, norms, routers, taps and the few
+numbers of a mixer stay in bf16.
 The manifest says what the page computes, block by block, as the modules themselves have it.
 """
 
@@ -13,14 +14,16 @@ import base64
 import json
 from pathlib import Path
 
+import torch
 from torch.nn.functional import silu
 
 from postx.mixers import attention, ssd
-from postx.models import checkpoints, quantized
+from postx.models import checkpoints, experts, quantized
 from postx.models.denoiser import Denoiser
-from postx.models.nn import MLP, RMSNorm
+from postx.models.nn import MLP, MoE, RMSNorm
 from postx.parts.rope import Rope
 from postx.quant import uniform
+from postx.text import packages_slice
 
 RANGE = {"grid": "midrise", "clip": "search"}
 BITS = (16, 4, 3, 2)
@@ -39,31 +42,42 @@ def describe(lm):
         raise ValueError("lm: the page neither scales embedding and logits nor bends them")
     blocks = []
     for i, block in enumerate(lm.blocks):
-        if len(block.mix) != 1 or not isinstance(block.mlp, MLP):
-            raise ValueError(f"lm: block {i} is not one mixer and a dense MLP, which is all that the page computes")
+        if len(block.mix) != 1 or not isinstance(block.mlp, MLP | MoE):
+            raise ValueError(f"lm: block {i} is not one mixer and an MLP or experts, all that the page computes")
         blocks.append(_mixer(i, block.mix[0], both_ways) | _mlp(i, block.mlp))
     Y, D = lm.embed.weight.shape
     return {"network": "denoiser" if both_ways else "lm", "D": D, "Y": Y, "eps": lm.norm.eps, "blocks": blocks}
 
 
-def write(name, bits, folder, from_=checkpoints.FOLDER, **measured):
+def write(name, bits, folder, from_=checkpoints.FOLDER, ids_BT=None, **measured):
     """Write one model as NAME_BITS.safetensors and NAME_BITS.json; returns the path without its ending.
 
     bits: 16 (as it is kept), 4, 3 or 2; None for a model whose layers are kept packed (ternary), which stays as it
     is: NAME_trits. measured: what else the manifest says, such as the bits a byte that were lost. from_: the folder
-    of the kept model. Raises ValueError for other bits, and as `describe` and `checkpoints.load` do.
+    of the kept model. ids_BT: a text to calibrate on; layers are then rounded by GPTQ on the same grid. Raises
+    ValueError for other bits, and as `describe` and `checkpoints.load` do.
     """
     lm, kept = checkpoints.load(name, from_), checkpoints.packed(name, from_)
     if (bits is None) != bool(kept) or bits not in (*BITS, None):
         allowed = "None, as it is kept packed" if kept else f"one of {', '.join(map(str, BITS))}"
         raise ValueError(f"bits: {name} is written in {allowed}, got {bits!r}")
-    if bits in BITS[1:]:
+    if bits in BITS[1:] and ids_BT is not None:
+        kept = quantized.quantized(lm, "gptq", bits, ids_BT, judged=1, **RANGE)[1].stored
+    elif bits in BITS[1:]:
         kept = {layer: uniform.quantize(part.weight, bits, **RANGE) for layer, part in quantized.linears(lm).items()}
+        kept |= {name: experts.quantize(W_EIO, bits, **RANGE) for name, W_EIO in experts.tables(lm).items()}
     weights = sum(p.numel() for p in lm.parameters())
     told = {"of": name, "bits": bits, "weights": weights, **describe(lm), **measured}
     path = checkpoints.save(f"{name}_{bits or 'trits'}", lm, checkpoints.record(name, from_)["config"],
                             {"page": told}, folder, packed=kept)  # fmt: skip
     return path.with_suffix("")
+
+
+def calibration(rows=2, T=2048):
+    """Text that GPTQ's repairs are made for, ids_BT: even stretches of the packages' validation slice."""
+    text = packages_slice().validation
+    at = [i * (len(text) - T) // rows for i in range(rows)]
+    return torch.stack([torch.from_numpy(text[i : i + T].astype("int64")) for i in at])
 
 
 def script(path):
@@ -97,6 +111,12 @@ def _mixer(i, layer, both_ways):
 
 
 def _mlp(i, mlp):
+    if isinstance(mlp, MoE):
+        plain = mlp.bias_E is None and mlp.groups is None and mlp.shared is None and mlp.scale == 1 and mlp.renormalise
+        if not plain or mlp.gate_EDF is None or mlp.act is not silu:
+            raise ValueError(f"lm: the page computes experts of SwiGLU behind a softmax, block {i} has another mixture")
+        E, _, F = mlp.up_EDF.shape
+        return {"F": F, "E": E, "k": mlp.k}
     if mlp.gate is None or mlp.norm is not None or mlp.up.bias is not None or mlp.act is not silu:
         raise ValueError(f"lm: the page computes SwiGLU without biases and norms, block {i} has another MLP")
     return {"F": mlp.up.out_features}

@@ -26,7 +26,8 @@ LONG = os.environ.get("POSTX_LONG") == "1"
 PROMPTS = ("The following functions are defined: ", "Return a new string in which é ", "class Queue:\n    ")
 FILES = [("hybrid", 4), ("hybrid", 16), ("hybrid", 3), ("hybrid", 2), ("attention", 4), ("attention", 16), ("ssd", 4),
          ("ssd", 16), ("ternary", None)]  # fmt: skip
-SMALL = {"D": 48, "Y": 256, "mlp": "F", "options": {"A": {"H": 4, "G": 2}, "S": {"K": 16, "V": 16}, "F": {"F": 40}}}
+SMALL = {"D": 48, "Y": 256, "mlp": "F", "options": {"A": {"H": 4, "G": 2}, "S": {"K": 16, "V": 16}, "F": {"F": 40},
+         "E": {"E": 6, "k": 2, "F": 20}}}
 
 RUN = """
 const fs = require("fs"), vm = require("vm"), [folder, file, job] = process.argv.slice(1);
@@ -45,6 +46,16 @@ const ask = JSON.parse(fs.readFileSync(0, "utf8"));
 const weights = model && m.open(m.fromBase64(model.body));
 const jobs = {
   logits: () => { const net = m.network(model.told, weights); return ask.map((byte) => Array.from(net.step(byte))); },
+  experts: () => { // of the last place of every text, one after the other in one reader
+    const reader = m.reader(m.network(model.told, weights));
+    return ask.map((text) => {
+      reader.read(Uint8Array.from(text));
+      while (reader.turn(0, () => 1)?.busy);
+      return reader.experts(text.length); }); },
+  routes: () => {
+    const net = m.network(model.told, weights);
+    ask.forEach((byte) => net.step(byte));
+    return net.routed.map((mlp) => mlp.chosen); },
   weights: () => Object.fromEntries(ask.map((name) => [name, Array.from(weights[name])])),
   write: () => ask.prompts.map((prompt) => {
     const reader = m.reader(m.network(model.told, weights));
@@ -95,10 +106,11 @@ def packed(tmp_path_factory):
     return make
 
 
-def small(folder, pattern="AS", seed=0, name="small"):
+def small(folder, pattern="AS", seed=0, name="small", mlp="F"):
     """Two blocks with random weights, norms and time steps of its own included, kept as a model is."""
     torch.manual_seed(seed)
-    config = SMALL | {"pattern": pattern, "options": {k: SMALL["options"][k] for k in (*pattern, "F")}}
+    options = {k: SMALL["options"][k] for k in (*pattern, *mlp)}
+    config = SMALL | {"pattern": pattern, "mlp": mlp, "options": options}
     lm = LM(**config)
     with torch.no_grad():
         for p in lm.parameters():
@@ -139,22 +151,67 @@ class TestKept:
             assert bytes(got) == bytes(want[0].tolist())
 
 
-@pytest.mark.parametrize("pattern", ["AS", "SA", "AA", "SS"])
+@pytest.mark.parametrize(
+    ("pattern", "mlp"), [("AS", "F"), ("SA", "F"), ("AA", "F"), ("SS", "F"), ("SA", "E"), ("AS", "FE")]
+)
 @pytest.mark.parametrize("bits", [16, 4, 3, 2])
-def test_any_list_of_blocks_at_any_width(tmp_path, pattern, bits):
-    path = export.write(small(tmp_path, pattern), bits, tmp_path, tmp_path)
+def test_any_list_of_blocks_at_any_width(tmp_path, pattern, mlp, bits):
+    path = export.write(small(tmp_path, pattern, mlp=mlp), bits, tmp_path, tmp_path)
     ids = text(150, seed=bits)
     got = np.array(node("logits", ids, export.script(path)))
     want = reference(checkpoints.load(path.name, tmp_path), ids)
     assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
 
 
+@pytest.mark.parametrize("mlp", ["F", "E"])
 @pytest.mark.parametrize("bits", [16, 4, 3, 2])
-def test_weights_are_equal_bit_for_bit(tmp_path, bits):
-    path = export.write(small(tmp_path), bits, tmp_path, tmp_path)
+def test_weights_are_equal_bit_for_bit(tmp_path, bits, mlp):
+    path = export.write(small(tmp_path, mlp=mlp), bits, tmp_path, tmp_path)
     want = checkpoints.load(path.name, tmp_path).state_dict()
     for name, got in node("weights", list(want), export.script(path)).items():
         np.testing.assert_array_equal(np.float32(got), want[name].flatten().numpy(), name)
+
+
+def test_calibrated_weights_are_read_as_well(tmp_path):
+    """GPTQ on a text: what the page computes is what the package computes with the same rounded weights."""
+    told = torch.tensor([text(600, 2)])
+    path = export.write(small(tmp_path, "SA", mlp="E"), 4, tmp_path, tmp_path, ids_BT=told)
+    lm, ids = checkpoints.load(path.name, tmp_path), text(150, 3)
+    assert {q.method for q in checkpoints.packed(path.name, tmp_path).values()} == {"gptq"}
+    got, want = np.array(node("logits", ids, export.script(path))), reference(lm, ids)
+    assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+    plain = reference(checkpoints.load(export.write("small", 4, tmp_path, tmp_path).name, tmp_path), ids)
+    assert np.abs(want - plain).max() > 1e-3
+
+
+def test_the_page_sends_every_byte_to_the_experts_of_the_package(tmp_path):
+    path = export.write(small(tmp_path, "SA", mlp="E"), 4, tmp_path, tmp_path)
+    lm, ids = checkpoints.load(path.name, tmp_path), text(120, 4)
+    seen = []
+    for block in lm.blocks:
+        block.mlp.register_forward_pre_hook(lambda moe, args: seen.append(moe.weights(args[0])[0][0]))
+    reference(lm, ids)
+    for got, weight_TE in zip(node("routes", ids, export.script(path)), seen, strict=True):
+        table = np.zeros(weight_TE.shape)
+        for t, chosen in enumerate(got):
+            assert len(chosen) == 2
+            for e, weight in chosen:
+                table[t, e] = weight
+        np.testing.assert_allclose(table, weight_TE.detach().numpy(), atol=1e-4)
+
+
+def test_shares_of_experts_follow_an_edit(tmp_path):
+    path = export.write(small(tmp_path, "SA", mlp="FE"), 4, tmp_path, tmp_path)
+    lm, whole = checkpoints.load(path.name, tmp_path), text(90, 7)
+    edits, seen = [whole, whole[:70] + text(30, 8), whole[:3], []], []
+    lm.blocks[1].mlp.register_forward_pre_hook(lambda moe, args: seen.append(moe.weights(args[0])[1][0]))
+    for edit, told in zip(edits, node("experts", edits, export.script(path)), strict=True):
+        seen.clear()
+        reference(lm, [0, *edit])
+        (place,) = told["places"]
+        assert (told["place"], place["block"]) == (len(edit), 1)
+        np.testing.assert_allclose(place["share"], seen[0].mean(0).numpy(), atol=1e-6)
+        assert {e for e, _ in place["chosen"]} == set(seen[0][-1].nonzero()[:, 0].tolist())
 
 
 @pytest.mark.parametrize("pattern", ["AA", "SA"])
@@ -231,6 +288,8 @@ def test_draws_follow_the_probabilities():
         ({"pattern": "SA", "mlp": "F", "options": {"A": {"qk_norm": True}}}, "attention of block 1"),
         ({"pattern": "S", "mlp": "F", "options": {"S": {"norm": False}}}, "SSD of block 0"),
         ({"pattern": "A", "options": {"F": {"activation": "gelu"}}}, "SwiGLU"),
+        ({"pattern": "A", "mlp": "E", "options": {"E": {"shared": 8}}}, "block 0 has another mixture"),
+        ({"pattern": "A", "mlp": "E", "options": {"E": {"sigmoid": True}}}, "block 0 has another mixture"),
         ({"pattern": "A", "tied": False}, "tied head"),
         ({"pattern": "A", "softcap": 3.0}, "bends"),
     ],

@@ -5,6 +5,7 @@ addEventListener("DOMContentLoaded", () =>
     const page = window.postx.playground;
     figure.querySelectorAll("svg, figcaption").forEach((still) => still.remove());
     figure.setAttribute("aria-label", "A model in the page");
-    figure.append(page.desk(data), page.race(data), page.beside(data), page.fill(data));
+    figure.append(page.desk(data));
+    if (data.racers) figure.append(page.race(data), page.beside(data), page.fill(data)); // a chapter has one model
   }),
 );

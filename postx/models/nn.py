@@ -153,15 +153,7 @@ class MoE(nn.Module):
         check({"D": self.router.in_features}, x_BTD=x_BTD)
         check_lengths(lengths_B, B, T)
         E = self.router.out_features
-        scores = self.router(x_BTD).to(state_dtype(x_BTD.dtype))
-        p = scores.softmax(-1) if self.bias_E is None else scores.sigmoid()
-        chosen = self._choose(p).topk(self.k, -1).indices
-        top = p.gather(-1, chosen)
-        if self.renormalise:
-            top = top / top.sum(-1, keepdim=True)
-        top = top * self.scale
-        weight_BTE = torch.zeros_like(p).scatter(-1, chosen, top).to(x_BTD.dtype)
-        picked = torch.zeros_like(p).scatter(-1, chosen, 1.0)  # [B, T, E]; `one_hot` asks the host on a CPU
+        weight_BTE, picked, p = self.weights(x_BTD)
         up = torch.einsum("btd,edf->btef", x_BTD, self.up_EDF)
         if self.gate_EDF is None:
             hidden = self.act(up)
@@ -184,6 +176,21 @@ class MoE(nn.Module):
             return y, load
         own = self.shared(x_BTD)
         return y + (own if self.shared_gate is None else own * self.shared_gate(x_BTD).sigmoid()), load
+
+    def weights(self, x_BTD):
+        """(weight_BTE, picked_BTE, p_BTE): what each expert's answer counts, 1 where it is chosen, the router's scores.
+
+        No shape in here depends on the data, and the host is not asked.
+        """
+        scores = self.router(x_BTD).to(state_dtype(x_BTD.dtype))
+        p = scores.softmax(-1) if self.bias_E is None else scores.sigmoid()
+        chosen = self._choose(p).topk(self.k, -1).indices
+        top = p.gather(-1, chosen)
+        if self.renormalise:
+            top = top / top.sum(-1, keepdim=True)
+        top = top * self.scale
+        picked = torch.zeros_like(p).scatter(-1, chosen, 1.0)
+        return torch.zeros_like(p).scatter(-1, chosen, top).to(x_BTD.dtype), picked, p
 
     def _choose(self, p):
         """What the experts are ranked by: p itself, with the bias, and minus infinity outside the best groups."""

@@ -34,6 +34,8 @@ codes as they lie. This is what a reader in another language needs (tests/tools/
     rotate          W = V H' diag(e) / sqrt(I), V by how.base. e_i is 1 or -1 as bit 0 of output i of MT19937, begun
                     with how.seed, is 1 or 0; H is Sylvester's for I = 2^k, else as in `postx.quant.rotate`
     lloyd           W = points[q] s; points are stored, or those of `lloyd.gaussian_codebook(bits)`
+    experts         with how.experts E the rows are those of E matrices [O / E, I], one under the other; the weight is
+                    named L itself and is their transposes, [E, I, O / E] (`postx.models.experts`)
     lattice, turbo  as their modules say: their codes are numbers of points in tables that these compute
 
 NAME.json is for people and programs that want no tensors: name, config, and whatever was measured.
@@ -46,6 +48,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from postx.models.experts import table
 from postx.quant import Quantized
 
 VERSION = "1"
@@ -55,7 +58,7 @@ def write(path, config, weights, packed=None):
     """Write the first of the two files. weights: {name: tensor}; packed: {linear layer: `Quantized`}, in its place."""
     weights, how = dict(weights), {}
     for layer, q in (packed or {}).items():
-        del weights[f"{layer}.weight"]
+        del weights[layer if "experts" in q.how else f"{layer}.weight"]
         weights |= {f"{layer}.weight/{part}": x.cpu().contiguous() for part, x in q.parts.items()}
         how[layer] = {"method": q.method, "shape": list(q.shape), "how": q.how}
     head = {"postx": VERSION, "config": json.dumps(config)} | ({"packed": json.dumps(how)} if how else {})
@@ -90,8 +93,11 @@ def read(path):
 
 
 def same(layers):
-    """{layer: weight_OI in float32}: what packed layers stand for."""
-    return {f"{layer}.weight": q.dequantize() for layer, q in layers.items()}
+    """{name of the weight: its values in float32}: what packed layers stand for."""
+    return {
+        **{f"{layer}.weight": q.dequantize() for layer, q in layers.items() if "experts" not in q.how},
+        **{layer: table(q.dequantize(), q.how["experts"]) for layer, q in layers.items() if "experts" in q.how},
+    }
 
 
 def stored_bytes(path):

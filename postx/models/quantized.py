@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from postx.models import experts
 from postx.models.blocks import Context
-from postx.models.nn import RMSNorm
+from postx.models.nn import MoE, RMSNorm
 from postx.quant import Quantized, load, output_error, ternary
 from postx.quant.ternary import integers, through
 
@@ -45,10 +46,15 @@ class Report(NamedTuple):
 
 
 def linears(lm) -> dict[str, nn.Linear]:
-    """The linear layers of the blocks by name, in the order in which they are computed."""
+    """The linear layers of the blocks by name, in the order in which they are computed, but for routers.
+
+    A router is a thousandth of its experts, and whom it sends where is not a matter of small errors.
+    """
+    routers = {m.router for m in lm.modules() if isinstance(m, MoE)}
     return {
-        name: m for name, m in lm.named_modules() if isinstance(m, nn.Linear) and name.startswith("blocks.")
-    }
+        name: m for name, m in lm.named_modules()
+        if isinstance(m, nn.Linear) and name.startswith("blocks.") and m not in routers
+    }  # fmt: skip
 
 
 @torch.no_grad()
@@ -105,6 +111,9 @@ def quantized(lm, method: str, bits: int | None, ids_BT, *, feed=True, judged=MO
     the copy as it stands, block after block, so that later layers repair what earlier ones did (as GPTQ's authors do);
     feed=False gives none. bits None is for a method without a choice (ternary). Output errors are measured on `judged`
     of these inputs, evenly taken: in float64, so that on a laptop they can take longer than the rounding.
+
+    The experts of a mixture are rounded by `uniform` and `gptq`, each for the tokens that it was given; other methods
+    leave them as they are. Routers stay (`linears`).
     """
     module, small = load(method), copy.deepcopy(lm)
     base = load(kw["base"]) if "base" in kw else module
@@ -112,11 +121,12 @@ def quantized(lm, method: str, bits: int | None, ids_BT, *, feed=True, judged=MO
     rows, stored, layers = [], {}, linears(small)
     walk = _Walk(small, ids_BT)
     for i in range(len(small.blocks)):
-        mine = [name for name in layers if name.startswith(f"blocks.{i}.")]
-        seen = walk.inputs(i, mine)
+        mine, moe = [name for name in layers if name.startswith(f"blocks.{i}.")], f"blocks.{i}.mlp"
+        mixed = method in experts.METHODS and isinstance(small.blocks[i].mlp, MoE)
+        seen = walk.inputs(i, [*mine, moe] if mixed else mine)
         for name in mine:
             if name not in seen:
-                continue  # Zamba's place of a shared block, an expert of a product of its own
+                continue  # Zamba's place of a shared block
             weight, x = layers[name].weight, seen[name]
             more = dict(kw, x_TI=x) if calibrated else kw
             q = module.quantize(weight, **more) if bits is None else module.quantize(weight, bits, **more)
@@ -126,6 +136,15 @@ def quantized(lm, method: str, bits: int | None, ids_BT, *, feed=True, judged=MO
             some = x[:: max(1, -(-len(x) // judged))]
             rows.append(Row(name, weight.numel(), q.bits_per_weight, error, output_error(weight, back, some)))
             weight.copy_(back)
+        if mixed:
+            read = experts.inputs(small.blocks[i].mlp, seen[moe])
+            for name, W_EIO in experts.tables(small.blocks[i].mlp).items():
+                q = (experts.calibrated(W_EIO, bits, read[name], **kw) if calibrated
+                     else experts.quantize(W_EIO, bits, method, **kw))  # fmt: skip
+                back, stored[f"{moe}.{name}"] = experts.table(q.dequantize(), len(W_EIO)), q
+                lost = experts.lost(W_EIO, back, read[name])
+                rows.append(Row(f"{moe}.{name}", W_EIO.numel(), q.bits_per_weight, *lost))
+                W_EIO.copy_(back)
         walk.pass_(i)
     total = sum(p.numel() for p in small.parameters())
     return small, Report(rows, total - sum(r.weights for r in rows), stored)

@@ -65,6 +65,25 @@ def test_experts_equal_a_loop_over_tokens(gated, renormalise, shared):
     assert load.probability_E.sum().item() == pytest.approx(1, abs=1e-6)
 
 
+def test_experts_have_the_gradients_of_a_loop_over_tokens():
+    """All experts are computed and weighed; what is learned is as if only the chosen ones had been asked."""
+    torch.manual_seed(2)
+    moe, x = MoE(12, 5, E=4, k=2).double(), X.clone().requires_grad_()
+    for p in moe.parameters():
+        p.data.normal_()
+    rows = []
+    for token in x.flatten(0, 1):
+        p = (moe.router.weight @ token).softmax(0)
+        best = p.topk(2).indices
+        each = [(silu(token @ moe.gate_EDF[e]) * (token @ moe.up_EDF[e])) @ moe.out_EFD[e] for e in best]
+        rows.append(sum(p[e] / p[best].sum() * y for e, y in zip(best, each, strict=True)))
+    inputs, way = [x, *moe.parameters()], torch.randn(14, 12, dtype=torch.float64)
+    want = torch.autograd.grad((torch.stack(rows) * way).sum(), inputs)
+    found = torch.autograd.grad((moe(x)[0].flatten(0, 1) * way).sum(), inputs)
+    for one, other in zip(found, want, strict=True):
+        close(one, other, 1e-9)
+
+
 def test_the_sigmoid_router_equals_a_loop_over_tokens():
     torch.manual_seed(1)
     moe = MoE(12, 5, E=8, k=3, sigmoid=True, groups=(4, 2), scale=2.5, shared=6, shared_gate=True).double()

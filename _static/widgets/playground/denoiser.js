@@ -34,7 +34,7 @@
       const xs = Array.from(ids, (id) => Float32Array.from(embed.subarray(id * D, (id + 1) * D)));
       for (const layer of layers) {
         attend(layer, xs.map((x) => m.norm(x, layer.own("norm.weight"), eps))).forEach((y, t) => m.add(xs[t], y));
-        xs.forEach((x) => m.add(x, layer.mlp(m.norm(x, layer.own("mlp_norm.weight"), eps))));
+        xs.forEach((x) => m.add(x, layer.mlp.step(m.norm(x, layer.own("mlp_norm.weight"), eps))));
       }
       return xs.map((x) => m.times(embed, m.norm(x, all["norm.weight"], eps), Y - 1));
     };

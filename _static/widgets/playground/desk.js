@@ -31,6 +31,7 @@
     const [next, meters, curve] = [page.nextView(), page.metersView(), page.curveView(names)];
     const arcs = page.arcsView(() => look());
     const table = page.tableView(() => state());
+    const experts = page.expertsView();
 
     // ---- what the reader does
     const split = (view) => view.picker.value.split("/").map(Number);
@@ -39,6 +40,7 @@
     const ask = () => {
       if (!reader) return;
       reader.ask("next", { place });
+      if (!experts.box.hidden) reader.ask("experts", { place });
       look();
     };
     const moved = () => {
@@ -90,6 +92,7 @@
       // An answer about bytes that have been deleted since comes too late.
       look: ({ p }) => p.length <= text.bytes.length + 1 && arcs.show(p, text.bytes),
       table: (told) => table.show(told),
+      experts: (told) => experts.show(told),
       sharpest({ head }) {
         arcs.picker.value = head.join("/");
         look();
@@ -113,6 +116,7 @@
       names.here = data.models[model].name;
       arcs.offer(headsOf(reader.told, "attention"));
       table.offer(headsOf(reader.told, "ssd"));
+      experts.box.hidden = !reader.told.blocks.some(({ E }) => E);
       text.put(0, []);
       fresh = true;
       views.hidden = false;
@@ -144,7 +148,7 @@
 
     const views = make("div", { className: "pp-views", hidden: true },
       text.box, make("p", { className: "pp-line-of-words" }, said, " ", live), text.table,
-      make("div", { className: "pp-pair" }, next.box, meters.box), curve.box, arcs.box, table.box);
+      make("div", { className: "pp-pair" }, next.box, meters.box), curve.box, arcs.box, table.box, experts.box);
     return make("section", { className: "pp-desk", ariaLabel: "A model at work" },
       make("div", { className: "pp-switches" }, switches, widths), note, load,
       make("label", { className: "pp-text" }, "Your text", box),

@@ -11,15 +11,17 @@
         norm: own("norm.weight"),
         mixer: m.mixers[sizes.mixer](sizes, (name) => own(`mix.0.${name}`), D),
         mlpNorm: own("mlp_norm.weight"),
-        mlp: m.mlp(sizes, own, D),
+        mlp: sizes.E ? m.experts(sizes, own, D) : m.mlp(sizes, own, D),
       };
     });
     const mixers = layers.map((layer) => layer.mixer);
+    const routed = layers.flatMap(({ mlp }, block) => (mlp.chosen ? [{ block, E: mlp.E, chosen: mlp.chosen, back: mlp.back }] : []));
     const copies = [];
     let T = 0;
 
     return {
       mixers,
+      routed,
       get length() {
         return T;
       },
@@ -28,7 +30,7 @@
         const x = Float32Array.from(embed.subarray(byte * D, (byte + 1) * D));
         for (const { norm, mixer, mlpNorm, mlp } of layers) {
           m.add(x, mixer.step(m.norm(x, norm, eps)));
-          m.add(x, mlp(m.norm(x, mlpNorm, eps)));
+          m.add(x, mlp.step(m.norm(x, mlpNorm, eps)));
         }
         T++;
         if (T % KEEP === 0) copies[T / KEEP] = mixers.map((mixer) => mixer.save());
@@ -39,6 +41,7 @@
         if (n >= T) return T;
         const needed = mixers.some((mixer) => mixer.kind !== "attention");
         T = needed ? n - (n % KEEP) : n;
+        routed.forEach(({ back }) => back(T));
         mixers.forEach((mixer, i) => mixer.back(T, needed && T ? copies[T / KEEP][i] : null));
         return T;
       },

@@ -87,6 +87,16 @@
         const share = ([block, head]) => Math.max(0, ...net.mixers[block].look(head, known(place)).slice(-LAST, -1));
         return heads.map((one) => [share(one), one]).sort((a, b) => b[0] - a[0])[0]?.[1];
       },
+      // Which experts read the byte before a place, and the share of all bytes up to it that each has read.
+      experts(place) {
+        const at = known(place);
+        const places = net.routed.map(({ block, E, chosen }) => {
+          const share = new Array(E).fill(0);
+          for (let t = 0; t <= at; t++) for (const [e] of chosen[t]) share[e] += 1 / (at + 1);
+          return { block, share, chosen: chosen[at] };
+        });
+        return { place: at, places };
+      },
       table(block, head) {
         const mixer = net.mixers[block];
         return { table: mixer.table(head), size: mixer.size, half: mixer.halfLife(head) };
@@ -117,6 +127,7 @@
       stop: () => reader.stop(),
       next: ({ place }) => reader.logits.length && say("next", reader.next(place)),
       look: ({ place, block, head }) => reader.logits.length && say("look", { block, head, ...reader.look(place, block, head) }),
+      experts: ({ place }) => reader.logits.length && say("experts", reader.experts(place)),
       sharpest: ({ place }) => say("sharpest", { head: reader.sharpest(place) }),
       table: ({ block, head }) => reader.logits.length && say("table", { block, head, ...reader.table(block, head) }),
       fill: (ask) => reader.fill(ask),

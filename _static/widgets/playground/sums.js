@@ -71,13 +71,13 @@
   };
 
   // SwiGLU: out(silu(gate x) * up x)
-  m.mlp = ({ F }, weights, D) => {
-    const [gate, up, out] = ["gate", "up", "out"].map((name) => weights(`mlp.${name}.weight`));
-    return (x) => {
-      const hidden = m.times(gate, x, F);
-      const more = m.times(up, x, F);
-      for (let i = 0; i < F; i++) hidden[i] = m.silu(hidden[i]) * more[i];
-      return m.times(out, hidden, D);
-    };
+  m.swiglu = (gate, up, out, F, D) => (x) => {
+    const hidden = m.times(gate, x, F);
+    const more = m.times(up, x, F);
+    for (let i = 0; i < F; i++) hidden[i] = m.silu(hidden[i]) * more[i];
+    return m.times(out, hidden, D);
   };
+  m.mlp = ({ F }, weights, D) => ({
+    step: m.swiglu(...["gate", "up", "out"].map((name) => weights(`mlp.${name}.weight`)), F, D),
+  });
 };

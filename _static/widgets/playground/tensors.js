@@ -65,7 +65,23 @@
     }
     return weight;
   };
-  const METHODS = { uniform, ternary };
+  // GPTQ rounds to the same grid, and stores the same; an order of the inputs is not read here.
+  const gptq = (parts, shape, how) => {
+    if (parts.order) throw new Error("weights: no code for an order of the inputs");
+    return uniform(parts, shape, how);
+  };
+  const METHODS = { uniform, gptq, ternary };
+
+  // Rows of E matrices [O, I], one under the other, as the model keeps them: [E, I, O].
+  const turned = (rows, E, I) => {
+    const O = rows.length / E / I;
+    const table = new Float32Array(rows.length);
+    for (let e = 0; e < E; e++)
+      for (let o = 0; o < O; o++)
+        for (let i = 0; i < I; i++) table[(e * I + i) * O + o] = rows[(e * O + o) * I + i];
+    return table;
+  };
+  m.turned = turned;
 
   // {name: Float32Array} of a file: every weight by its name in the model, packed or not.
   m.open = (bytes) => {
@@ -85,7 +101,9 @@
       const start = `${layer}.weight/`;
       const own = Object.keys(head).filter((name) => name.startsWith(start));
       const parts = Object.fromEntries(own.map((name) => [name.slice(start.length), raw(name)]));
-      weights[`${layer}.weight`] = METHODS[method](parts, shape, how);
+      const weight = METHODS[method](parts, shape, how);
+      if (how.experts) weights[layer] = turned(weight, how.experts, shape[1]);
+      else weights[`${layer}.weight`] = weight;
     }
     return weights;
   };
