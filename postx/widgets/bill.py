@@ -59,7 +59,7 @@ class Smaller(Larger):
 
 @dataclass(frozen=True)
 class Bill:
-    """FLOPs and bytes moved of a prompt and of one token more for each text; bytes of a layer's scores, of the cache."""
+    """FLOPs and bytes moved of a prompt and of one more token of each text; bytes of a layer's scores, of the cache."""
 
     read_flops: Expr
     read_bytes: Expr
