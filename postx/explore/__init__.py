@@ -35,7 +35,7 @@ SHORTEST_ALT = 20
 
 
 def explore(draw, /, *, alt, caption=None, height=3.3, ghost=False, **sliders):
-    """Draw a picture once and move it with one to three sliders.
+    """Draw a picture once and move it with one to six sliders.
 
     draw(fig) builds the picture in an empty matplotlib Figure, 5.6 inches wide and `height` inches tall, and
     returns update(**values). From then on only update is called, with one value for each slider; it changes
@@ -47,7 +47,7 @@ def explore(draw, /, *, alt, caption=None, height=3.3, ghost=False, **sliders):
     the page then computes it, at as many stops as one likes.
 
     Raises TypeError or ValueError, saying which argument and what to do, when: there are no sliders or more
-    than three; their values make more than 200 frames; `alt` is missing, too short or has a field that is no
+    than six; their values make more than 200 frames; `alt` is missing, too short or has a field that is no
     slider; the picture is empty; update is not callable, returns something other than a sentence, or adds,
     removes or reorders artists; a slider's axis is dragged and its stops are not on it.
     """

@@ -62,7 +62,7 @@ class Live:
         """Make the functions, once the sliders are known. Raises ValueError for a symbol that is none of them."""
         self.sliders = sliders
         free = ([self.over[0].name] if self.over else []) + [*sliders]
-        letters = [sympy.Symbol(letter) for letter in ("u" if self.over else "") + "abc"[: len(sliders)]]
+        letters = [sympy.Symbol(letter) for letter in ("u" if self.over else "") + "abcdef"[: len(sliders)]]
         known = dict(zip(free, letters, strict=True))
 
         def ours(expression):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 MOST_BUTTONS = 5
+MOST_SLIDERS = 6
 
 
 def _equal(a, b):
@@ -142,10 +143,10 @@ class Real(Slider):
 
 
 def check(sliders, alt):
-    """Raise unless there are one to three sliders, well named, and every field of the alt text is one of them."""
-    if not 1 <= len(sliders) <= 3:
+    """Raise unless there are one to six sliders, well named, and every field of the alt text is one of them."""
+    if not 1 <= len(sliders) <= MOST_SLIDERS:
         raise ValueError(
-            f"explore takes one to three sliders, got {len(sliders)}: add e.g. n=Int(1, 8), "
+            f"explore takes one to six sliders, got {len(sliders)}: add e.g. n=Int(1, 8), "
             "or use show(fig) for a picture without any"
         )
     for name, slider in sliders.items():

@@ -11,6 +11,7 @@ from page import Page
 from postx import cost
 from postx.mixers import attention
 from postx.models import published
+from postx.widgets import bill
 
 PAGE = Page("attention_cost", torch=torch)
 CELLS, solution, page_function = PAGE.cells, PAGE.solution, PAGE.function
@@ -96,6 +97,51 @@ def test_explore():
     chips = solution("ex-bill-explore")["chips"]
     assert chips == {"Llama-2-7B": 215, "Llama-3-8B": 54, "DeepSeek-V3": 29, "Mistral-7B": 7, "Jamba": 7}
 
+
+def test_explore_the_batch():
+    scope = solution("ex-bill-batch")
+    assert {name: round(texts) for name, texts in scope["texts"].items()} == {
+        "Llama-2-7B": 3, "Llama-3-8B": 14, "Llama-3-70B": 52
+    }  # fmt: skip
+    assert round(scope["ridge"]) == 295
+    assert scope["intensity"] == 1
+    llama = published.LLAMA3_8B
+    assert 4 * llama.L * llama.H * llama.K / llama.kv_bytes(1) == 4
+
+
+@pytest.mark.equation("eq-decode-batch")
+@pytest.mark.parametrize(("T", "B"), [(1024, 1), (8192, 14), (131072, 3)])
+def test_a_batch_shares_the_weights_and_not_the_caches(T, B, residual):
+    llama, chip = published.LLAMA3_8B, published.H100
+    P, c = llama.matrix_weights(), llama.kv_bytes(1)
+    arithmetic = B * (2 * P + 4 * llama.L * llama.H * llama.K * T) / chip.flops
+    traffic = (2 * P + B * c * T) / chip.bandwidth
+    work = llama.decode(T, B=B)
+    floor = cost.roofline(work, chip)
+    assert max(arithmetic, traffic) == pytest.approx(floor.seconds, rel=0.01)  # activations are left out
+    assert work.flops == pytest.approx(arithmetic * chip.flops, rel=1e-12)
+    assert floor.binds == "memory"
+    residual(abs(work.flops - arithmetic * chip.flops) / work.flops)
+
+
+def test_the_answer_under_the_drawn_bill():
+    def floors(kept, batch):
+        found = bill.lines(kept, 0, 0, 16, 32768, batch)
+        need = (float(found.cache) + 2 * bill.SHAPE.weights()) / 1e9
+        return [float(second) for second in bill.floors(found)], need
+
+    one, room = floors(bill.GROUPED, 1)
+    assert one[0] > one[1]
+    assert one[3] > one[2]
+    assert (round(one[0], 2), round(1e3 * one[3], 1), round(1 / one[3])) == (0.75, 5.8, 174)
+    assert room < 80
+    many, room = floors(bill.GROUPED, 64)
+    assert (round(64 / max(many[2:])), round(room)) == (740, 291)
+    many, room = floors(bill.STATE, 64)
+    assert (round(64 / max(many[2:])), round(room)) == (4271, 34)
+    text = next(cell.source for cell in CELLS if cell.id == "bill-answer")
+    for said in ("0.75 s", "5.8 ms", "740 tokens", "gave 174", "291 GB", "4,271 tokens", "34 GB"):
+        assert said in text
 
 
 def test_the_mixer_reports_the_cost_of_the_page():

@@ -9,6 +9,7 @@ import torch
 from _ext import evidence, findings
 from postx import cost
 from postx.mixers import attention, mamba
+from postx.widgets import bill
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = evidence.pages(ROOT)
@@ -45,7 +46,8 @@ def test_a_mask_leaves_half_on_both_sides():
 
 
 def test_reading_and_writing_are_columns_of_their_own():
-    head = re.search(r"reading:\s+left behind:", (ROOT / "chapters" / "01_attention_cost.ipynb").read_text())
+    assert {row.split(":")[0] for row in bill.ROWS[0]} == {"prompt", "a token"}
+    head = re.search(r"reading:\s+writing:", (ROOT / "chapters" / "01_attention_cost.ipynb").read_text())
     assert head, "the table of tricks says which columns are of reading"
     assert re.search(r"~ T\^ reading\s+~ T\^ writing 16", (ROOT / "chapters" / "16_the_race.ipynb").read_text())
 

@@ -153,8 +153,8 @@ def swap(fig):
 @pytest.mark.parametrize(
     ("kind", "message", "build"),
     [
-        (ValueError, "one to three sliders, got 0", lambda: explore(curve, alt="A long enough alt text.")),
-        (ValueError, "got 4", lambda: make(a=Int(1, 2), b=Int(1, 2), c=Int(1, 2), d=Int(1, 2))),
+        (ValueError, "one to six sliders, got 0", lambda: explore(curve, alt="A long enough alt text.")),
+        (ValueError, "got 7", lambda: make(**{name: Int(1, 2) for name in "abcdefg"})),
         (ValueError, r"power 8 x b 26 = 208 frames.*at most 200.*first that of b",
          lambda: make(power=Int(1, 8), b=Int(0, 25))),
         (ValueError, "alt is too short", lambda: make(alt="short {power}")),
