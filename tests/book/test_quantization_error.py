@@ -9,6 +9,7 @@ import torch
 from page import Page
 from scipy import integrate, stats
 
+from experiments import real_rows
 from postx.quant import lloyd, nf4, output_error, second_moment, uniform
 
 PAGE = Page("quantization_error", torch=torch, np=np, math=math, lloyd=lloyd, uniform=uniform)
@@ -17,6 +18,17 @@ solution, page_function = PAGE.solution, PAGE.function
 
 def gauss(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.equation("eq-cell-error")
+@pytest.mark.parametrize("bits", [1, 3, 8])
+def test_the_error_of_a_cell(bits, residual):
+    """Numbers spread evenly over the range, by the page's own rounding: no integral is done here."""
+    to_levels = page_function("to_levels")
+    w = (np.arange(2**20) + 0.5) / 2**19 - 1
+    off = abs(np.square(w - to_levels(w, bits, 1.0)).mean() / ((2 / 2**bits) ** 2 / 12) - 1)
+    assert off < 1e-6
+    residual(off)
 
 
 @pytest.mark.equation("eq-clip-split")
@@ -53,6 +65,47 @@ def test_a_short_gaussian_row_is_not_an_endless_one(bits, clips):
 
     assert (error("search") < 0.95 * error("max")) is clips
     assert (error("gaussian") < error("max")) is clips
+
+
+@pytest.mark.equation("eq-outlier-cost")
+@pytest.mark.parametrize(("c", "bits"), [(8.0, 8), (30.0, 8), (20.0, 6)])
+def test_what_an_outlier_costs(c, bits, residual):
+    """A range that reaches to c root mean squares, over a Gaussian that fills many of its cells."""
+    W = gauss(1, 400_000)
+    W = W / W.square().mean().sqrt()
+    back = page_function("to_levels")(W.numpy(), bits, c)
+    off = abs(np.square(W.numpy() - back).mean() / (c**2 / (3 * 4**bits)) - 1)
+    assert off < 0.01
+    residual(off)
+
+
+def test_the_recorded_rows_say_what_the_page_says():
+    rows = real_rows.record()
+    assert len(rows) == 36
+    assert {tuple(sorted(row["shape"])) for row in rows.values()} == {(384, 384), (384, 1536)}
+    assert max(row["peak"] for row in rows.values()) == pytest.approx(174.7, abs=0.1)
+    worst = {way: real_rows.medians(way)[2] for way in ("int4|tensor|max", "int4|row|max", "int4|32|max")}
+    assert worst == pytest.approx({"int4|tensor|max": 119, "int4|row|max": 0.37, "int4|32|max": 0.016}, rel=0.02)
+    honest = {way: error * 4**bits for way in ("int4|row|search", "int4|128|search", "int4|32|search", "nf4|64")
+              for bits, error, _ in [real_rows.medians(way)]}  # fmt: skip
+    assert honest["int4|row|search"] == pytest.approx(honest["int4|128|search"], rel=0.05)
+    assert honest["nf4|64"] < honest["int4|128|search"] < honest["int4|32|search"]
+    assert real_rows.medians("fp8|row")[1] > 10 * real_rows.medians("int8|row|max")[1]
+    with pytest.raises(ValueError, match=r"way: expected one of int8\|tensor\|max, .*, got 'int5'"):
+        real_rows.medians("int5")
+
+
+def test_what_is_recorded_of_a_layer_is_its_error():
+    W = gauss(6, 64).float()
+    found = real_rows.layer(W)
+    assert (set(found["ways"]) == {name for name, _ in real_rows.ways()}
+            == set(next(iter(real_rows.record().values()))["ways"]))
+    back = uniform.round_trip(W, 4, grid="midrise", group=32)
+    want = float((W - back).square().sum() / W.square().sum())
+    assert found["ways"]["int4|32|max"] == [4.5, pytest.approx(want, rel=1e-3)]
+    bits, eight = real_rows.fp8(W)
+    assert bits == 8.25
+    assert ((eight - W).abs() <= W.abs() / 16 + 1e-3 * W.abs().amax(1, keepdim=True)).all()  # three bits of mantissa
 
 
 def test_at_six_bits_the_range_of_an_endless_row_loses_to_the_largest_weight():
