@@ -8,6 +8,7 @@ import pytest
 
 from _ext import pages
 
+
 def cells(name):
     return [c.source for c in nbformat.read(pages.find(name), as_version=4).cells if c.cell_type == "code"]
 
