@@ -1,4 +1,4 @@
-"""The ceilings under the scorecard's floors: the record has them, and a measurement on this machine is of their kind."""
+"""The ceilings under the scorecard's floors: the record has them, and what is measured is work over the least time."""
 
 import json
 
