@@ -244,7 +244,7 @@ def coverage(root: Path) -> tuple[list[dict], list[dict]]:
     known = targets(root)
     for row in sections:
         where = f"coverage.toml, section {row.get('section', '?')!r}"
-        _fields(where, row, dict.fromkeys(("document", "section", "treated"), str), {"note": str})
+        _fields(where, row, dict.fromkeys(("document", "section", "treated"), str), {"note": str, "says": str})
         check_link(known, where, row["treated"])
     labels = equations(root)
     for row in numbered:
@@ -255,6 +255,41 @@ def coverage(root: Path) -> tuple[list[dict], list[dict]]:
             if label != LATER and label not in labels:
                 raise EvidenceError(f"{where}: no page has an equation labelled {label!r}")
     return sections, numbered
+
+
+def statements(root: Path) -> list[dict]:
+    """Where each claim of the two documents is treated: a few words of the sentence, which stand on that page.
+
+    Raises EvidenceError where words or a claim are missing, where words stand on no such page, and where a claim of a
+    document has no row. A section whose row in `coverage` has `says` is held in the same way.
+    """
+    known, told = pages(root), {row["id"]: row for row in claims(root)}
+    rows, sections = _table(root, "coverage.toml", "statement"), coverage(root)[0]
+    for row in rows:
+        where = f"coverage.toml, statement {row.get('claim', '?')!r}"
+        _fields(where, row, dict.fromkeys(("claim", "says"), str), {})
+        if row["claim"] not in told:
+            raise EvidenceError(f"{where}: claims.toml has no such claim")
+        row["page"] = told[row["claim"]]["link"].partition("#")[0]
+        _stands(known, where, row["page"], row["says"])
+    for row in sections:
+        if "says" in row:
+            page = row["treated"].partition("#")[0]
+            _stands(known, f"coverage.toml, section {row['section']!r}", page, row["says"])
+    held = {row["claim"] for row in rows}
+    if lost := [name for name, row in told.items() if "document" in row["by"] and name not in held]:
+        raise EvidenceError(f"coverage.toml: no [[statement]] says where it is treated: {', '.join(lost)}")
+    return rows
+
+
+def _stands(known: dict[str, str], where: str, page: str, words: str) -> None:
+    if plain(words) not in plain(known.get(page, "")):
+        raise EvidenceError(f"{where}: {page} does not say {words!r}")
+
+
+def plain(text: str) -> str:
+    """Words as they are read: without the marks of emphasis and code, one space between them, small letters."""
+    return re.sub(r"\s+", " ", re.sub(r"[*`]", "", text)).lower()
 
 
 def agreement(root: Path) -> list[dict] | None:
@@ -289,7 +324,7 @@ def _table(root: Path, name: str, key: str) -> list[dict]:
         data = tomllib.loads(path.read_text(encoding="utf8"))
     except tomllib.TOMLDecodeError as error:
         raise EvidenceError(f"evidence/{name}: {error}") from error
-    unknown = set(data) - {"claim", "section", "equation"}
+    unknown = set(data) - {"claim", "section", "equation", "statement"}
     if unknown or key not in data:
         raise EvidenceError(f"evidence/{name} needs [[{key}]] tables; it has {', '.join(data) or 'none'}")
     return data[key]

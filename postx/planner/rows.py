@@ -155,21 +155,25 @@ def own(layers, D, window=None):
 @functools.cache
 def of(name):
     """The row of a published model. Raises ValueError with the names there are."""
-    lm, told = published.build(name), published.MODELS[name]
-    parts, places, window, chosen = {}, [], 0, 0.0
+    return counted(published.build(name), name)
+
+
+def counted(lm, name):
+    """The row of any `LM` on the meta device, where nothing is computed (`copy.deepcopy(lm).to("meta")`)."""
+    D, parts, places, window, chosen = lm.embed.weight.shape[1], {}, [], 0, 0.0
     for block in lm.blocks:
         # Layers of one kind are counted once: what was asked for, or the kind of an MLP, names them.
         kinds = [(repr(kept), kept[0], layer) for kept, layer in zip(block.kept, block.mix, strict=True)]
         kinds += [(key, key, block.mlp) for key, kind in blocks.MLPS.items() if type(block.mlp) is kind]
         for kind, key, layer in kinds:
             if kind not in parts:
-                parts[kind] = part(key, layer, told.D, lm.shared)
+                parts[kind] = part(key, layer, D, lm.shared)
             window = getattr(layer, "window", None) or window
             chosen = layer.k / layer.router.out_features if isinstance(layer, MoE) else chosen
         places.append(tuple(list(parts).index(kind) for kind, _, _ in kinds))
     parts = tuple(parts.values())
     inside = sum(parts[i].weights for place in places for i in place)
-    return Row(name, told.D, told.pattern, parts, tuple(places), count(lm).total - inside,
+    return Row(name, D, lm.pattern, parts, tuple(places), count(lm).total - inside,
                lm.embed.weight.numel(), chosen, window)  # fmt: skip
 
 

@@ -309,3 +309,15 @@ def test_what_the_script_records():
     assert [r["name"] for r in wrote] == ["left to right", "random in blocks of 16", "random"]
     assert all(r["bits"] > 0 for r in (*wrote, real))
     assert abs(mean["bits"] - np.mean([r["bits"] for r in found])) < 5 * mean["bits_error"] + 0.05
+
+
+@pytest.mark.parametrize(("n", "B", "steps"), [(1024, 1, 88), (1024, 256, 1.5), (64, 2000, None)])
+def test_where_speculative_decoding_takes_as_long_as_diffusion(n, B, steps):
+    """A pass checks five tokens of each text and yields 3.36 on average, by the chances of drafts that are kept."""
+    kept, draft, flops, bandwidth, P = 0.8, 4, 989e12, 3.35e12, 8e9
+    gain = sum(k * kept ** (k - 1) * (1 - kept) for k in range(1, draft + 1)) + (draft + 1) * kept**draft
+    ridge = flops / bandwidth
+    found = page_function("speculative", RIDGE=ridge, DRAFT=draft, KEPT=kept, GAIN=gain)(n, B)
+    a_pass, a_step = (max(2 * P / bandwidth, 2 * P * tokens / flops) for tokens in ((draft + 1) * B, n * B))
+    assert found * a_step == pytest.approx(n / gain * a_pass)
+    assert steps is None or found == pytest.approx(steps, rel=0.01)

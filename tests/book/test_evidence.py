@@ -123,6 +123,15 @@ def test_both_documents_are_covered():
     assert {e["eq"] for e in numbered} >= {f"11.{n}" for n in range(1, 7)}
 
 
+def test_every_claim_of_the_documents_is_treated_where_it_leads():
+    """The quoted words stand on the page that the claim links to."""
+    rows = evidence.statements(ROOT)
+    assert len(rows) >= 100
+    assert all(len(row["says"].split()) >= 3 or row["page"] == "the_race" for row in rows)
+    treated = [s for s in evidence.coverage(ROOT)[0] if s["treated"] not in ("later", "intro", "notation")]
+    assert [s["section"] for s in treated if "says" not in s] == []
+
+
 def test_labels_are_found_where_equations_are(book):
     assert set(evidence.equations(book)) == {"eq-fenced", "eq-boxed", "eq-dollar"}
     assert "sec-here" in evidence.targets(book)["page"]
@@ -222,6 +231,34 @@ def test_coverage_names_a_label_that_is_gone(book):
             assert evidence.coverage(book)[1][0]["label"] == ([label] if isinstance(label, str) else label)
     with pytest.raises(EvidenceError, match="no page has an equation labelled 'eq-gone'"):
         evidence.coverage(book)
+
+
+def test_words_that_left_their_page_are_missed(book):
+    """A claim of a document needs a row; its words, with emphasis or over a line's end, must stand on its own page."""
+    rows = toml("section", {"document": "d", "section": "s", "treated": "page"})
+    rows += toml("equation", {"document": "d", "eq": "11.1", "label": "eq-fenced"})
+    claim = CLAIM | {"by": "first document", "link": "page"}
+    (book / "evidence" / "claims.toml").write_text(toml("claim", claim))
+    page = next(path for path in (book / "chapters").iterdir() if path.stem == "page")
+    page.write_text(page.read_text() + "\n\nIt is *here*\nand nowhere `else`.\n")
+
+    def told(*statements):
+        (book / "evidence" / "coverage.toml").write_text(rows + toml("statement", *statements))
+        return evidence.statements(book)
+
+    assert told({"claim": claim["id"], "says": "it is here and nowhere else"})[0]["page"] == "page"
+    for says in ("it is here and gone", "Nowhere Else."):
+        wanted = "page does not say" if "gone" in says else None
+        if wanted:
+            with pytest.raises(EvidenceError, match=wanted):
+                told({"claim": claim["id"], "says": says})
+        else:
+            assert told({"claim": claim["id"], "says": says})
+    with pytest.raises(EvidenceError, match="no such claim"):
+        told({"claim": "other", "says": "it is here"})
+    (book / "evidence" / "claims.toml").write_text(toml("claim", claim, claim | {"id": "second"}))
+    with pytest.raises(EvidenceError, match="where it is treated: second"):
+        told({"claim": claim["id"], "says": "it is here"})
 
 
 def test_agreement_is_optional_and_checked(book):

@@ -1,7 +1,8 @@
 """Chapter 16: what its page computes, its equations, and its exercise solutions."""
 
-import functools
+import copy
 import itertools
+import json
 import math
 import tomllib
 from pathlib import Path
@@ -12,96 +13,146 @@ from page import Page
 
 from experiments import scorecard
 from experiments.runner import results
-from postx.models import checkpoints, lm, published, stripes
-from postx.models.published import H100, LLAMA3_8B
+from postx import planner
+from postx.models import capabilities, checkpoints, lm, published, stripes
+from postx.models.published import LLAMA3_8B
+from postx.planner import facts, formulas
+from postx.planner import rows as counted
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = Page("the_race", torch=torch, math=math, lm=lm, published=published, H100=H100)
+PAGE = Page("the_race", torch=torch, math=math, lm=lm, published=published, planner=planner)
 solution = PAGE.solution
-
-
-@functools.cache
-def planner():
-    """growth, longest and token_floor of the page; the regular expression drops the page's own cache."""
-    layer_bytes = functools.cache(PAGE.function("layer_bytes"))
-    return PAGE.functions("growth", "longest", "token_floor", layer_bytes=layer_bytes)
+H100, SAME = facts.device("H100, 80 GB"), {"share": 1, "state_bits": 32}
 
 
 @pytest.mark.equation("eq-race-state")
-@pytest.mark.parametrize("name", ["LFM2-1.2B", "Nemotron-H-8B", "Zamba-7B"])
-def test_layers_one_by_one_are_the_state_of_the_model(name, residual):
-    a, c = planner()[0](name)
-    net = published.build(name).bfloat16()
-    for T in (1, 9):
-        assert net.state_bytes(T) == a + c * T
+@pytest.mark.parametrize("name", ["LFM2-1.2B", "Nemotron-H-8B", "Zamba-7B", "RecurrentGemma-2B"])
+def test_the_line_is_the_state_of_the_model(name, residual):
+    """Beyond all windows, against the numbers that the built model keeps: a cache's in 16 bits, a table's in 32."""
+    a, c = PAGE.function("growth")(name)
+    net, row = published.build(name), planner.row(name).numbers()
+    for T in (4096, 9000):
+        small = net.state_floats(1) - row["grow"] - row["slide"] * row["window"]  # a ring is allocated at once
+        assert a + c * T == 2 * (row["grow"] * T + row["slide"] * row["window"]) + 4 * small
+    assert net.state_floats(2) - net.state_floats(1) == row["grow"]
     residual(0.0)
 
 
 @pytest.mark.equation("eq-race-state")
 def test_the_growing_part_is_keys_and_values_of_16_bits(residual):
-    growth = planner()[0]
+    growth = PAGE.function("growth")
     assert growth("Llama-3-8B")[1] == LLAMA3_8B.kv_bytes(1) == 131_072
     assert growth("Jamba")[1] == published.JAMBA.kv_bytes(1)
     assert growth("Mamba-2-2.7b")[1] == growth("RWKV-7-0.4B")[1] == growth("RecurrentGemma-2B")[1] == 0
     assert growth("Falcon-H1-0.5B")[1] == 36 * 2 * 2 * 64 * 2  # attention beside SSD in each of 36 layers
     assert growth("DeepSeek-V3")[1] == published.DEEPSEEK_V3.kv_bytes(1)  # MLA
-    assert (
-        growth("RWKV-7-0.4B")[0] == 4 * 24 * 64 * 1024 + 2 * 2 * 24 * 1024
-    )  # tables in 32 bits, two inputs in 16
+    assert growth("RWKV-7-0.4B")[0] == 4 * (24 * 64 * 1024 + 2 * 24 * 1024)  # tables, and two inputs a layer
     residual(0.0)
 
 
 @pytest.mark.equation("eq-race-fit")
-@pytest.mark.parametrize(("memory", "bits"), list(itertools.product((4e9, 24e9, 80e9), (16, 8, 4))))
-def test_the_longest_text_fits_and_one_token_more_does_not(memory, bits, residual):
-    _, longest, _ = planner()
-    effective = {16: 16, 8: 8.125, 4: 4.125}[bits]
-    for P, a, c in ((8.03e9, 256, 131_072), (8.1e9, 103_612_448, 16_384), (2.7e9, 171_900_928, 0)):
-        T, weights = longest(P, a, c, memory, bits), P * effective / 8
-        if T == -1:
-            assert weights + a > memory
-        elif c == 0:
-            assert math.isinf(T)
-            assert weights + a <= memory
-        else:
-            assert weights + a + c * T <= memory < weights + a + c * (T + 1)
+@pytest.mark.parametrize("name", ["Llama-3-8B", "Nemotron-H-8B", "Mamba-2-2.7b"])
+@pytest.mark.parametrize(("memory", "bits"), list(itertools.product((4e9, 24e9, 80e9), (16, 8.125, 4.125))))
+def test_the_longest_text_is_the_formulas_and_one_token_more_does_not_fit(name, memory, bits, residual):
+    a, c = PAGE.function("growth")(name)
+    left = memory - planner.row(name).numbers()["weights"] * bits / 8 - a
+    least = planner.plan(name, memory=memory, weight_bits=bits, **SAME).found["longest"]
+    want = 0 if left < 0 else math.floor(left / c) if c else math.inf
+    assert least == want
+    if 0 < want < math.inf:
+        fits = [planner.plan(name, memory=memory, weight_bits=bits, context=T, **SAME).fits for T in (want, want + 1)]
+        assert fits == [True, False]
     residual(0.0)
 
 
 @pytest.mark.equation("eq-race-token")
-@pytest.mark.parametrize(("T", "batch"), [(1024, 1), (65_536, 1), (8192, 16)])
-def test_the_floor_of_a_token_is_the_roofline_of_the_blocks(T, batch, residual):
+@pytest.mark.parametrize(
+    ("name", "T", "batch"),
+    [("Llama-3-8B", 1024, 1), ("Llama-3-8B", 65_536, 16), ("Nemotron-H-8B", 8192, 16), ("Mamba-2-2.7b", 10**6, 40)],
+)
+def test_the_floor_of_a_token_is_what_is_read_and_written_back(name, T, batch, residual):
+    """Nothing of these models is an expert; the embedding is read where it is the head."""
+    a, c = PAGE.function("growth")(name)
+    row = planner.row(name).numbers()
+    found = planner.plan(name, context=T, batch=batch, device="H100, 80 GB").found
+    by_hand = (2 * row["matrix"] + batch * (2 * a + c * T)) / H100["bandwidth"]
+    off = abs(found["memory_seconds"] / by_hand - 1)
+    assert off < 1e-12
+    price = 1e6 * found["token_seconds"] * H100["price"] / 3600 / batch
+    assert found["written_cost"] == pytest.approx(price)
+    residual(off)
+
+
+@pytest.mark.equation("eq-race-token")
+def test_the_floor_is_the_roofline_of_the_blocks(residual):
     """Against the bytes that postx.cost counts operation by operation; those include activations, under 1%."""
-    growth, _, token_floor = planner()
-    P = LLAMA3_8B.matrix_weights()  # the embedding table is not read
-    seconds, fits = token_floor(P, *growth("Llama-3-8B"), T, batch, 16)
-    off = seconds / (LLAMA3_8B.decode(T, B=batch).bytes / H100.bandwidth) - 1
-    assert abs(off) < 0.01
-    assert fits == (2 * P + batch * T * 131_072 < 80e9)
-    residual(abs(off))
-
-
-def counted(name):
-    """All weights of a published model, as the page counts them."""
-    return lm.count(published.build(name)).total
+    found = planner.plan("Llama-3-8B", context=8192, batch=16, device="H100, 80 GB").found
+    off = abs(found["token_bytes"] / LLAMA3_8B.decode(8192, B=16).bytes - 1)
+    assert off < 0.01
+    residual(off)
 
 
 def test_what_the_page_says_about_memory():
-    growth, longest, token_floor = planner()
-    llama, hybrid = (counted(n) for n in ("Llama-3-8B", "Nemotron-H-8B"))
-    plan = {"llama": (llama, *growth("Llama-3-8B")), "hybrid": (hybrid, *growth("Nemotron-H-8B"))}
-    fit = {(n, m, b): longest(*plan[n], m * 1e9, b) for n in plan for m in (24, 80) for b in (16, 4)}
-    assert fit["llama", 24, 4] / fit["llama", 24, 16] == pytest.approx(2.5, abs=0.05)
-    assert fit["hybrid", 24, 16] / fit["llama", 24, 16] == pytest.approx(7.8, abs=0.1)
-    assert fit["llama", 80, 4] / fit["llama", 80, 16] == pytest.approx(1.2, abs=0.05)
-    equal = (llama * 2 / 16 - plan["llama"][1]) / plan["llama"][2]
-    assert equal == pytest.approx(7658, abs=5)
-    small = (longest(counted(n), *growth(n), 4e9, 4) for n in ("RecurrentGemma-2B", "Mamba-2-2.7b"))
-    assert longest(counted("Zamba-7B"), *growth("Zamba-7B"), 4e9, 4) == 590
-    assert list(small) == [math.inf, math.inf]
-    assert all(longest(*x, 4e9, 4) == -1 for x in plan.values())
-    assert token_floor(*plan["llama"], 30_000, 16, 16)[1]
-    assert not token_floor(*plan["llama"], 32_000, 16, 16)[1]
+    def fit(name, memory, bits):
+        return planner.plan(name, memory=memory, weight_bits=bits).found["longest"]
+
+    llama, hybrid = "Llama-3-8B", "Nemotron-H-8B"
+    assert round(fit(llama, 24e9, 4.125) / fit(llama, 24e9, 16), 1) == 3.2
+    assert round(fit(hybrid, 24e9, 16) / fit(llama, 24e9, 16), 1) == 7.6
+    assert round(fit(llama, 80e9, 4.125) / fit(llama, 80e9, 16), 1) == 1.2
+    assert round(fit(hybrid, 80e9, 16) / fit(llama, 80e9, 16)) == 8
+    bend = {b: planner.plan(llama, batch=16, weight_bits=b).found["cache_crossing"] for b in (16, 4.125)}
+    assert [round(bend[16], -2), round(bend[4.125], -2)] == [7700, 2000]
+    later = planner.plan(hybrid, batch=16).found["cache_crossing"] / bend[16]
+    copies = PAGE.function("growth")(hybrid)
+    assert 7 < later < 8.1
+    assert round(copies[0] / 1e6) == 104
+    assert round(copies[0] / copies[1], -2) == 6300
+    assert round(32 * 5 * copies[0] / 1e9) == 17
+
+
+def test_the_table_of_decisions_agrees_with_those_who_survive():
+    """What it says of cards, bits and families, against the planner: the uses of the page, asked again."""
+
+    def alive(memory, device, context, users, recall=True):
+        found = planner.survivors(memory=memory, device=device, context=context, users=users, recall=recall,
+                                  bits=(16, 8.125, 4.125))  # fmt: skip
+        return {v.name: v for v in found if v.survives}
+
+    one = alive(24e9, "RTX 4090", 8192, 1)
+    assert one["Llama-3-8B"].weight_bits == 16
+    many = alive(24e9, "RTX 4090", 16384, 32)
+    assert not {"Llama-3-8B", "Llama-3-70B", "Mixtral-8x7B"} & set(many)
+    assert many["Nemotron-3-Nano-30B-A3B"].weight_bits == 4.125
+    assert set(alive(80e9, "H100, 80 GB", 2**20, 1)) == {"Nemotron-3-Nano-30B-A3B"}
+    streams = alive(24e9, "RTX 4090", 2**20, 64, recall=False)
+    assert streams
+    assert not any(planner.row(name).numbers()["grow"] for name in streams)
+    assert {"LFM2-1.2B", "LFM2-350M"} <= set(alive(8e9, "Phone, 8 GB", 32768, 1))
+
+
+def test_every_cell_of_the_table_of_decisions_is_filled():
+    table = next(c.source for c in PAGE.cells if "## Whom to choose" in c.source).split("## Whom to choose")[1]
+    cells = [[x.strip() for x in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")]
+    assert len(cells) == 2 + 8
+    assert all(len(row) == 5 and all(row) and "–" not in row for row in cells)
+
+
+def test_the_floors_of_the_scorecard_are_below_its_times():
+    """And the ceilings are those of a processor: more than what any recorded row reached."""
+    peak = json.loads((results.RESULTS / "ceilings.json").read_text(encoding="utf8"))
+    _, rows = scorecard.table()
+    for name in scorecard.NAMES:
+        row = counted.counted(copy.deepcopy(scorecard.model(name)).to("meta"), name).numbers()
+        flat = {"flops": peak["flops"], "bandwidth": peak["bandwidth"], "memory": 1e12, "share": 1, "price": 0}
+        for T in (512, 2048):
+            for what, batch, key in (("prefill_ms", 1, "prompt_seconds"), ("token_ms_1", 1, "token_seconds"),
+                                     ("token_ms_16", 16, "token_seconds")):  # fmt: skip
+                bits = dict.fromkeys(("weight_bits", "cache_bits", "state_bits"), 32)
+                least = formulas.evaluate(row, {"context": T, "batch": batch} | bits, flat)[key]
+                over = rows["time", name, T][what][1] / 1e3 / least
+                assert over > 1
+                assert not what.startswith("prefill") or 1.2 < over < 3
 
 
 def test_a_stream_is_greedy_text_and_its_bits_are_the_models():
@@ -117,14 +168,16 @@ def test_a_stream_is_greedy_text_and_its_bits_are_the_models():
     assert exact_bits(net, prompt, asked) == pytest.approx(nats / math.log(2), rel=1e-5)
 
 
-def test_a_cut_cache_is_the_earlier_one():
-    cut = PAGE.function("cut")
+def test_the_models_of_the_page_say_who_can_go_back():
+    """As the page prints it: attention alone; from there it reads on as if it had never been further."""
+    can = {name: checkpoints.load(name).capabilities for name in checkpoints.kept()}
+    assert [name for name in ("attention", "hybrid", "ssd") if can[name].rewinds] == ["attention"]
+    assert can["masked"].fills_gap
+    assert not can["masked"].streams
     net, ids = checkpoints.load("attention"), torch.arange(30)[None]
     with torch.no_grad():
-        S, early = net(ids)[1], net(ids[:, :20])[1]
-        late = lm.leaves(cut(S, 20))
-        again = net(ids[:, 20:], cut(S, 20))[0], net(ids)[0][:, 20:]
-    assert all((a - b).abs().max() < 1e-4 for a, b in zip(late, lm.leaves(early), strict=True))
+        S = capabilities.rewound(net, net(ids)[1], 10)
+        again = net(ids[:, 20:], S)[0], net(ids)[0][:, 20:]
     assert (again[0] - again[1]).abs().max() < 1e-3
 
 
@@ -211,10 +264,8 @@ def test_derive():
     scope = solution("ex-race-derive")
     assert scope["moved"] == pytest.approx(4.125 / 16)
     assert 40 < scope["batch"] < 41
-    _, _, token_floor = planner()
     T = scope["crossing"](8.03e9, 256, 131_072, 16, 16)
-    whole = token_floor(8.03e9, 256, 131_072, T, 16, 16)[0]
-    assert whole == pytest.approx(2 * token_floor(8.03e9, 0, 0, T, 16, 16)[0])
+    assert pytest.approx(2 * 8.03e9) == 16 * (256 + 131_072 * T)
 
 
 @pytest.mark.parametrize("name", ["ssd", "attention"])
