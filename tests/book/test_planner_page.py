@@ -21,20 +21,6 @@ CHOICES = {"context": 65536, "batch": 16, "weight_bits": 4, "cache_bits": 16, "s
 
 
 @pytest.fixture(scope="module")
-def chrome():
-    path = browser.chromium()
-    if not path:
-        missing = "no Chromium on this machine: set POSTX_CHROMIUM or install one"
-        pytest.fail(missing) if os.environ.get("POSTX_BROWSER") == "1" else pytest.skip(missing)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        chrome = play.chromium.launch(executable_path=path, args=browser.FLAGS)
-        yield chrome
-        chrome.close()
-
-
-@pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """A page with the planner and nothing else, on disk."""
     before = os.environ.get("POSTX_STATIC")
