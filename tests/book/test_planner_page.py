@@ -156,7 +156,7 @@ def test_the_page_shows_what_python_finds(opened):
     answer = found.inner_text(".pl-answer")
     assert f"{planner.words.three(plan.found['tokens_a_second'])}" in answer
     assert planner.words.money(plan.found["written_cost"]) in answer
-    assert found.inner_text(".pl-quality").count("not published") == 3  # recall, a benchmark, a measured speed
+    assert found.inner_text(".pl-quality").count("not published") == 1  # a measured speed
     dots = opened("#device=RTX+4090%2C+24+GB")
     assert dots.eval_on_selector_all(".pl-dot", "all => all.length") == 3  # with that of the legend
     assert "measured: 54.3, 50.9" in dots.inner_html(".pl-speed")
