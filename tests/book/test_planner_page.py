@@ -247,3 +247,15 @@ def test_the_payload_is_small_and_json():
     told = json.dumps(page.payload())
     assert len(told) < 60_000
     assert sum(path.stat().st_size for path in SCRIPTS[1:]) < 33_000
+
+
+def test_a_reader_is_told_what_the_letters_and_figures_are(opened):
+    found = opened("#model=Jamba")
+    told = found.inner_text(".pl-legend")
+    assert "A: attention" in told
+    assert "M: Mamba" in told
+    assert found.inner_text("[data-model='Mamba-2-370m']") == "Mamba-2-370m"
+    row = found.locator(".pl-models tr", has_text="Mamba-2-370m")
+    assert row.locator("[data-what=knowledge]").inner_text() == "perplexity, Pile: 8.21"
+    wide = "all => all.filter(e => e.scrollWidth > e.clientWidth).length"
+    assert found.eval_on_selector_all(".pl-answer strong", wide) == 0, "no answer runs into the next column"
