@@ -3,14 +3,15 @@
 Starts torchrun once for each number of ranks and records what each measured: on GPUs (NCCL) from 131,072 to 4,194,304
 tokens, on a CPU (gloo, one thread a rank) at small lengths. Parts:
 
+  check     what the ranks make of 2,048 tokens, y and gradients, beside one process in float64: the relative `error`
   ring      causal attention by `distributed.attend`, zigzag and straight; on one rank it is torch's own kernel
   context   the same by torch's context_parallel, where it runs (`why` says where it does not)
   passed    SSD with a state passed in turn
   ddp       training steps of a model of 2.9 million and one of 100 million weights, at a fixed batch for each rank
 
-A row has part, case, T, ranks, forward_s and both_s (median of the slowest rank), bytes (that the busiest rank sent for
-both) and peak_bytes (of a GPU). Efficiency is one rank's time over P times the time of P ranks. The clock of two cores
-that are shared says nothing in seconds: read the ratios.
+A row has part, case, T, ranks, forward_s and both_s (median of `rounds`, of the slowest rank), bytes (that the busiest
+rank sent for both) and peak_bytes (of a GPU). Efficiency is one rank's time over P times the time of P ranks. The clock
+of two cores that are shared says nothing in seconds: read the ratios.
 """
 
 import argparse
@@ -40,7 +41,9 @@ MODELS = {  # pattern, D, Y and options; the first is the kept model `attention`
     "2.9 million": ("A" * 8, 192, 256, {"A": {"H": 4}, "F": {"F": 360}}),
     "100 million": ("A" * 12, 768, 24576, {"A": {"H": 12}}),
 }
-PATIENCE = 60.0  # seconds of a pass; four times that is what twice the length of attention would take
+CHECK_T = 2048
+LEAST, ROUNDS = 4.0, 7  # seconds that a case is repeated for, and how often at most
+PATIENCE = 10.0  # seconds of a pass; four times that is what twice the length of attention would take
 
 
 def main():
@@ -49,7 +52,7 @@ def main():
     name = "distributed_gpu" if torch.cuda.is_available() else "distributed"  # one device a file
     parser.add_argument("--json", type=Path, default=Path(f"benchmarks/results/{name}.json"))
     parser.add_argument("--lengths", type=int, nargs="+")
-    parser.add_argument("--only", nargs="+", default=["ring", "context", "passed", "ddp"])
+    parser.add_argument("--only", nargs="+", default=["check", "ring", "context", "passed", "ddp"])
     options = parser.parse_args()
     if "RANK" in os.environ:
         return measure(options)
@@ -67,26 +70,31 @@ def measure(options):
     if not gpu:
         torch.set_num_threads(1)
     for part in options.only:
-        parts = {"ring": ring, "context": context, "passed": passed, "ddp": ddp}
+        parts = {"check": check, "ring": ring, "context": context, "passed": passed, "ddp": ddp}
         rows += parts[part](wire, mesh, sizes, options.lengths or sizes["lengths"], device)
-    if wire.rank == 0:
-        write(options.json, rows, device, wire.ranks)
+        if wire.rank == 0:
+            write(options.json, rows, device, wire.ranks)
     dist.barrier()
     dist.destroy_process_group()
 
 
 def inputs(mixer, sizes, layout, wire, device, **more):
-    """This rank's tokens, and the layout's: every rank draws its own, since only the time is looked at."""
-    z, _ = mixer.example(layout.size(wire.rank), B=1, seed=wire.rank, **more)
-    return [x.to(device, sizes["dtype"]).requires_grad_() for x in z]
+    """This rank's tokens: 1,024 that it draws, over and over, since only the time is looked at."""
+    T = layout.size(wire.rank)
+    z, _ = mixer.example(1024, B=1, seed=wire.rank, **more)
+    z = (x.to(device, sizes["dtype"]).repeat(1, -(-T // 1024), *[1] * (x.ndim - 2))[:, :T] for x in z)
+    return [x.contiguous().requires_grad_() for x in z]
 
 
 def timed(wire, device, run, z):
-    """{forward_s, both_s, bytes, peak_bytes}: medians of seven passes, of the slowest rank."""
+    """{forward_s, both_s, bytes, peak_bytes, rounds}: medians of up to seven rounds, of the slowest rank.
+
+    A first round warms up, and counts only where it is long by itself.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    times, sent = {"forward_s": [], "both_s": []}, 0
-    for again in range(8):
+    times, sent, spent = {"forward_s": [], "both_s": []}, 0, 0.0
+    while len(times["both_s"]) < ROUNDS and spent < LEAST:
         for name, found in times.items():
             before = wire.sent
             wait(device)
@@ -95,17 +103,26 @@ def timed(wire, device, run, z):
                 with torch.no_grad():
                     run(*z)
             else:
-                run(*z).float().sum().backward()
+                y = run(*z)
+                torch.autograd.grad(y, z, torch.ones_like(y))
+                del y
             wait(device)
-            if again:  # the first one warms up
-                found.append(time.perf_counter() - began)
+            found.append(time.perf_counter() - began)
             sent = wire.sent - before
-    mine = [*map(statistics.median, times.values()), sent, peak(device)]
+        last = longest(sum(found[-1] for found in times.values()), device)
+        if not spent and last < LEAST:
+            times = {name: [] for name in times}
+        spent += last
+    forward, both = (longest(statistics.median(found), device) for found in times.values())
+    found = {"forward_s": round(forward, 5), "both_s": round(both, 5), "bytes": int(longest(sent, device))}
+    return found | {"peak_bytes": int(longest(peak(device), device)) or None, "rounds": len(times["both_s"])}
+
+
+def longest(mine, device):
+    """The largest of what the ranks have, so that all decide alike."""
     mine = torch.tensor(mine, dtype=torch.float64, device=device)
     dist.all_reduce(mine, dist.ReduceOp.MAX)
-    forward, both, sent, top = mine.tolist()
-    found = {"forward_s": round(forward, 5), "both_s": round(both, 5), "bytes": int(sent)}
-    return found | {"peak_bytes": int(top) or None}
+    return mine.item()
 
 
 def wait(device):
@@ -122,10 +139,48 @@ def rows_of(part, case, cases, wire, device):
     """A row for each (T, run, z) while it is quick enough."""
     rows = []
     for T, run, z in cases:
-        found = timed(wire, device, run, z)
-        rows.append({"part": part, "case": case, "T": T, "ranks": wire.ranks, **found})
-        if found["both_s"] > PATIENCE / 4:
+        row = {"part": part, "case": case, "T": T, "ranks": wire.ranks}
+        try:
+            row |= timed(wire, device, run, z)
+        except torch.OutOfMemoryError:
+            if wire.ranks > 1:  # the others wait for this rank
+                raise
+            row["why"] = "out of memory"
+        rows.append(row)
+        if wire.rank == 0:
+            print(row, flush=True)
+        if "why" in row or row["both_s"] > PATIENCE:
             break
+    return rows
+
+
+def check(wire, mesh, sizes, lengths, device):
+    rows = []
+    for case, mixer, whole, layout in (
+        ("zigzag", attention, attention.parallel, distributed.Layout(CHECK_T, wire.ranks, "zigzag")),
+        ("straight", attention, attention.parallel, distributed.Layout(CHECK_T, wire.ranks)),
+        ("SSD in turn", ssd, ssd.chunked, distributed.Layout(CHECK_T, wire.ranks)),
+    ):
+        z, _ = mixer.example(CHECK_T, B=1, seed=0, **sizes["ssd" if mixer is ssd else "attention"])
+        z = [x.to(device, sizes["dtype"]) for x in z]  # rounded first: both sides are given the same numbers
+        wide = [x.double().requires_grad_() for x in z]
+        y = whole(*wide)[0]
+        weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=y.dtype).to(device)
+        want = [y.detach(), *torch.autograd.grad(y, wide, weight)]
+        mine = [layout.split(x, wire.rank).detach().requires_grad_() for x in z]
+        if mixer is ssd:
+            y = distributed.run(ssd, *mine, layout=layout, wire=wire)[0]
+        else:
+            y = distributed.attend(*mine, layout, wire)
+        got = [y.detach(), *torch.autograd.grad(y, mine, layout.split(weight, wire.rank).to(y.dtype))]
+        own = [layout.split(x, wire.rank) for x in want]
+        squares = [[(a.double() - b).square().sum(), b.square().sum()] for a, b in zip(got, own, strict=True)]
+        squares = torch.tensor(squares, dtype=torch.float64, device=device)
+        dist.all_reduce(squares)
+        error = (squares[:, 0] / squares[:, 1]).sqrt().max().item()
+        rows.append({"part": "check", "case": case, "T": CHECK_T, "ranks": wire.ranks, "error": float(f"{error:.2g}")})
+        if wire.rank == 0:
+            print(rows[-1], flush=True)
     return rows
 
 
@@ -136,7 +191,8 @@ def ring(wire, mesh, sizes, lengths, device):
             z = inputs(attention, sizes, layout, wire, device, **sizes["attention"])
             yield T, lambda *z, layout=layout: distributed.attend(*z, layout, wire), z
 
-    return [row for kind in ("zigzag", "straight") for row in rows_of("ring", kind, cases(kind), wire, device)]
+    kinds = ("zigzag", "straight") if wire.ranks > 1 else ("zigzag",)  # one rank has everything in one order
+    return [row for kind in kinds for row in rows_of("ring", kind, cases(kind), wire, device)]
 
 
 def passed(wire, mesh, sizes, lengths, device):

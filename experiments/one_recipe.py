@@ -9,6 +9,9 @@ every model; AdamW, one schedule, no dropout: what is read once cannot be learne
 eighth of the text, its grid widened until the best is not at an end; at that rate every model is trained on the whole
 of it from three seeds. `ternary` trains the blocks' linear layers as trits, and `attention` is its twin. `masked` is a
 denoiser of the same size, judged by its bound, which has the same unit and is no likelihood: it is in no ranking.
+`whole_machine` is the hybrid with eight experts in place of each MLP, of which a token reads two: what it reads is as
+much as the others have, and what it has is more, at most `MOST`. It is trained with the balance loss of `LM.loss`, so
+its loss is not comparable, its bits a byte are; how its routers chose on the validation text stands in its metrics.
 
 The weights of each name's best seed are kept beside the lines, in bf16.
 """
@@ -25,12 +28,14 @@ from experiments.runner.sweep import MODEL, arguments, build, key, sweep, tune
 from postx import text as texts
 from postx.models import checkpoints
 from postx.models.denoiser import Denoiser
+from postx.models.lm import count
 
 DEPTH, D, T, TARGET = 8, 192, 2048, 2_400_000
-TABLE = {"A": {"H": 4}, "S": {"K": 64}, "G": {"conv_size": 4}, "7": {"H": 4}}
+MOST = 4_500_000  # weights of the model with experts; TARGET is what one token reads of them
+TABLE = {"A": {"H": 4}, "S": {"K": 64}, "G": {"conv_size": 4}, "7": {"H": 4}, "E": {"E": 8, "k": 2}}
 PATTERNS = {
     "attention": "A" * DEPTH, "hybrid": spread("S", "A", DEPTH, 2), "ssd": "S" * DEPTH, "gated_deltanet": "G" * DEPTH,
-    "rwkv7": "7" * DEPTH, "ternary": "A" * DEPTH,
+    "rwkv7": "7" * DEPTH, "ternary": "A" * DEPTH, "whole_machine": spread("S", "A", DEPTH, 2),
 }  # fmt: skip
 RECIPE = {"B": 16, "T": T, "floor": 0.1, "decay": 0.1, "precision": "bf16"}
 RATES, SEEDS, SHARE = (1e-3, 2e-3, 4e-3), (0, 1, 2), 8  # rates are tried on a share of the text
@@ -44,8 +49,9 @@ def runs(small=False):
     table = TABLE | tiny if small else TABLE
     found = {}
     for name, letters in PATTERNS.items():
-        letters = {"hybrid": "SA"}.get(name, letters[:2]) if small else letters
-        found[name] = {**config(letters, width, 256, target, table), "name": name, **RECIPE, **more}
+        letters = {"hybrid": "SA", "whole_machine": "SA"}.get(name, letters[:2]) if small else letters
+        mlp = "E" if name == "whole_machine" else "F"
+        found[name] = {**config(letters, width, 256, target, table, mlp), "name": name, **RECIPE, **more}
     found["ternary"]["trits"] = True
     like = found["attention"]
     shape = {"D": width, "L": len(like["pattern"]), "Y": 256, "H": 4, "F": like["options"]["F"]["F"]}
@@ -88,6 +94,23 @@ def study(run, text):
     yield [run | {"steps": steps(text, run), "seed": seed, "lr": tried["run"]["lr"]} for seed in SEEDS]
 
 
+@torch.no_grad()
+def load(lm, text, T, rows=16):
+    """What the routers of a model choose on the validation text, one dict for each place with experts, in order.
+
+    share: of the choices, by expert; probability: the router's mean; balance: E sum_e share_e probability_e.
+    """
+    device, sums, tokens = next(lm.parameters()).device, None, 0
+    for ids, targets in text.windows("validation", rows, T):
+        lengths_B = (targets != -100).sum(-1)  # the last window is longer than the text
+        loads, real = lm(ids.to(device), lengths_B=lengths_B.to(device), with_load=True)[2], int(lengths_B.sum())
+        here = torch.stack([torch.stack([x.tokens_E, x.probability_E * real]) for x in loads]).double()
+        sums, tokens = here if sums is None else sums + here, tokens + real
+    choices, p = sums[:, 0] / sums[:, 0].sum(-1, keepdim=True), sums[:, 1] / tokens
+    return [{"share": share.tolist(), "probability": mean.tolist(), "balance": len(share) * float(share @ mean)}
+            for share, mean in zip(choices.cpu(), p.cpu(), strict=True)]  # fmt: skip
+
+
 class Judge:
     """Scores a trained model, and keeps the weights of each name's best whole run."""
 
@@ -116,6 +139,8 @@ class Judge:
             for x in lm.parameters():
                 x.copy_(x.bfloat16())
         found = self.bits(lm, run, self.text)
+        if run.get("mlp") == "E":
+            found |= {"active": count(lm).active, "router": load(lm, self.text, run["T"])}
         self.keep(lm, run, found)
         return found | {"score": -found["validation_bits"]}
 

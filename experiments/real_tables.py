@@ -1,4 +1,4 @@
-"""Which sentences of chapter 11, found on models of 2.9 million weights, survive on a model that people use.
+"""Which sentences of chapter 12, found on models of 2.9 million weights, survive on a model that people use.
 
     python -m experiments.real_tables [FOLDER]      prints the table; FOLDER is experiments/results if nothing is said
 

@@ -5,7 +5,7 @@
 Width 1,024 and 8 D^2 weights each: one LSTM, one RetNet layer, two of RWKV-4's time mixing, two of attention. Forward
 and backward without an optimizer; float16 weights and inputs, states in float32 (TF32 products). The LSTM is cuDNN's
 kernel and attention torch's fused one. RWKV-4 (`parallel`) and RetNet (`chunked`) are this package's plain torch,
-without a kernel of their own. Medians of CUDA events. Chapter 6 draws the file.
+without a kernel of their own. Medians of CUDA events. Chapter 7 draws the file.
 """
 
 import datetime

@@ -44,7 +44,7 @@ LANES = (
     ),
     Lane(
         "linear", "Linear attention and new RNNs", "replace the growing cache by a table of fixed size",
-        ("linear_attention", "rnn_comeback"),
+        ("linear_attention", "delta_rule", "rnn_comeback"),
         {
             "Linear attention": 2020.5, "DeltaNet": 2021.15, "RWKV-4": 2023.4, "RetNet": 2023.55,
             "GLA": 2023.95, "RWKV-6": 2024.3, "Gated DeltaNet": 2024.95, "RWKV-7": 2025.2,
@@ -100,10 +100,9 @@ DESCENT = (
 )
 # Where a work is told, if not in the first chapter of its lane.
 TOLD = {
-    "RWKV-4": "rnn_comeback", "RWKV-6": "rnn_comeback", "RWKV-7": "rnn_comeback", "RetNet": "rnn_comeback",
-    "DeltaNet": "rnn_comeback", "Gated DeltaNet": "rnn_comeback", "Mamba": "selective_ssm", "Mamba-2": "ssd_duality",
-    "Mamba-3": "selective_ssm", "QuIP#": "sub_four_bit", "BitNet b1.58": "sub_four_bit", "SpinQuant": "sub_four_bit",
-    "TurboQuant": "sub_four_bit",
+    "RWKV-4": "rnn_comeback", "RWKV-6": "rnn_comeback", "RWKV-7": "delta_rule", "DeltaNet": "delta_rule",
+    "Gated DeltaNet": "delta_rule", "Mamba": "selective_ssm", "Mamba-2": "ssd_duality", "Mamba-3": "selective_ssm",
+    "QuIP#": "sub_four_bit", "BitNet b1.58": "sub_four_bit", "SpinQuant": "sub_four_bit", "TurboQuant": "sub_four_bit",
 }  # fmt: skip
 
 # Points on paper. The years before 2017 are squeezed, those from 2023 on stretched: there the works are.

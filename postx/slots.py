@@ -45,8 +45,8 @@ SCALE, SLOPE = 1000.0, 1.0  # a step of 1/3 in q'k outweighs 128 tokens
 MACHINES = {
     "cache": ("Cache", "attention_cost", "keeps every pair", "attention", FAMILY["attention"]),
     "linear": ("Linear attention", "linear_attention", "adds every pair", "linear", FAMILY["linear"]),
-    "decay": ("Decay", "rnn_comeback", "adds, old ones fade", "teal", SERIES[0]),
-    "delta": ("Delta rule", "rnn_comeback", "corrects what a name has", "gold", SERIES[1]),
+    "decay": ("Decay", "linear_attention", "adds, old ones fade", "teal", SERIES[0]),
+    "delta": ("Delta rule", "delta_rule", "corrects what a name has", "gold", SERIES[1]),
     "gate": ("Selective gate", "selective_ssm", "adds and fades if asked", "ssm", FAMILY["ssm"]),
 }
 AHEAD = 1e-9  # what the winning shape must be ahead by; less is a tie, and no answer

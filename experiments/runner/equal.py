@@ -1,4 +1,7 @@
-"""Models of equal size: patterns of one depth, and the MLP width that gives each the same number of parameters."""
+"""Models of equal size: patterns of one depth, and the MLP width that gives each the same number of parameters.
+
+With experts (mlp="E") the parameters that one token reads are counted: that is what dense models have all of.
+"""
 
 import torch
 
@@ -22,24 +25,24 @@ def spread(mixer, attention, layers, n, where="spread"):
     return "".join(attention if i in taken else mixer for i in range(layers))
 
 
-def options_of(pattern, F, table):
+def options_of(pattern, F, table, mlp="F"):
     """The options of a pattern: those of its own letters, and the width of its MLPs."""
-    return {letter: table[letter] for letter in set(pattern) & set(table)} | {"F": {"F": F}}
+    return {letter: table[letter] for letter in set(pattern) & set(table)} | {mlp: {**table.get(mlp, {}), "F": F}}
 
 
-def parameters(pattern, D, Y, F, table):
-    """Parameters of the model with an MLP of width F after every mixer; built without memory."""
+def parameters(pattern, D, Y, F, table, mlp="F"):
+    """Parameters that a token reads in the model with an MLP of width F after every mixer; built without memory."""
     with torch.device("meta"):
-        return count(LM(pattern, D=D, Y=Y, mlp="F", options=options_of(pattern, F, table))).total
+        return count(LM(pattern, D=D, Y=Y, mlp=mlp, options=options_of(pattern, F, table, mlp))).active
 
 
-def widen(pattern, D, Y, target, table, step=8):
+def widen(pattern, D, Y, target, table, step=8, mlp="F"):
     """The MLP width, a multiple of `step`, whose model comes closest to `target` parameters.
 
     Parameters are linear in the width, so two counts give it. Raises ValueError where even the narrowest MLP is
     too much: within 5% is what the comparisons promise.
     """
-    low, high = (parameters(pattern, D, Y, F, table) for F in (step, 2 * step))
+    low, high = (parameters(pattern, D, Y, F, table, mlp) for F in (step, 2 * step))
     F = step * max(1, 1 + round((target - low) / (high - low)))
     found = low + (F // step - 1) * (high - low)
     if abs(found - target) > 0.05 * target:
@@ -47,11 +50,11 @@ def widen(pattern, D, Y, target, table, step=8):
     return F
 
 
-def config(pattern, D, Y, target, table):
+def config(pattern, D, Y, target, table, mlp="F"):
     """The keyword arguments of an `LM` of that pattern with `target` parameters, to 5%."""
+    F = widen(pattern, D, Y, target, table, mlp=mlp)
     return {
-        "pattern": pattern, "D": D, "Y": Y, "mlp": "F",
-        "options": options_of(pattern, widen(pattern, D, Y, target, table), table),
+        "pattern": pattern, "D": D, "Y": Y, "mlp": mlp, "options": options_of(pattern, F, table, mlp),
     }
 
 

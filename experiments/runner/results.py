@@ -58,7 +58,7 @@ def table(path, *metrics):
             good = [r for r in chosen if r["metrics"] is not None]
             if not good:
                 continue
-            keys = metrics or good[0]["metrics"]
+            keys = metrics or [k for k, x in good[0]["metrics"].items() if not isinstance(x, list | dict)]
             values = {k: mean_and_deviation(_flat(r["metrics"][k]) for r in good) for k in keys}
             rows.append({
                 "name": name, "D": D, "lr": lr, "lr_interior": interior, "seeds": len(good),

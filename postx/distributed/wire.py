@@ -106,10 +106,22 @@ def moves(x):
 
 
 def anchor(*tensors):
-    """What ties a message to the graph, on every rank alike: a number that needs a gradient where a tensor does."""
-    grad = torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in tensors)
-    like = next(x for x in tensors if isinstance(x, torch.Tensor))
-    return torch.zeros((), device=like.device, requires_grad=grad)
+    """What ties a message to the graph, on every rank alike: a zero that needs a gradient where a tensor does.
+
+    A message's way back must be walked whichever of these a gradient is asked for, also by `torch.autograd.grad`.
+    """
+    return _Anchor.apply(*(x for x in tensors if isinstance(x, torch.Tensor)))
+
+
+class _Anchor(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *tensors):
+        ctx.count = len(tensors)
+        return torch.zeros((), device=tensors[0].device)
+
+    @staticmethod
+    def backward(ctx, _):
+        return (None,) * ctx.count
 
 
 def send(wire, to, tensors, tie):

@@ -160,8 +160,8 @@ class MoE(nn.Module):
         if self.renormalise:
             top = top / top.sum(-1, keepdim=True)
         top = top * self.scale
-        picked = functional.one_hot(chosen, E).to(p.dtype)  # [B, T, k, E]
-        weight_BTE = (picked * top[..., None]).sum(2).to(x_BTD.dtype)
+        weight_BTE = torch.zeros_like(p).scatter(-1, chosen, top).to(x_BTD.dtype)
+        picked = torch.zeros_like(p).scatter(-1, chosen, 1.0)  # [B, T, E]; `one_hot` asks the host on a CPU
         up = torch.einsum("btd,edf->btef", x_BTD, self.up_EDF)
         if self.gate_EDF is None:
             hidden = self.act(up)
@@ -169,12 +169,12 @@ class MoE(nn.Module):
             hidden = self.act(torch.einsum("btd,edf->btef", x_BTD, self.gate_EDF)) * up
         y = torch.einsum("btef,efd->btd", hidden * weight_BTE[..., None], self.out_EFD)
         if lengths_B is None:
-            tokens_E, probability_E = picked.sum((0, 1, 2)), p.sum((0, 1)) / max(1, B * T)
+            tokens_E, probability_E = picked.sum((0, 1)), p.sum((0, 1)) / max(1, B * T)
             share_E = tokens_E / (self.k * max(1, B * T))
         else:
             real_BT1 = (torch.arange(T, device=x_BTD.device) < lengths_B[:, None])[..., None]
             count = real_BT1.sum().clamp(min=1)
-            tokens_E = torch.where(real_BT1[..., None], picked, 0).sum((0, 1, 2))
+            tokens_E = torch.where(real_BT1, picked, 0).sum((0, 1))
             probability_E = torch.where(real_BT1, p, 0).sum((0, 1)) / count
             share_E = tokens_E / (self.k * count)
         if self.bias_E is not None:  # scores of one expert each: their share is what the balance asks

@@ -104,7 +104,7 @@ def survivors(*, memory, context, users, recall=False, bits=BITS, device=DEVICE,
     """A `Verdict` on every published model: does it hold `users` texts of `context` tokens in `memory` bytes?
 
     recall=True asks for a layer that keeps every token, because a state of fixed size cannot hold an arbitrary text
-    (chapter 8; Jelassi et al. 2024, arXiv 2402.01032); it promises nothing more, so published figures of recall stand
+    (chapter 9; Jelassi et al. 2024, arXiv 2402.01032); it promises nothing more, so published figures of recall stand
     beside. A model whose publisher names a shorter text fails; one that names none does not. Weights are tried at each
     of `bits`. The device gives speeds only. Raises ValueError as `plan` does.
     """

@@ -1,4 +1,4 @@
-"""Chapter 13: the code that stands on its page, its equations, and its exercise solutions."""
+"""Chapter 14: the code that stands on its page, its equations, and its exercise solutions."""
 
 import itertools
 import math

@@ -47,12 +47,12 @@ def test_a_mask_leaves_half_on_both_sides():
 def test_reading_and_writing_are_columns_of_their_own():
     head = re.search(r"reading:\s+left behind:", (ROOT / "chapters" / "01_attention_cost.ipynb").read_text())
     assert head, "the table of tricks says which columns are of reading"
-    assert re.search(r"~ T\^ reading\s+~ T\^ writing 16", (ROOT / "chapters" / "15_the_race.ipynb").read_text())
+    assert re.search(r"~ T\^ reading\s+~ T\^ writing 16", (ROOT / "chapters" / "16_the_race.ipynb").read_text())
 
 
 def test_two_chapters_give_one_state_one_size():
-    """Jamba's 28 Mamba layers in 32 bits: chapter 9 in MiB, chapter 15 in MB."""
-    hybrids, race = ((ROOT / "chapters" / name).read_text() for name in ("09_hybrids.ipynb", "15_the_race.ipynb"))
+    """Jamba's 28 Mamba layers in 32 bits: chapter 10 in MiB, chapter 16 in MB."""
+    hybrids, race = ((ROOT / "chapters" / name).read_text() for name in ("10_hybrids.ipynb", "16_the_race.ipynb"))
     mebibytes = float(re.search(r"28 Mamba layers together: ([\d.]+) MiB in 32 bits", hybrids)[1])
     megabytes = float(re.search(r"Jamba\s+51\.6B weights,\s+([\d.]+) MB", race)[1])
     assert mebibytes * 2**20 / 1e6 == pytest.approx(megabytes, abs=0.1)

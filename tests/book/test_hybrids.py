@@ -1,4 +1,4 @@
-"""Chapter 9: the strips of its figure, the equations that no other file holds, and its exercise solutions."""
+"""Chapter 10: the strips of its figure, the equations that no other file holds, and its exercise solutions."""
 
 import math
 from dataclasses import replace
@@ -98,7 +98,7 @@ def test_recorded_hybrids_say_what_the_page_says():
 
 
 def test_the_recorded_rates_are_edges():
-    """The page says so: of two rates the lower one won in 18 of 20 patterns, and chapter 8's Mamba-2 took a third."""
+    """The page says so: of two rates the lower one won in 18 of 20 patterns, and chapter 9's Mamba-2 took a third."""
     runs = [r for r in results.read(results.RESULTS / "hybrids.jsonl") if r["run"]["task"]["name"] == "recall"]
     chosen = {}
     for r in runs:

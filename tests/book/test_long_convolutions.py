@@ -1,4 +1,4 @@
-"""Chapter 7: the code that stands on its page, the equations that no other file holds, and its exercise solutions."""
+"""Chapter 8: the code that stands on its page, the equations that no other file holds, and its exercise solutions."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Chapter 11: the code that stands on its page, its equations, its exercise solutions, and what the runs show."""
+"""Chapter 12: the code that stands on its page, its equations, its exercise solutions, and what the runs show."""
 
 import itertools
 import math

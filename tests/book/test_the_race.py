@@ -1,4 +1,4 @@
-"""Chapter 15: what its page computes, its equations, and its exercise solutions."""
+"""Chapter 16: what its page computes, its equations, and its exercise solutions."""
 
 import functools
 import itertools

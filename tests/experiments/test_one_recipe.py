@@ -1,10 +1,15 @@
+import json
+
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments import one_recipe
-from experiments.runner import corpus
+from experiments.runner import corpus, program, results
 from postx.models import checkpoints
+from postx.models.lm import count
+from postx.models.nn import MoE
 from postx.text import Text
 
 RNG = np.random.default_rng(0)
@@ -29,12 +34,20 @@ def test_every_byte_is_asked_for_once_and_seeds_give_the_order():
         one_recipe.once(told, run | {"steps": 4})
 
 
+def total_of(run):
+    with torch.device("meta"):
+        return count(one_recipe.make(run | {"seed": 0})).total
+
+
 def test_models_have_equal_parameters():
     found = one_recipe.runs()
     counts = {}
     for name, run in found.items():
         with torch.device("meta"):
-            counts[name] = sum(p.numel() for p in one_recipe.make(run | {"seed": 0}).parameters())
+            net = one_recipe.make(run | {"seed": 0})
+        counts[name], total = count(net).active, sum(p.numel() for p in net.parameters())
+        assert total == counts[name] or name == "whole_machine"
+    assert 1.5 * one_recipe.TARGET < total_of(found["whole_machine"]) <= one_recipe.MOST
     assert max(counts.values()) < 1.05 * one_recipe.TARGET
     assert min(counts.values()) > 0.95 * one_recipe.TARGET
     assert found["ternary"]["pattern"] == found["attention"]["pattern"]
@@ -52,7 +65,7 @@ def test_a_study_tries_rates_on_a_share_and_reads_the_whole_with_every_seed():
     assert all("share" not in r for r in whole)
 
 
-@pytest.mark.parametrize("name", ["hybrid", "ternary", "masked"])
+@pytest.mark.parametrize("name", ["hybrid", "ternary", "masked", "whole_machine"])
 def test_the_best_seed_is_kept_as_it_was_judged(tmp_path, name):
     told, run = text(), one_recipe.runs(small=True)[name] | {"steps": 8, "lr": 1e-3}
     judge = one_recipe.Judge(tmp_path, told)
@@ -67,8 +80,92 @@ def test_the_best_seed_is_kept_as_it_was_judged(tmp_path, name):
     assert known["run"]["seed"] == best
     assert known["validation_bits"] == found[best]["validation_bits"]
     net = checkpoints.load(name, tmp_path)
-    if name == "hybrid":  # a ternary file holds what trits are rounded from; a bound is drawn
+    if name in ("hybrid", "whole_machine"):  # a ternary file holds what trits are rounded from; a bound is drawn
         assert judge.bits(net, run, told)["test_bits"] == pytest.approx(found[best]["test_bits"], abs=1e-6)
+
+
+def machine(small=True, **more):
+    return one_recipe.runs(small)["whole_machine"] | {"steps": 8, "lr": 2e-3, "seed": 0} | more
+
+
+def test_a_token_reads_two_experts_of_eight_in_every_place():
+    found = machine(small=False)
+    with torch.device("meta"):
+        experts = [part for part in one_recipe.make(found).modules() if isinstance(part, MoE)]
+    assert [(part.router.out_features, part.k) for part in experts] == [(8, 2)] * one_recipe.DEPTH
+    assert found["pattern"] == one_recipe.runs()["hybrid"]["pattern"]
+
+
+def test_routers_are_counted_on_every_byte_of_validation_and_on_no_other(tmp_path):
+    told, run = text(), machine()
+    lm = one_recipe.make(run).eval()
+    with torch.no_grad():
+        found = one_recipe.Judge(tmp_path, told).score(lm, run)
+        chosen = torch.zeros(2, 8, dtype=torch.int64)
+        ids = torch.from_numpy(np.concatenate([[0], told.validation[:-1]]).astype(np.int64))
+        for first in range(0, len(ids), run["T"]):
+            loads = lm(ids[None, first : first + run["T"]], with_load=True)[2]
+            chosen += torch.stack([load.tokens_E for load in loads]).long()
+    assert int(chosen.sum()) == 2 * 2 * len(told.validation)
+    for place, counted in zip(found["router"], chosen.double(), strict=True):
+        assert place["share"] == pytest.approx((counted / counted.sum()).tolist(), abs=1e-3)
+        assert sum(place["probability"]) == pytest.approx(1, abs=1e-5)
+        assert place["balance"] == pytest.approx(8 * np.dot(place["share"], place["probability"]))
+    assert found["active"] == count(lm).active < count(lm).total
+    assert checkpoints.record("whole_machine", tmp_path)["router"] == found["router"]
+
+
+def test_the_balance_loss_is_trained_and_evens_the_routers():
+    """Started on one expert: with the loss of the runner's own step the choices spread, without they do not."""
+    told, run = text(2 * 32 * 15 + 1), machine(steps=15, B=2, T=32, precision="float32", lr=1e-2)
+    uneven = {}
+    for balance in (0.01, 0.0):
+        lm = one_recipe.make(run)
+        with torch.no_grad():
+            for block in lm.blocks:
+                block.mlp.router.weight[0] += 3 * block.mlp.router.weight.std() * torch.ones(run["D"])
+        loss = lm.loss
+        lm.loss = lambda ids, targets, loss=loss, balance=balance: loss(ids, targets, balance=balance)
+        trained = program.Program(lm, *one_recipe.once(told, run), run, torch.device("cpu"))
+        for _ in range(run["steps"]):
+            trained.step()
+        assert trained.losses().isfinite().all()
+        uneven[balance] = max(place["balance"] for place in one_recipe.load(lm, told, run["T"]))
+    assert uneven[0.01] < uneven[0.0]
+
+
+def test_no_shape_depends_on_the_data():
+    """What a captured graph needs: a step is the same list of operations and shapes whatever is read."""
+    run = machine(precision="float32")
+    lm, seen = one_recipe.make(run), []
+    for seed in (0, 1):
+        ids = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (2, run["T"])))
+        lm.zero_grad()
+        with Shapes() as shapes:
+            lm.loss(ids, ids).backward()
+        seen.append(shapes.told)
+    assert seen[0] == seen[1]
+    waits = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.item.default"}
+    assert not waits & {name for name, _ in seen[0]}
+
+
+class Shapes(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        shapes = [tuple(x.shape) for x in (out if isinstance(out, tuple | list) else [out]) if torch.is_tensor(x)]
+        self.told.append((str(func), shapes))
+        return out
+
+
+def test_numbers_of_a_metric_that_has_parts_are_in_no_table(tmp_path):
+    line = {"key": "a", "run": {"name": "x", "D": 1, "lr": 1.0, "seed": 0}, "parameters": 1, "state_floats": 1}
+    path = tmp_path / "lines.jsonl"
+    path.write_text(json.dumps(line | {"metrics": {"score": 1.0, "router": [{"share": [1.0]}]}}) + "\n")
+    assert results.table(path)[0]["mean"] == {"score": 1.0}
 
 
 def test_a_text_is_cut_in_even_stretches():

@@ -1,4 +1,4 @@
-"""The record of the real models: complete, of one text, and what chapter 11's table and the pages' heads say of it."""
+"""The record of the real models: complete, of one text, and what chapter 12's table and the pages' heads say of it."""
 
 import hashlib
 import json
@@ -148,7 +148,7 @@ def test_a_turn_helps_inputs_of_4_bits_in_every_kind_of_layer():
 
 
 def test_the_numbers_in_chapter_11_are_those_of_the_record():
-    book = json.loads((RESULTS.parents[1] / "chapters" / "11_sub_four_bit.ipynb").read_text(encoding="utf8"))
+    book = json.loads((RESULTS.parents[1] / "chapters" / "12_sub_four_bit.ipynb").read_text(encoding="utf8"))
     said = {cell["id"]: "".join(cell["source"]) for cell in book["cells"]}
 
     def lost(key, row="metrics"):

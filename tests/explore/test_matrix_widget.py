@@ -86,8 +86,8 @@ def test_a_text_is_cut_into_the_same_words():
         assert words.split(text) == (cut["words"], cut["left"]), text
 
 
-def test_the_numbers_of_the_answer_in_the_chapter_on_rnns():
-    said, answer = words.split(words.TEXT)[0], pages.find("rnn_comeback").read_text(encoding="utf8")
+def test_the_numbers_of_the_answer_in_the_chapter_on_the_delta_rule():
+    said, answer = words.split(words.TEXT)[0], pages.find("delta_rule").read_text(encoding="utf8")
 
     def taken(name, **knobs):
         return [f"{x:.2f}".replace("-", "−") for x in matrix.matrix_of(name, said, **knobs)[-1, [3, 8]]]
