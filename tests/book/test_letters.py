@@ -15,7 +15,8 @@ from _ext import letters, pages
 from postx.shapes import LETTERS
 
 # What is explained in each chapter. A letter that comes or goes was looked at: does the chapter mean by it what the
-# notation page says? In chapter 2 K is a filter, in 3 M counts pairs, in 4 N is the width of a key, in 11 H a Hessian.
+# notation page says? In state_space_models K is a filter, in ssd_duality N the width of a key, in sub_four_bit H a
+# Hessian.
 EXPLAINED = {
     "attention_cost": "DFGHKLRTV",
     "state_space_models": "DNT",
@@ -26,7 +27,7 @@ EXPLAINED = {
     "hybrids": "B",
     "liquid_networks": "T",
     "diffusion": "BDLT",
-    "beyond_one_machine": "GT",
+    "beyond_one_machine": "GKT",
     "the_race": "BT",
 }
 
