@@ -89,11 +89,11 @@ def inputs(mixer, sizes, layout, wire, device, **more):
 def timed(wire, device, run, z):
     """{forward_s, both_s, bytes, peak_bytes, rounds}: medians of up to seven rounds, of the slowest rank.
 
-    A first round warms up, and counts only where it is long by itself.
+    The first one compiles and is left out.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    times, sent, spent = {"forward_s": [], "both_s": []}, 0, 0.0
+    times, sent, spent, warm = {"forward_s": [], "both_s": []}, 0, 0.0, False
     while len(times["both_s"]) < ROUNDS and spent < LEAST:
         for name, found in times.items():
             before = wire.sent
@@ -110,9 +110,10 @@ def timed(wire, device, run, z):
             found.append(time.perf_counter() - began)
             sent = wire.sent - before
         last = longest(sum(found[-1] for found in times.values()), device)
-        if not spent and last < LEAST:
-            times = {name: [] for name in times}
-        spent += last
+        if warm:
+            spent += last
+        else:
+            warm, times = True, {name: [] for name in times}
     forward, both = (longest(statistics.median(found), device) for found in times.values())
     found = {"forward_s": round(forward, 5), "both_s": round(both, 5), "bytes": int(longest(sent, device))}
     return found | {"peak_bytes": int(longest(peak(device), device)) or None, "rounds": len(times["both_s"])}

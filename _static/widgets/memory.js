@@ -2,6 +2,7 @@
 // postx/widgets/memory.py; tests/explore/test_memory_widget.py holds the numbers here to the package's mixers.
 (() => {
   const SIDE = 8;
+  const MANY = 512;
   const NAMES = ["A", "B", "C"];
   const range = (n) => [...Array(n).keys()];
   const dot = (a, b) => a.reduce((sum, x, i) => sum + x * b[i], 0);
@@ -13,15 +14,36 @@
     if (own < 0) return window.postx.unit(`key ${name}`, rows);
     return range(rows).map((row) => (row === 0 ? Math.sqrt(alike) : row === own + 1 ? Math.sqrt(1 - alike) : 0));
   };
-  const stranger = (number) => {
+  const stranger = (number, side = SIDE) => {
     const next = window.postx.numbers(`picture ${number}`);
-    return range(SIDE * SIDE).map(() => (next() > 0.5 ? 1 : -1));
+    return range(side * side).map(() => (next() > 0.5 ? 1 : -1));
+  };
+  // A drawing of 8 by 8 with more or fewer pixels; four that become one are ink where two of them are.
+  const scaled = (v, side) =>
+    range(side * side).map((i) => {
+      const [row, column] = [Math.floor(i / side), i % side].map((at) => Math.floor((at * SIDE) / side));
+      const four = [0, 1, SIDE, SIDE + 1].map((step) => v[row * SIDE + column + step]);
+      return side >= SIDE ? v[row * SIDE + column] : four.filter((x) => x > 0).length >= 2 ? 1 : -1;
+    });
+  const value = ([name, v], side) => (NAMES.includes(name) ? scaled(v, side) : stranger(name, side));
+
+  // Is the picture that was last written under a key the nearest to y, of 512? All pictures are equally long.
+  const recognized = (writes, presets, asked, y, side = SIDE) => {
+    const numbers = new Set(writes.map(([name]) => name));
+    const known = [...writes.map((write) => value(write, side)), ...presets.map((v) => scaled(v, side))];
+    for (let number = 0; known.length < MANY; number++)
+      if (!numbers.has(String(number))) known.push(stranger(number, side));
+    const scores = known.map((v) => dot(v, y));
+    const nearest = known[scores.indexOf(Math.max(...scores))];
+    const last = value(writes.findLast(([name]) => name === asked), side);
+    return nearest.every((x, i) => x === last[i]);
   };
 
-  const read = (S, k) => range(SIDE * SIDE).map((column) => k.reduce((sum, x, row) => sum + x * S[row][column], 0));
-  const replay = (writes, { rows, alike, rule, fade }) => {
-    const S = range(rows).map(() => Array(SIDE * SIDE).fill(0));
-    for (const [name, v] of writes) {
+  const read = (S, k) => range(S[0].length).map((column) => k.reduce((sum, x, row) => sum + x * S[row][column], 0));
+  const replay = (writes, { rows, alike, rule, fade, side = SIDE }) => {
+    const S = range(rows).map(() => Array(side * side).fill(0));
+    for (const write of writes) {
+      const [name, v] = [write[0], value(write, side)];
       const k = key(name, rows, alike);
       const keep = rule === "fade" ? fade : 1;
       const there = rule === "delta" ? read(S, k) : null; // what stands under the key goes out first
@@ -33,22 +55,23 @@
   // 0 is paper, 1 is ink; what was never written is in between.
   const shade = (x, most) => (1 + Math.max(-1, Math.min(1, x / most))) / 2;
   const square = (v, says) =>
-    `<svg viewBox="0 0 8 8" role="img" aria-label="${says}" shape-rendering="crispEdges">${v
-      .map((x, i) => [i % SIDE, Math.floor(i / SIDE), shade(x, 1)])
+    `<svg viewBox="0 0 ${Math.sqrt(v.length)} ${Math.sqrt(v.length)}" role="img" aria-label="${says}" ` +
+    `shape-rendering="crispEdges">${v
+      .map((x, i) => [i % Math.sqrt(v.length), Math.floor(i / Math.sqrt(v.length)), shade(x, 1)])
       .map(([x, y, ink]) => `<rect x="${x}" y="${y}" width="1" height="1" fill-opacity="${ink}"/>`)
       .join("")}</svg>`;
 
   // Every row of the table as a picture of its own, in a square of them.
   const tiles = (canvas, S) => {
-    const side = Math.sqrt(S.length);
-    canvas.width = canvas.height = side * SIDE + side - 1;
+    const [side, wide] = [Math.sqrt(S.length), Math.sqrt(S[0].length)];
+    canvas.width = canvas.height = side * wide + side - 1;
     const most = Math.max(...S.map((row) => Math.max(...row.map(Math.abs)))) || 1;
     const brush = canvas.getContext("2d");
     S.forEach((row, r) =>
       row.forEach((x, i) => {
         brush.fillStyle = `rgba(0, 0, 0, ${shade(x, most)})`;
-        const [left, top] = [r % side, Math.floor(r / side)].map((at) => at * (SIDE + 1));
-        brush.fillRect(left + (i % SIDE), top + Math.floor(i / SIDE), 1, 1);
+        const [left, top] = [r % side, Math.floor(r / side)].map((at) => at * (wide + 1));
+        brush.fillRect(left + (i % wide), top + Math.floor(i / wide), 1, 1);
       })
     );
   };
@@ -73,28 +96,31 @@
 
   const layout = (id, data) =>
     choice("Rule", `rule${id}`, Object.entries(data.rules).map(([rule, told]) => [rule, told.title]), data.rule) +
-    choice("Rows of the table", `rows${id}`, same(data.choices), data.rows) +
+    choice("Rows of the table (K)", `rows${id}`, same(data.choices), data.rows) +
+    choice("Pixels of a picture (V)", `side${id}`, data.sides.map((side) => [String(side), `${side} × ${side}`]), SIDE) +
     `<div class="px-controls"><label class="px-row"><span class="px-name">likeness of the keys</span>` +
     `<input type="range" name="alike" min="0" max="1" step="0.05" value="${data.alike}">` +
     `<span class="px-value"></span></label></div><div class="pw-three"><section><b>Draw</b>${drawing()}` +
     `<p>${buttons("preset", [...Object.keys(data.presets), "clear"])}</p>` +
     `<p>write under ${buttons("write", NAMES)}</p></section>` +
     `<section><b>Table</b><canvas role="img"></canvas><p class="pw-rows"></p>` +
-    `<p>${buttons("strangers", ["write 8 strangers"])}${buttons("empty", ["empty it"])}</p></section>` +
+    `<p>${buttons("strangers", ["write 8 strangers", "write 64"])}${buttons("empty", ["empty it"])}</p></section>` +
     `<section><b>Read</b><div class="pw-read"></div>` +
     `${choice("with", `asked${id}`, same(NAMES), "A")}</section></div>` +
     `<output class="px-readout" aria-live="polite"></output><p class="pw-because"></p>`;
 
   // What a read has to do with the picture that was last written under its key.
-  const say = (writes, rows, asked, y) => {
+  const say = (writes, presets, rows, asked, y) => {
     const pairs = `${writes.length} ${writes.length === 1 ? "pair" : "pairs"} in ${rows} rows.`;
-    const last = writes.findLast(([name]) => name === asked)?.[1];
-    if (!last) return `${pairs} Nothing was written under ${asked}; the table answers all the same.`;
-    const error = Math.sqrt(y.reduce((sum, x, i) => sum + (x - last[i]) ** 2, 0)) / SIDE;
+    const [side, write] = [Math.sqrt(y.length), writes.findLast(([name]) => name === asked)];
+    if (!write) return `${pairs} Nothing was written under ${asked}; the table answers all the same.`;
+    const last = value(write, side);
+    const error = Math.sqrt(y.reduce((sum, x, i) => sum + (x - last[i]) ** 2, 0)) / side;
     const wrong = last.filter((x, i) => x * y[i] <= 0).length;
+    const found = recognized(writes, presets, asked, y, side) ? "the right one" : "a wrong one";
     return (
       `${pairs} A read with ${asked} is off by ${error.toFixed(2)} times what was last written there; ` +
-      `${wrong} of 64 pixels are on the wrong side of gray.`
+      `${wrong} of ${y.length} pixels are on the wrong side of gray. Nearest of ${MANY} pictures: ${found}.`
     );
   };
 
@@ -108,6 +134,7 @@
     const at = (selector) => tool.querySelector(selector);
     const on = (name) => at(`[name=${name}${id}]:checked`).value;
     const paper = [...tool.querySelectorAll("[role=gridcell]")];
+    const presets = Object.values(data.presets).map(pixels);
     let writes = data.start.map(([name, drawn]) => [name, pixels(data.presets[drawn])]);
 
     const inked = (cell) => cell.getAttribute("aria-selected") === "true";
@@ -119,14 +146,14 @@
       const alike = Number(slider.value);
       slider.nextElementSibling.textContent = alike.toFixed(2);
       slider.setAttribute("aria-valuetext", alike.toFixed(2));
-      const S = replay(writes, { rows, alike, rule, fade: data.fade });
+      const S = replay(writes, { rows, alike, rule, fade: data.fade, side: Number(on("side")) });
       const y = read(S, key(asked, rows, alike));
       tiles(at("canvas"), S);
-      at("canvas").setAttribute("aria-label", `The ${rows} rows of the table, each drawn as a picture of 8 by 8`);
+      at("canvas").setAttribute("aria-label", `The ${rows} rows of the table, each drawn as a picture`);
       at(".pw-rows").textContent = `row 1: shared; 2 to 4: of A, B, C${rows > 4 ? "; the rest: of strangers" : ""}`;
       const ink = y.filter((x) => x > 0).length;
-      at(".pw-read").innerHTML = square(y, `A read with ${asked} gives back: ${ink} of 64 pixels nearer to ink`);
-      at("output").textContent = say(writes, rows, asked, y);
+      at(".pw-read").innerHTML = square(y, `A read with ${asked} gives back: ${ink} of ${y.length} pixels nearer to ink`);
+      at("output").textContent = say(writes, presets, rows, asked, y);
       at(".pw-because").textContent = data.rules[rule].because;
     };
 
@@ -134,9 +161,9 @@
       preset: ({ value }) => put(pixels(data.presets[value] ?? ".".repeat(SIDE * SIDE))),
       write: ({ value }) => writes.push([value, paper.map((cell) => (inked(cell) ? 1 : -1))]),
       empty: () => (writes = []),
-      strangers: () => {
+      strangers: (button) => {
         const there = writes.filter(([name]) => !NAMES.includes(name)).length;
-        range(8).forEach((i) => writes.push([String(there + i), stranger(there + i)]));
+        range(Number(button.value.split(" ")[1])).forEach((i) => writes.push([String(there + i)]));
       },
     };
     tool.addEventListener("click", ({ target }) => {
@@ -181,6 +208,6 @@
     draw();
   };
 
-  window.postx.memory = { key, stranger, replay, read, pixels };
+  window.postx.memory = { key, stranger, scaled, replay, read, recognized, pixels };
   window.postx.widget("memory", make);
 })();

@@ -2,7 +2,7 @@
 
     S <- S + phi(k) [v, 1]'        y = (phi(q)' S)_v / (phi(q)' S)_1        phi(x) = elu(x) + 1
 
-Katharopoulos et al. 2020, "Transformers are RNNs", eqs. 8 to 20: no scale on q'k. The normaliser is a column of
+Katharopoulos et al. 2020, "Transformers are RNNs", eqs. 7 to 20: no scale on q'k. The normaliser is a column of
 ones beside v, so the state is S_BHKV with V + 1 columns. Where the denominator is exactly 0 the output is 0; no
 epsilon is added anywhere.
 

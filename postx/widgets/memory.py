@@ -10,6 +10,9 @@ write, and what they write is what the package's mixers write:
 A read with a key is S'k. The keys A, B and C share the table's first row, in the proportion that makes the product of
 any two of them the number `alike`; each has one more row of its own. A stranger is a picture of random dots under a
 random key that uses all rows.
+
+A picture can have 16 or 256 pixels as well: V. The error of a read does not depend on it, but which of 512 pictures the
+read is nearest to does.
 """
 
 import math
@@ -24,7 +27,7 @@ from postx.widgets import words
 
 ROWS = (4, 16, 64, 256)
 KEYS = "ABC"
-FADE, SIDE = 0.8, 8
+FADE, SIDE, SIDES, MANY = 0.8, 8, (4, 8, 16), 512
 RULES = {
     "add": (
         "adding",
@@ -65,14 +68,40 @@ def key(name, rows, alike):
     return k
 
 
-def stranger(number):
-    """The picture of a stranger: [64] random dots, always the same ones."""
+def stranger(number, side=SIDE):
+    """The picture of a stranger: [side^2] random dots, always the same ones."""
     source = words.numbers(f"picture {number}")
-    return torch.tensor([1.0 if next(source) > 0.5 else -1.0 for _ in range(SIDE**2)], dtype=torch.float64)
+    return torch.tensor([1.0 if next(source) > 0.5 else -1.0 for _ in range(side**2)], dtype=torch.float64)
 
 
-def replay(writes, rows, alike, rule):
-    """The table after these writes, a list of (name of a key, picture [64]): S_KV [rows, 64].
+def scaled(v, side):
+    """A picture [64] with side^2 pixels, each two by two, or one of four: ink where at least two of them are."""
+    square = v.view(SIDE, SIDE)
+    if side >= SIDE:
+        return square.repeat_interleave(side // SIDE, 0).repeat_interleave(side // SIDE, 1).flatten()
+    ink = (square > 0).double().unfold(0, 2, 2).unfold(1, 2, 2).sum((2, 3)).flatten()
+    return torch.where(ink >= 2, 1.0, -1.0).double()
+
+
+def value(name, v, side=SIDE):
+    """What is written under a key: the drawing v [64], or the stranger of that number, with side^2 pixels."""
+    return scaled(v, side) if name in KEYS else stranger(name, side)
+
+
+def recognized(writes, asked, y, side=SIDE):
+    """Is the picture last written under `asked` the nearest to y of 512: those written, the presets, and strangers?"""
+    known = [value(name, v, side) for name, v in writes] + [scaled(pixels(p), side) for p in PRESETS.values()]
+    numbers, number = {name for name, _ in writes}, 0
+    while len(known) < MANY:
+        if str(number) not in numbers:
+            known.append(stranger(number, side))
+        number += 1
+    last = next(value(name, v, side) for name, v in reversed(writes) if name == asked)
+    return torch.equal(max(known, key=lambda v: (v @ y).item()), last)
+
+
+def replay(writes, rows, alike, rule, side=SIDE):
+    """The table after these writes, a list of (name of a key, picture [64]): S_KV [rows, side^2].
 
     Raises ValueError for a number of rows below 4, a likeness outside of 0 to 1, and a rule that is not there.
     """
@@ -82,10 +111,10 @@ def replay(writes, rows, alike, rule):
         raise ValueError(f"alike: expected 0 to 1, got {alike}")
     if rule not in RULES:
         raise ValueError(f"rule: expected one of {', '.join(RULES)}, got {rule!r}")
-    S = torch.zeros(1, 1, rows, SIDE**2, dtype=torch.float64)
+    S = torch.zeros(1, 1, rows, side**2, dtype=torch.float64)
     g = torch.tensor([math.log(FADE) if rule == "fade" else 0.0], dtype=torch.float64)
     for name, v in writes:
-        k, v = key(name, rows, alike)[None, None], v[None, None]
+        k, v = key(name, rows, alike)[None, None], value(name, v, side)[None, None]
         if rule == "delta":
             _, S = deltanet.step(S, k, k, v, torch.ones(1, 1, dtype=torch.float64))
         else:
@@ -93,7 +122,7 @@ def replay(writes, rows, alike, rule):
     return S[0, 0]
 
 
-CAPTION = "Pictures of 8 by 8 pixels are written into one table under keys, and read back with a key."
+CAPTION = "Pictures are written into one table under keys, and read back with a key."
 
 
 def memory(rule="add", rows=4, alike=0.5, *, caption=CAPTION):
@@ -103,7 +132,7 @@ def memory(rule="add", rows=4, alike=0.5, *, caption=CAPTION):
         still = _still(S, alike)
     data = {"rule": rule, "rows": rows, "alike": alike, "choices": ROWS, "fade": FADE}
     data["rules"] = {key: {"title": title, "because": because} for key, (title, because) in RULES.items()}
-    data |= {"presets": PRESETS, "start": START}
+    data |= {"presets": PRESETS, "start": START, "sides": SIDES}
     alt = (
         "A heart was written under key A and a face under key B into one table. The rows of the table, drawn as "
         f"pictures, and what a read with A gives back under the rule of {RULES[rule][0]}: the heart, "

@@ -6,6 +6,7 @@ import pytest
 import torch
 from page import Page
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from postx import cost
 from postx.mixers import deltanet, gated_deltanet, retnet, rwkv4, rwkv7
@@ -61,6 +62,57 @@ def test_the_eigenvalues_of_a_token(beta, residual):
     assert deltanet.cost(1, H=1, K=64, V=32).flops == 6 * 64 * 32 + 2 * 32
     assert cost.decay_recurrence(1, K=64, V=32, decay=False).flops == 4 * 64 * 32
     residual(error)
+
+
+def text(T, K=6, V=4):
+    q, v = torch.randn(T, K, dtype=torch.float64), torch.randn(T, V, dtype=torch.float64)
+    return q, unit(T, K), v, 2 * torch.rand(T, dtype=torch.float64)
+
+
+@pytest.mark.equation("eq-delta-chunk")
+@pytest.mark.parametrize("C", [1, 5, 16, 40])
+def test_the_chunks_of_the_page_solve_their_triangle(C, residual):
+    q, k, v, beta = text(33)
+    y, S = PAGE.function("delta_in_chunks")(q, k, v, beta, C)
+    z = [x[None, :, None] for x in (q * 6**0.5, k, v, beta)]
+    want, end = deltanet.recurrent(*z)
+    error = max((y - want[0, :, 0]).abs().max(), (S - end[0, 0]).abs().max()).item()
+    assert error < 1e-9
+    residual(error)
+
+
+@pytest.mark.equation("eq-delta-costs")
+@pytest.mark.parametrize(("C", "K", "V"), [(16, 64, 64), (64, 32, 64)])
+def test_the_costs_of_a_scan_and_of_chunks(C, K, V, residual):
+    """The counter sees matrix products; the triangular solve's C V a token is counted by hand."""
+    join, in_chunks = PAGE.function("join"), PAGE.function("delta_in_chunks")
+    q, k, v, beta = (x.float() for x in text(2 * C, K, V))
+
+    def counted(run):
+        with FlopCounterMode(display=False) as counter:
+            run()
+        return counter.get_total_flops()
+
+    pair = torch.zeros(K, K), torch.zeros(K, V)
+    assert counted(lambda: join(pair, pair)) == 2 * K**3 + 2 * K**2 * V
+    found = counted(lambda: in_chunks(q, k, v, beta, C)) / (2 * C) + C * V
+    assert deltanet.cost(1, H=1, K=K, V=V).flops == 6 * K * V + 2 * V
+    assert found == 6 * K * V + 4 * C * K + 3 * C * V
+    residual(0.0)
+
+
+def test_a_scan_gives_the_same_table():
+    _, k, v, beta = text(32)
+    by_scan = PAGE.functions("join", "by_scan")[1]
+    S = by_scan(k, v, beta)
+    assert (S - PAGE.function("by_delta")(k, v, beta)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_two_layers_of_reflections_count_to_three(seed):
+    x = torch.randint(2, (500,), generator=torch.Generator().manual_seed(seed))
+    count = PAGE.functions("parity_by_reflection", "count_by_two_layers")[1]
+    assert torch.equal(count(x), x.cumsum(0) % 3)
 
 
 def test_the_doors_of_the_first_slider():

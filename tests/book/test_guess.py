@@ -45,14 +45,6 @@ def half_life():
     return math.log(2) / (0.5 / 1024)
 
 
-def crossing():
-    """Where 15 log2(2T) + 6 (T + 1) / T, the transform, meets T + 1, the direct sum."""
-    T = 64.0
-    while 15 * math.log2(2 * T) + 6 * (T + 1) / T > T + 1:
-        T += 0.01
-    return T
-
-
 def overflow():
     """The last token t with exp(1.6 t) in the range of 32-bit floats."""
     return math.floor(math.log(3.4028235e38) / 1.6)
@@ -64,12 +56,10 @@ COMPUTED = {
     ("selective_ssm", "0.7"): lambda: math.log(2),
     ("selective_ssm", "55 tokens"): overflow,
     ("selective_ssm", "49 joins"): lambda: sum(16 - 2**r for r in range(4)),
-    ("linear_attention", "256 tokens"): lambda: 2 * (64 + 64),
     ("linear_attention", "22 tokens"): lambda: max(
         Page("linear_attention", np=np).function("horizon")(1 - 2.0**-p, 64) or 0 for p in range(2, 11)
     ),
     ("long_convolutions", "23 places"): lambda: 12 + 12 - 1,
-    ("long_convolutions", "128 tokens"): crossing,
     ("liquid_networks", "0.05 s"): lambda: 1 / 21,
     ("diffusion", "295 steps"): lambda: 989e12 / 3.35e12,
     ("the_race", "7,700 tokens"): lambda: 8.03e9 * 2 / 16 / (32 * 2 * 8 * 128 * 2),

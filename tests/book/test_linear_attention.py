@@ -1,5 +1,6 @@
 """Chapter 5: the code that stands on its page, the equations that no other file holds, and its exercise solutions."""
 
+import json
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ from page import Page
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from experiments import rows
 from postx import cost
 from postx.mixers import gla, linear, retnet
 from postx.scans.decay_chunked import decay_chunked
@@ -174,6 +176,28 @@ def test_which_value_it_was_is_read_where_the_vector_is_lost():
     assert reach[0] < 0.2 < 0.6 < reach[1] < 0.95 < min(reach[2:]), "slower decays reach farther"
 
 
+def test_the_heart_among_448_strangers_is_named_right_with_256_pixels_only():
+    writes = [("A", memory.pixels(memory.PRESETS["heart"])), *((str(i), None) for i in range(448))]
+    found = []
+    for side in memory.SIDES:
+        y = memory.replay(writes, 64, 0, "add", side).T @ memory.key("A", 64, 0)
+        error = (y - memory.scaled(writes[0][1], side)).norm() / side
+        assert error == pytest.approx(math.sqrt(449 / 64), rel=0.3)
+        found.append(memory.recognized(writes, "A", y, side))
+    assert found == [False, False, True]
+
+
+def test_the_recorded_runs_are_of_this_page_and_say_what_it_says():
+    recorded = [json.loads(line) for line in rows.RESULTS.read_text().splitlines()]
+    assert all(row["numbers"] == rows.numbers(row["mixer"], row["K"]) for row in recorded)
+    for mixer, K in rows.CASES:
+        mine = [row for row in recorded if (row["mixer"], row["K"]) == (mixer, K)]
+        assert {row["seed"] for row in mine} == set(rows.SEEDS)
+    untrained = rows.page()["untrained"]
+    (row,) = (row for row in recorded if (row["mixer"], row["K"], row["seed"]) == ("untrained", 8, 1))
+    assert untrained(8, torch.Generator().manual_seed(1)) == pytest.approx(row["accuracy"], abs=1e-3)
+
+
 def test_the_heart_is_lost_near_an_error_of_one_and_recognized_among_256_pictures():
     heart = memory.pixels(memory.PRESETS["heart"])
 
@@ -253,8 +277,8 @@ def test_the_mask_after_the_exponential_fails_from_the_length_that_the_page_name
 def test_predict():
     scope = solution("ex-linear-predict")
     assert (scope["plain"], scope["based"]) == (33, 125)
-    for tokens, rows, width in ((33, 64, 128), (125, 153, 80)):
-        assert tokens * width > rows * 65 >= (tokens - 1) * width
+    for tokens, rank, width in ((33, 64, 128), (125, 153, 80)):
+        assert tokens * width > rank * 65 >= (tokens - 1) * width
 
 
 @pytest.mark.parametrize("K", [64, 256, 1024])
@@ -283,7 +307,3 @@ def test_code_rewrite():
     after = rewrite(S, k[0], v)
     assert (after.T @ k[0] - v).abs().max() < 1e-12
     assert (k[1:] @ after - k[1:] @ S).abs().max() < 1e-12
-
-
-def test_explore():
-    assert solution("ex-linear-explore")["heads"] == [0, 1, 2, 3]

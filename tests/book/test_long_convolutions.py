@@ -1,5 +1,6 @@
 """Chapter 8: the code that stands on its page, the equations that no other file holds, and its exercise solutions."""
 
+import json
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from page import Page
 from torch.nn import functional as F
 
+from experiments import window
 from postx import cost
 from postx.mixers import hyena, s4d
 
@@ -215,6 +217,32 @@ def test_a_text_has_its_answers_behind_its_marks():
         for mark, symbol in zip(row[24:], said, strict=True):
             assert row[:24].count(mark) == 1
             assert row[row.index(mark) + 1] == symbol < 16
+
+
+def test_the_recorded_windows_say_what_the_page_says():
+    recorded = [json.loads(line) for line in window.RESULTS.read_text().splitlines()]
+
+    def seeds(kind, frequency, key="accuracy"):
+        mine = [row for row in recorded if (row["window"], row["frequency"]) == (kind, frequency)]
+        rate = max((row for row in mine if row["seed"] == 0), key=lambda row: row["accuracy"])["rate"]
+        found = [row[key] for row in mine if row["rate"] == rate]
+        assert len(found) == len(window.SEEDS)
+        return found
+
+    assert max(seeds("to zero", 1)) < 0.5
+    far = [by["22"] < 0.8 * by["2"] for by in seeds("to zero", 1, "by_distance")]
+    assert sum(far) == 2, "two of the three are worst at the far end"
+    assert min(*seeds("floor", 1), *seeds("none", 1), *seeds("", None)) > 0.99
+    assert max(share for kind in window.WINDOWS for share in seeds(kind, 10)) < 0.12
+    assert sum(share > 0.9 for share in seeds("floor", 3)) == 2
+
+
+def test_the_windows_of_the_experiment():
+    shown = {kind: window.FromNetwork(26, kind, 1).filters.window_DW for kind in window.WINDOWS}
+    assert (shown["none"] == 1).all()
+    assert (shown["floor"] - shown["to zero"]).sub(0.05).abs().max() < 1e-6
+    assert (shown["to zero"][:, 20] < 0.1).all()
+    assert {"texts", "Filter", "mix", "Model"} <= set(window.page())
 
 
 def test_predict():

@@ -132,6 +132,29 @@ def test_the_phone_numbers_in_the_text():
     assert longest(published.LLAMA3_8B, 3, 4)["grouped"] > 0 == longest(published.LLAMA3_8B, 4, 4)["grouped"]
 
 
+def test_predict():
+    scope = solution("ex-rnn-predict")
+    assert scope["chains"] == {"LSTM": 65_536, "chunks": 256, "doubling": 16}
+    assert scope["best"] == 256
+
+
+def test_derive():
+    scope = solution("ex-rnn-derive")
+    assert sum(math.exp(-0.0067 * n) for n in range(10_000)) == pytest.approx(scope["held"])
+    assert (round(scope["held"]), round(scope["gone"])) == (150, 687)
+
+
+@pytest.mark.parametrize("cut", [1, 20, 59])
+def test_code_two_workers(cut):
+    (k, v), w = rwkv4.example(60)
+    k = 200 * k  # louder than a float's exponent
+    whole = rwkv4.recurrent(k, v, **w)[1]
+    first, second = (rwkv4.recurrent(k[:, s], v[:, s], **w)[1] for s in (slice(cut), slice(cut, 60)))
+    joined = solution("ex-rnn-workers")["join"](first, second, 60 - cut, w["g_D"])
+    assert (joined[0] / joined[1] - whole[0] / whole[1]).abs().max() < 1e-12
+    assert (joined[2] + joined[1].log() - whole[2] - whole[1].log()).abs().max() < 1e-9
+
+
 def test_explore():
     scope = solution("ex-rnn-explore")
     assert (scope["grouped"], scope["multi"]) == (30_402, 7_600)

