@@ -23,6 +23,7 @@ EXPLAINED = {
     "selective_ssm": "DNTY",
     "ssd_duality": "T",
     "linear_attention": "CT",
+    "rnn_comeback": "C",
     "long_convolutions": "T",
     "hybrids": "B",
     "liquid_networks": "T",
