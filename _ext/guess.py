@@ -5,14 +5,17 @@
     At three times the width, so ...
     ```
 
-The page shows a field; what was typed then stands beside the number (_static/guess.js). Without scripts, and in every
-other format, it is the folded answer and nothing more. The answer must say the number, so that the two cannot part.
+The page shows a field; what was typed then stands beside the number (_static/guess.js). With ``:axis: x`` (or y) the
+question belongs to the figure before it: the guess may be put there by hand, and both marks stand on that axis of the
+figure's first axes (_static/aim.js). Without scripts, and in every other format, it is the folded answer and nothing
+more. The answer must say the number, so that the two cannot part.
 """
 
 import hashlib
 import json
+import math
 import re
-from html import escape
+from html import escape, unescape
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -24,6 +27,10 @@ from _ext import pages
 
 log = logging.getLogger(__name__)
 NUMBER = re.compile(r"(\d[\d,]*(?:\.\d+)?)(%?)(?:\s+(\S.*))?")
+
+BOX = re.compile(r'<div class="px-guess" data-guess="([^"]*)" data-axis="([xy])"')
+FIGURE = re.compile(r'<figure class="px-fig"[^>]*>')
+AXES = re.compile(r'data-axes="([^"]*)"')
 
 
 def read(argument: str) -> tuple[float, str, str]:
@@ -48,7 +55,7 @@ class Guess(DropdownDirective):
     """A folded answer with a field in front of it."""
 
     required_arguments, optional_arguments = 1, 0
-    option_spec = {"ask": directives.unchanged_required}
+    option_spec = {"ask": directives.unchanged_required, "axis": lambda which: directives.choice(which, ("x", "y"))}
 
     def run_with_defaults(self) -> list[nodes.Node]:
         try:
@@ -62,9 +69,38 @@ class Guess(DropdownDirective):
         own = hashlib.sha256(f"{page} {ask} {written} {unit}".encode()).hexdigest()[:8]  # a new question, a new guess
         data = json.dumps({"id": own, "answer": answer, "written": written, "unit": unit, "ask": ask})
         self.arguments[0] = "Answer"
-        field = f'<div class="px-guess" data-guess="{escape(data)}" hidden></div>'
+        axis = f' data-axis="{which}"' if (which := self.options.pop("axis", None)) else ""
+        field = f'<div class="px-guess" data-guess="{escape(data)}"{axis} hidden></div>'
         return [nodes.raw("", field, format="html"), *super().run_with_defaults()]
+
+
+def unplaced(body: str) -> list[str]:
+    """Questions whose number is on no such axis of the figure before them, each as a sentence."""
+    found = []
+    for box in BOX.finditer(body):
+        question, which = json.loads(unescape(box[1])), box[2]
+        figure = [*FIGURE.finditer(body, 0, box.start())][-1:]
+        told = AXES.search(figure[0][0]) if figure else None
+        x, y, area = json.loads(unescape(told[1])) if told else (None, None, None)
+        scale = {"x": x, "y": y}[which]
+        if scale is None:
+            found.append(f"{question['ask']}: the figure before it has no fixed {which} axis")
+            continue
+        log, a, b = scale
+        low, size = (area[0], area[2]) if which == "x" else (area[1], area[3])
+        if not low <= a + b * (math.log10(question["answer"]) if log else question["answer"]) <= low + size:
+            found.append(f"{question['ask']}: {question['written']} is not on the {which} axis of the figure before it")
+    return found
+
+
+def check(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """Warn of a question that cannot stand in its picture; a page of committed outputs has no pictures to ask."""
+    body = context.get("body", "")
+    if FIGURE.search(body):
+        for fault in unplaced(body):
+            log.warning("guess: %s", fault, location=pagename)
 
 
 def setup(app: Sphinx) -> None:
     app.add_directive("guess", Guess)
+    app.connect("html-page-context", check)

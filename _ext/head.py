@@ -16,7 +16,7 @@ from _ext import cards
 # What the figures call while the page is still being read, in the order in which one needs the other.
 NOW = ("documentation_options.js", "postx.js", "handles.js", "live.js")
 # Files that only those pages load whose body has this in it.
-ONLY = {"live.js": "postx?.live", "guess.js": "px-guess", "guess.css": "px-guess"}
+ONLY = {"live.js": "postx?.live", "guess.js": "px-guess", "guess.css": "px-guess", "aim.js": ' data-axis="'}
 ONLY |= {"terms.js": "px-terms", "terms.css": "px-terms"}
 SEARCH = "search.js"
 PAGE_ALT = "A page of the book: a slider moves, and the bill of attention with it"

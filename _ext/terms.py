@@ -1,4 +1,5 @@
-"""A chapter's first mention of a glossary term leads to its line, and so do the letters of a tensor's name in code.
+"""A chapter's first mention of a glossary term leads to its line, and so do the letters of a tensor's name in code and
+those of a formula that mean an axis (_ext/letters.py).
 
 Without scripts the mention is a link to the glossary. With them a tap opens the line beside the word
 (_static/terms.js), from what the page carries: only the terms and the letters that it uses.
@@ -10,11 +11,11 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.application import Sphinx
 
-from _ext import pages
+from _ext import letters, pages
 from postx.explore.html import json_of
 from postx.shapes import LETTERS
 
-NAME = re.compile(rf'(?<=<span class="n">)[A-Za-z]\w*_([{"".join(LETTERS)}]{{2,}})(?=</span>)')
+NAME = re.compile(rf'(?:(?<=class="n">)|(?<=class="pre">))[A-Za-z]\w*_([{"".join(LETTERS)}]{{2,}})(?=</span>)')
 NO_TENSORS = ("O_WRONLY", "read_MB")
 
 
@@ -56,6 +57,7 @@ def link(app: Sphinx, doctree, docname: str) -> None:
     """Make a link of the first mention of each term in the prose of a chapter."""
     if not pages.NUMBER.match(docname.rpartition("/")[2]):
         return
+    letters.mark(doctree)
     known = lines(app)
     names = {form.lower(): term for term in known for form in forms(term)}
     expression, seen = pattern(known), set()
@@ -82,12 +84,14 @@ def carry(app: Sphinx, pagename: str, templatename: str, context: dict, doctree)
     body = context.get("body", "")
     names = sorted({m[0] for m in NAME.finditer(body)} - set(NO_TENSORS))
     used = set(re.findall(r'href="[^"]*#(term-[\w-]+)"', body))
-    if doctree is None or not (names or used):
+    chapter = doctree is not None and pages.NUMBER.match(pagename.rpartition("/")[2])
+    sizes = sorted(letters.known(doctree)) if chapter else []
+    if doctree is None or not (names or used or sizes):
         return
-    letters = {letter: LETTERS[letter] for name in names for letter in name.rpartition("_")[2]}
+    axes = {letter: LETTERS[letter] for letter in (*sizes, *"".join(name.rpartition("_")[2] for name in names))}
     told = {own: [term, line] for term, (own, line) in lines(app).items() if own in used}
     notation = app.builder.get_relative_uri(pagename, pages.docname("notation", Path(app.srcdir)))
-    data = json_of({"terms": told, "names": names, "letters": letters, "notation": notation})
+    data = json_of({"terms": told, "names": names, "sizes": sizes, "letters": axes, "notation": notation})
     context["body"] = f'{body}<script type="application/json" id="px-terms">{data}</script>'
 
 

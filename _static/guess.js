@@ -66,6 +66,45 @@ addEventListener("DOMContentLoaded", () => {
   const forget = make("button", { type: "button", textContent: "Forget them" });
   end.append(count, " ", forget);
 
+  // The guess stands in the picture, and a moment later the truth beside it.
+  const reveal = (aim, guess, { id, answer, written }, fresh) => {
+    const truth = [answer, written];
+    if (!fresh || matchMedia("(prefers-reduced-motion: reduce)").matches) return aim.show(guess, truth);
+    aim.show(guess);
+    setTimeout(() => Number(kept(id)) === guess && aim.show(guess, truth), 700);
+  };
+  // A button that lets the guess be put in the picture: by a tap there, or by a slider along its axis.
+  const pointer = (aim, question, field, form, back) => {
+    const button = make("button", { type: "button", textContent: "Point in the picture" });
+    const along = make("input", { type: "range", min: 0, max: 200, value: 100, hidden: true });
+    along.setAttribute("aria-label", `Along the axis: ${question.ask}`);
+    button.setAttribute("aria-pressed", "false");
+    const put = (number) => {
+      field.value = String(number);
+      along.value = aim.stop(number);
+      along.setAttribute("aria-valuetext", `${number.toLocaleString("en")} ${question.unit}`.trim());
+      aim.show(number);
+    };
+    const end = () => {
+      along.hidden = true;
+      button.setAttribute("aria-pressed", "false");
+      aim.end();
+    };
+    button.addEventListener("click", () => {
+      if (!along.hidden) return back();
+      along.hidden = false;
+      button.setAttribute("aria-pressed", "true");
+      aim.begin(put);
+      put(postxGuess.parse(field.value) || aim.at(100));
+      along.focus({ preventScroll: true });
+      aim.figure.scrollIntoView({ block: "nearest" });
+    });
+    along.addEventListener("input", () => put(aim.at(Number(along.value))));
+    along.addEventListener("keydown", (event) => event.key === "Escape" && (button.click(), button.focus()));
+    form.append(button, along);
+    return { end };
+  };
+
   const shows = boxes.map((box) => {
     const question = JSON.parse(box.dataset.guess);
     const details = box.nextElementSibling;
@@ -75,10 +114,14 @@ addEventListener("DOMContentLoaded", () => {
     line.setAttribute("aria-hidden", "true");
     const words = make("label", {}, `Guess first: ${question.ask} `, field, ` ${question.unit}`);
     const form = make("form", {}, words, " ", make("button", { textContent: "Compare" }));
-    const show = () => {
+    const aim = box.dataset.axis && postx.aim.of(box, box.dataset.axis);
+    const point = aim && pointer(aim, question, field, form, () => show());
+    const show = (fresh = false) => {
       const guess = Number(kept(question.id));
       said.textContent = guess ? say(guess, question) : "";
       field.value = guess ? String(guess) : "";
+      point?.end();
+      if (aim) return reveal(aim, guess, question, fresh);
       line.hidden = !guess;
       if (!guess) return;
       const { low, high, at } = scale(guess, question.answer);
@@ -96,7 +139,7 @@ addEventListener("DOMContentLoaded", () => {
         return;
       }
       keep(question.id, String(guess));
-      show();
+      show(true);
       sum();
       if (details?.localName === "details") details.open = true;
     });

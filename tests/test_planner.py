@@ -180,7 +180,7 @@ def test_every_fact_has_a_source_and_a_date():
             assert len(row["source"]) > 8, row
             assert date.fromisoformat(row["date"]) <= checked, row
             assert row.get("model") in names | {None}, row
-    assert {row["kind"] for row in table["quality"]} <= {"recall", "benchmark", "perplexity"}
+    assert {row["kind"] for row in table["quality"]} <= {"recall", "benchmark", "perplexity", "compression"}
     assert all(("value" in row) != ("text" in row) for row in table["quality"])
     assert {row["device"] for row in table["measured"]} <= set(facts.devices())
     assert sorted(name for row in table["served"] for name in row["models"]) == sorted(names)

@@ -46,13 +46,14 @@ const planner = (figure, data) => {
         ${select("brush", "A click makes a layer", data.tags.map(([key, tag]) => option(key, `${key}: ${tag}`)))}
       </div>
       <div class="pl-strip" role="group" aria-label="Layers: arrow keys move, Enter changes one"></div>
+      <p class="pl-legend"></p>
       <p class="pl-wrong" role="status"></p>
     </div>
     <div class="pl-pictures"><div class="pl-speed"></div><ul class="pl-told"></ul></div>
     <div class="pl-sums pl-scroll" tabindex="0" role="region" aria-label="Arithmetic, bytes, time and price"></div>
     <div class="pl-quality pl-scroll" tabindex="0" role="region" aria-label="What is published"></div>
     <p class="pl-title">Which models do it?</p>
-    <label class="pl-check"><input type="checkbox" name="recall"> and must find what stood anywhere in the text (recall)</label>
+    <label class="pl-check"><input type="checkbox" name="recall"> Only models that can find again what stood anywhere in the text (recall)</label>
     <p class="pl-count" role="status"></p>
     <div class="pl-models pl-scroll" tabindex="0" role="region" aria-label="All models"></div>`;
   figure.querySelector(":scope > svg").replaceWith(root);
@@ -85,13 +86,14 @@ const planner = (figure, data) => {
     input.window.value = model().window || data.own.window;
   };
 
+  const kind = (key) => tags[key] ?? { Z: "shared attention", F: "MLP" }[key] ?? "MLP of experts";
   const strip = () => {
     const places = P.places(input.layers.value);
     const before = model().places && P.places(model().layers);
     block("strip").innerHTML = places
       .map((name, i) => {
         const alone = "FEV".includes(name);
-        const tag = [...name].map((key) => tags[key] ?? { Z: "shared attention", F: "MLP" }[key] ?? "MLP of experts");
+        const tag = [...name].map(kind);
         const color = alone ? "neutral" : data.colors[name[0]] ?? "attention";
         const changed = before && before[i] !== name ? " data-changed" : "";
         return `<button type="button" ${alone ? 'aria-disabled="true"' : ""} tabindex="-1"${changed}
@@ -99,6 +101,7 @@ const planner = (figure, data) => {
       })
       .join("");
     block("strip").firstElementChild?.setAttribute("tabindex", "0");
+    block("legend").textContent = [...new Set(places.join(""))].map((key) => `${key}: ${kind(key)}`).join(", ");
   };
 
   const draw = () => {

@@ -58,10 +58,10 @@ postx.planner.quality = (data, published, device, told) => {
     rows.push(
       `<tr><th scope="row">${what}</th><td>${escape(value)}</td><td>${row ? escape(`${row.source}, ${row.date}`) : ""}</td></tr>`,
     );
-  for (const kind of ["recall", "benchmark", "perplexity"]) {
+  for (const kind of ["recall", "benchmark", "perplexity", "compression"]) {
     const found = published ? published.quality.filter((row) => row.kind === kind) : [];
     found.forEach((row) => add(kind, row.said, row));
-    if (!found.length && kind !== "perplexity") add(kind, data.none);
+    if (!found.length && ["recall", "benchmark"].includes(kind)) add(kind, data.none);
   }
   if (published) {
     const { length } = published;
@@ -96,8 +96,9 @@ postx.planner.count = (data, verdicts, { batch, context }, { memory }, recall) =
 
 postx.planner.table = (data, verdicts) => {
   const { escape, say, three, money } = postx.planner;
-  const figures = ({ quality }, kind) =>
-    escape(quality.filter((row) => row.kind === kind).map((row) => row.said).join("; ") || data.none);
+  const low = (row) => (["perplexity", "compression"].includes(row.kind) ? `${row.kind}, ${row.said}` : row.said);
+  const figures = ({ quality }, ...kinds) =>
+    escape(quality.filter((row) => kinds.includes(row.kind)).map(low).join("; ") || data.none);
   const name = (model) => `<button type="button" data-model="${model.name}">${model.name}</button>`;
   const good = verdicts
     .filter(({ reasons }) => !reasons.length)
@@ -108,7 +109,7 @@ postx.planner.table = (data, verdicts) => {
         <td data-what="a million">${found.written_cost ? money(found.written_cost) : "no price"}</td>
         <td data-what="longest text">${model.length ? postx.planner.short(model.length.tokens) : data.unknown}</td>
         <td data-what="recall">${figures(model, "recall")}</td>
-        <td data-what="benchmark">${figures(model, "benchmark")}</td></tr>`,
+        <td data-what="knowledge">${figures(model, "benchmark", "perplexity", "compression")}</td></tr>`,
     );
   const bad = verdicts
     .filter(({ reasons }) => reasons.length)
@@ -118,7 +119,7 @@ postx.planner.table = (data, verdicts) => {
     );
   return `<table><thead><tr><th scope="col">Model</th><th scope="col">memory</th>
     <th scope="col">tokens/s at most</th><th scope="col">a million written</th><th scope="col">longest text</th><th scope="col">recall</th>
-    <th scope="col">benchmark</th></tr></thead><tbody>${[...good, ...bad].join("")}</tbody></table>`;
+    <th scope="col">knowledge, perplexity</th></tr></thead><tbody>${[...good, ...bad].join("")}</tbody></table>`;
 };
 
 // The state in the address: #model=...&context=65536, only what is not as usual(name). read() is false where it says none.

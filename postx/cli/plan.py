@@ -82,8 +82,8 @@ def one(planner, args):
     if not known:
         print("quality  not published: these layers are your own")
         return
-    for kind in ("recall", "benchmark", "perplexity"):
-        for row in facts.quality(plan.row.name, kind) or ([] if kind == "perplexity" else [None]):
+    for kind in ("recall", "benchmark", "perplexity", "compression"):
+        for row in facts.quality(plan.row.name, kind) or ([None] if kind in ("recall", "benchmark") else []):
             print(f"{kind:10} " + (f"{facts.figure(row)} ({row['source']}, {row['date']})" if row else facts.NONE))
     length = facts.context(plan.row.name)
     print(f"{'length':10} " + (f"{whole(length['tokens'])} tokens ({length['source']}, {length['date']})"

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 
 from postx import style
-from postx.explore import html, svg
+from postx.explore import axes, html, svg
 from postx.explore.sliders import Choice, Int, Log, Real, Slider, check, check_frames
 
 __all__ = ["Choice", "Int", "Log", "Real", "explore", "show"]
@@ -208,7 +208,7 @@ class Explorer(Picture):
             frames = svg.frames(self._stage, [lambda: self.move(**start)], 0, marked)
             told = self._update.told(self._stage, self._alt)
             if drag and list(self.sliders.values())[drag["slider"]].axis == "x":
-                drag = {**drag, "x": [], "axis": self._update.axis(self._fig.axes[0], 0)}  # the page knows the numbers
+                drag = {**drag, "x": [], "axis": axes.axis(self._fig.axes[0], 0)}  # the page knows the numbers
             return html.live(frames, told, self.alt, self.readout, self.caption, self.sliders, drag, self._ghost,
                              self._update.latex())  # fmt: skip
         grid = list(itertools.product(*(slider.values for slider in self.sliders.values())))
@@ -235,12 +235,9 @@ class Explorer(Picture):
                 ax, scale = self._fig.axes[0], 72 / self._fig.dpi
                 at = slider.values if slider.axis == "x" else [slider.axis(value) for value in slider.values]
                 x = ax.transData.transform([(value, ax.get_ylim()[0]) for value in at])[:, 0] * scale
-                box = ax.get_window_extent()
-                left, width, height = (float(n) * scale for n in (box.x0, box.width, box.height))
+                left, _, width, _ = box = [round(n, 1) for n in axes.box(ax)]
                 if not (left - 1 <= x.min() and x.max() <= left + width + 1):
                     raise ValueError(f"axis: {slider.text(slider.values[x.argmax()])} or another stop is not on it")
-                top = 72 * self.size[1] - box.y1 * scale
-                box = [round(n, 1) for n in (left, float(top), width, height)]
                 return {"slider": number, "x": [round(float(n), 1) for n in x], "box": box}
         return None
 

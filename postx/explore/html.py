@@ -35,7 +35,8 @@ def _figure(frames, alt, readout, caption, sliders, data=None, script=None, late
     names = " and ".join(slider.name(key) for key, slider in sliders.items())
     name = f' aria-label="{escape("Figure with sliders for " + names)}"' if sliders else ""
     picture = frames.svg.replace("\0alt\0", escape(alt))
-    parts = [f'<figure class="px-fig" role="group"{name}>', links(picture, pages) if pages else picture]
+    axes = f' data-axes="{json_of(frames.axes)}"' if frames.axes else ""  # for the marks of a guess
+    parts = [f'<figure class="px-fig" role="group"{name}{axes}>', links(picture, pages) if pages else picture]
     if sliders:
         own = "px" + hashlib.sha256(frames.svg.encode()).hexdigest()[:6]  # a name in one figure is one on the page
         parts += ['<div class="px-controls">', *(_row(own, key, s) for key, s in sliders.items()), "</div>"]

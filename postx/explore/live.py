@@ -22,6 +22,8 @@ import sympy
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
+from postx.explore.axes import axis
+
 POINTS = 161  # of a curve
 SPEC = re.compile(r",?\.\d+[fg%]")
 
@@ -115,26 +117,12 @@ class Live:
         what = {**self.values, **{artist: place[1] for artist, place in self.moves.items()}}
         return [f"{sign} = {sympy.latex(what[it])}" for sign, it in self.shows.items()]
 
-    @staticmethod
-    def axis(ax, i):
-        """From data to points of the picture, y down: [1 on a log axis, a, b], for a + b times number or log."""
-        scale = (ax.get_xscale, ax.get_yscale)[i]()
-        if scale not in ("linear", "log"):
-            raise ValueError(f"a Live picture has linear and log axes, got {scale}")
-        ends = np.array([ax.get_xlim(), ax.get_ylim()])
-        pixels = ax.transData.transform(ends.T)[:, i] * 72 / ax.figure.dpi
-        if i:
-            pixels = 72 * ax.figure.get_size_inches()[1] - pixels
-        t = np.log10(ends[i]) if scale == "log" else ends[i]
-        slope = float((pixels[1] - pixels[0]) / (t[1] - t[0]))
-        return [int(scale == "log"), round(float(pixels[0]) - slope * float(t[0]), 5), round(slope, 5)]
-
     def told(self, stage, alt):
         """What the page's script is told: the data, and its functions as JavaScript."""
         height = stage.fig.get_size_inches()[1] * 72
         moves = []
         for artist, (x, y) in self.places.items():
-            axes = [self.axis(artist.axes, i) for i in range(2)]
+            axes = [axis(artist.axes, i) for i in range(2)]
             one = {"slot": stage.artists.index(artist), "axes": axes}
             if isinstance(artist, Text):
                 one["from"] = [float(n) for n in artist.get_position()]

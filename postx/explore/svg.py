@@ -23,6 +23,7 @@ from matplotlib.figure import SubFigure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from postx.explore import axes
 from postx.style import SHADES
 
 SLOT, XLINK = "px-slot-", "{http://www.w3.org/1999/xlink}"
@@ -104,14 +105,8 @@ class Stage:
         """The figure as it is now, as the bytes of a PNG that carries `alt` as its description."""
         target = io.BytesIO()
         with matplotlib.rc_context(RC), self._slots("png"):
-            self.fig.savefig(
-                target,
-                format="png",
-                dpi="figure",
-                facecolor="white",
-                metadata={"Software": None, "Description": alt},
-                pil_kwargs={"compress_level": 3},
-            )
+            self.fig.savefig(target, format="png", dpi="figure", facecolor="white", pil_kwargs={"compress_level": 3},
+                             metadata={"Software": None, "Description": alt})  # fmt: skip
         return target.getvalue()
 
     def small_png(self, alt):
@@ -138,10 +133,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Frames:
-    """The picture with its first frame in it, and per changing slot: number, looks, look of each frame."""
+    """The picture with its first frame in it, per changing slot number, looks, look of each frame, and fixed axes."""
 
     svg: str
     changing: tuple[tuple[int, list[str], list[int]], ...]
+    axes: list | None
 
 
 def frames(stage, moves, start, marked=()):
@@ -149,10 +145,11 @@ def frames(stage, moves, start, marked=()):
 
     Raises ValueError when the drawing order of the artists changes from frame to frame.
     """
-    looks, picks, last = {}, {}, {}
+    looks, picks, last, seen = {}, {}, {}, []
     order, first, definitions = None, None, {}
     for move in moves:
         move()
+        seen.append(axes.told(stage.fig))
         tree, same = stage.svg()
         names = _definitions(tree, definitions)
         groups = {g.get("id"): g for g in tree.iter() if g.get("id", "").startswith(SLOT)}
@@ -182,7 +179,7 @@ def frames(stage, moves, start, marked=()):
     head = f'<svg viewBox="{first.get("viewBox")}" xmlns="http://www.w3.org/2000/svg" role="img" '
     head += 'aria-label="\0alt\0" fill="currentColor" stroke-linejoin="round" stroke-linecap="butt">'
     svg = f"{head}{_named(shared + body, prefix)}</svg>"
-    return Frames(svg, changing)
+    return Frames(svg, changing, axes.fixed(seen))
 
 
 def _number(name):

@@ -4,14 +4,12 @@ Needs Chromium ($POSTX_CHROMIUM, or one on the path). Without it the tests are s
 says that there must be one.
 """
 
-import os
 import re
 
 import browser
 import figures
 import pytest
 
-REQUIRED = os.environ.get("POSTX_BROWSER") == "1"
 SIZES = {"phone": {"width": 390, "height": 844}, "desk": {"width": 1440, "height": 900}}
 PAGES = browser.pages() or ["(no built book)"]
 CHAPTER = "chapters/01_attention_cost.html"
@@ -23,22 +21,6 @@ PICTURE = """figure => [...figure.querySelectorAll('svg, img, .px-widget table')
 
 
 @pytest.fixture(scope="module")
-def chrome():
-    path = browser.chromium()
-    missing = "" if path else "no Chromium on this machine: set POSTX_CHROMIUM or install one"
-    if not missing and not browser.HTML.exists():
-        missing = "no built book: run `make book`"
-    if missing:
-        pytest.fail(missing) if REQUIRED else pytest.skip(missing)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        chrome = play.chromium.launch(executable_path=path, args=browser.FLAGS)
-        yield chrome
-        chrome.close()
-
-
-@pytest.fixture(scope="module")
 def bases():
     server = browser.serve()
     yield {"http": f"http://127.0.0.1:{server.server_port}/", "file": browser.HTML.as_uri() + "/"}
@@ -46,10 +28,10 @@ def bases():
 
 
 @pytest.fixture(scope="module")
-def contexts(chrome):
+def contexts(reader):
     """One browser context for each colour scheme and window size, shared by all pages."""
     made = {
-        (scheme, size): chrome.new_context(color_scheme=scheme, viewport=viewport, service_workers="block")
+        (scheme, size): reader.new_context(color_scheme=scheme, viewport=viewport, service_workers="block")
         for scheme in ("light", "dark")
         for size, viewport in SIZES.items()
     }

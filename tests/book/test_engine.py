@@ -1,7 +1,6 @@
 """The page's engine in a real browser, on pages made here: handles, formulas, guesses, terms."""
 
 import json
-import os
 import re
 
 import browser
@@ -12,24 +11,9 @@ from sphinx.application import Sphinx
 from postx.explore import Choice, Int, Real, explore
 from postx.explore.live import Live
 
-REQUIRED = os.environ.get("POSTX_BROWSER") == "1"
 STATIC = browser.ROOT / "_static"
 ENGINE = ("postx.js", "handles.js", "live.js")
 X = np.linspace(0, 9, 30)
-
-
-@pytest.fixture(scope="module")
-def chrome():
-    path = browser.chromium()
-    if not path:
-        missing = "no Chromium on this machine: set POSTX_CHROMIUM or install one"
-        pytest.fail(missing) if REQUIRED else pytest.skip(missing)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        chrome = play.chromium.launch(executable_path=path, args=browser.FLAGS)
-        yield chrome
-        chrome.close()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from page import Page
 
 from _ext import guess, pages
 
-ASKED = re.compile(r"^```\{guess\} ([^\n]+)\n(?::ask: ([^\n]+)\n)?(.*?)^```$", re.M | re.S)
+ASKED = re.compile(r"^```\{guess\} ([^\n]+)\n(?::ask: ([^\n]+)\n)?(?::axis: ([xy])\n)?(.*?)^```$", re.M | re.S)
 SCRIPTS = ("guess.js",)
 
 
@@ -32,8 +32,8 @@ def test_there_are_questions_in_many_chapters():
     assert len({name for name, *_ in ALL}) >= 8
 
 
-@pytest.mark.parametrize(("name", "argument", "ask", "answer"), ALL, ids=[f"{a[0]}-{a[1]}" for a in ALL])
-def test_the_answer_says_the_number(name, argument, ask, answer):
+@pytest.mark.parametrize(("name", "argument", "ask", "axis", "answer"), ALL, ids=[f"{a[0]}-{a[1]}" for a in ALL])
+def test_the_answer_says_the_number(name, argument, ask, axis, answer):
     _, written, _ = guess.read(argument)
     assert guess.says(unescape(answer), written)
     assert ask, "a field says what number is wanted"
@@ -72,7 +72,7 @@ def test_the_number_is_what_comes_out(key):
     number, written, _ = guess.read(key[1])
     plain = written.replace(",", "")
     last = -len(plain.partition(".")[2]) or len(plain) - len(plain.rstrip("0"))
-    near = 4 if "just below" in next(a for n, arg, _, a in ALL if (n, arg) == key) else 0.5 * 10**last
+    near = 4 if "just below" in next(a for n, arg, *_, a in ALL if (n, arg) == key) else 0.5 * 10**last
     assert COMPUTED[key]() == pytest.approx(number, abs=near)
 
 

@@ -21,20 +21,6 @@ CHOICES = {"context": 65536, "batch": 16, "weight_bits": 4, "cache_bits": 16, "s
 
 
 @pytest.fixture(scope="module")
-def chrome():
-    path = browser.chromium()
-    if not path:
-        missing = "no Chromium on this machine: set POSTX_CHROMIUM or install one"
-        pytest.fail(missing) if os.environ.get("POSTX_BROWSER") == "1" else pytest.skip(missing)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        chrome = play.chromium.launch(executable_path=path, args=browser.FLAGS)
-        yield chrome
-        chrome.close()
-
-
-@pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """A page with the planner and nothing else, on disk."""
     before = os.environ.get("POSTX_STATIC")
@@ -170,7 +156,7 @@ def test_the_page_shows_what_python_finds(opened):
     answer = found.inner_text(".pl-answer")
     assert f"{planner.words.three(plan.found['tokens_a_second'])}" in answer
     assert planner.words.money(plan.found["written_cost"]) in answer
-    assert found.inner_text(".pl-quality").count("not published") == 3  # recall, a benchmark, a measured speed
+    assert found.inner_text(".pl-quality").count("not published") == 1  # a measured speed
     dots = opened("#device=RTX+4090%2C+24+GB")
     assert dots.eval_on_selector_all(".pl-dot", "all => all.length") == 3  # with that of the legend
     assert "measured: 54.3, 50.9" in dots.inner_html(".pl-speed")
@@ -261,3 +247,15 @@ def test_the_payload_is_small_and_json():
     told = json.dumps(page.payload())
     assert len(told) < 60_000
     assert sum(path.stat().st_size for path in SCRIPTS[1:]) < 33_000
+
+
+def test_a_reader_is_told_what_the_letters_and_figures_are(opened):
+    found = opened("#model=Jamba")
+    told = found.inner_text(".pl-legend")
+    assert "A: attention" in told
+    assert "M: Mamba" in told
+    assert found.inner_text("[data-model='Mamba-2-370m']") == "Mamba-2-370m"
+    row = found.locator(".pl-models tr", has_text="Mamba-2-370m")
+    assert row.locator("[data-what=knowledge]").inner_text() == "perplexity, Pile: 8.21"
+    wide = "all => all.filter(e => e.scrollWidth > e.clientWidth).length"
+    assert found.eval_on_selector_all(".pl-answer strong", wide) == 0, "no answer runs into the next column"

@@ -27,20 +27,6 @@ LOGITS = """async ([id, ids]) => {
 
 
 @pytest.fixture(scope="module")
-def chrome():
-    path = browser.chromium()
-    if not path or not (browser.HTML / PAGE).exists():
-        missing = "no Chromium: set POSTX_CHROMIUM" if not path else "no built book: run `make book`"
-        pytest.fail(missing) if os.environ.get("POSTX_BROWSER") == "1" else pytest.skip(missing)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        chrome = play.chromium.launch(executable_path=path, args=browser.FLAGS)
-        yield chrome
-        chrome.close()
-
-
-@pytest.fixture(scope="module")
 def bases():
     server = browser.serve()
     yield {"http": f"http://127.0.0.1:{server.server_port}/", "file": browser.HTML.as_uri() + "/"}
@@ -48,12 +34,12 @@ def bases():
 
 
 @pytest.fixture
-def opened(chrome, bases):
+def opened(reader, bases):
     """opened(via, scheme, width) -> (page, the weights that it has asked for); at the end no fault may be left."""
     made, all_faults = [], []
 
     def open_page(via="http", scheme="light", width=1440):
-        context = chrome.new_context(color_scheme=scheme, viewport={"width": width, "height": 844})
+        context = reader.new_context(color_scheme=scheme, viewport={"width": width, "height": 844})
         page, faults = browser.watch(context, bases[via])
         asked = []
         page.on("request", lambda request: "weights_" in request.url and asked.append(request.url))
@@ -164,8 +150,8 @@ def test_cache_grows_and_state_stays(opened):
     assert f"{state} KiB" == first[1]
 
 
-def test_without_scripts_the_picture_stays(chrome, bases):
-    context = chrome.new_context(java_script_enabled=False)
+def test_without_scripts_the_picture_stays(reader, bases):
+    context = reader.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(bases["http"] + PAGE)
     label = page.get_attribute("figure[data-widget=playground] svg", "aria-label")

@@ -11,7 +11,7 @@ from PIL import Image
 from playwright.sync_api import Error
 from pypdf import PdfReader
 from sphinx.application import Sphinx
-from test_browser import CHAPTER, chrome  # noqa: F401, the fixture
+from test_browser import CHAPTER
 
 from _ext import cards, icons, pages, pdf, site
 
@@ -109,9 +109,9 @@ def test_files_beside_the_pages():
 
 
 @pytest.mark.skipif(not browser.HTML.exists(), reason="no built book: run `make book`")
-def test_what_was_read_is_there_without_a_network(chrome):  # noqa: F811
+def test_what_was_read_is_there_without_a_network(reader):
     server = browser.serve()
-    context = chrome.new_context()
+    context = reader.new_context()
     page = context.new_page()
     base = f"http://127.0.0.1:{server.server_port}/"
     page.goto(base + CHAPTER)
@@ -131,11 +131,11 @@ def test_what_was_read_is_there_without_a_network(chrome):  # noqa: F811
 
 
 @pytest.mark.skipif(not browser.HTML.exists(), reason="no built book: run `make book`")
-def test_pages_are_printed_into_one_file(chrome, tmp_path):  # noqa: F811
+def test_pages_are_printed_into_one_file(reader, tmp_path):
     names = ["chapters/intro", "chapters/notation"]
     assert pdf.order()[0] == names[0]
     assert set(names) < set(pdf.order())
-    sheets = pdf.printed(chrome, browser.HTML, tmp_path / "book.pdf", names)
+    sheets = pdf.printed(reader, browser.HTML, tmp_path / "book.pdf", names)
     book = PdfReader(tmp_path / "book.pdf")
     assert len(book.pages) == sum(sheets.values())
     assert [mark.title for mark in book.outline if not isinstance(mark, list)] == [
@@ -143,13 +143,13 @@ def test_pages_are_printed_into_one_file(chrome, tmp_path):  # noqa: F811
     ]  # fmt: skip
     assert "What comes after the Transformer" in book.pages[0].extract_text()
     with pytest.raises(FileNotFoundError, match="not built: chapters/no_page"):
-        pdf.printed(chrome, browser.HTML, tmp_path / "book.pdf", ["chapters/no_page"])
+        pdf.printed(reader, browser.HTML, tmp_path / "book.pdf", ["chapters/no_page"])
 
 
 @pytest.mark.skipif(not browser.HTML.exists(), reason="no built book: run `make book`")
-def test_the_first_page_knows_where_a_reader_stopped(chrome):  # noqa: F811
+def test_the_first_page_knows_where_a_reader_stopped(reader):
     server = browser.serve()
-    context = chrome.new_context(service_workers="block")
+    context = reader.new_context(service_workers="block")
     page = context.new_page()
     base = f"http://127.0.0.1:{server.server_port}/chapters/"
     page.goto(base + "intro.html")

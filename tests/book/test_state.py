@@ -4,7 +4,6 @@ The first part runs the script in node, the second the built landing page in Chr
 """
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -18,7 +17,6 @@ from postx import fieldmap, slots
 
 SCRIPT = browser.ROOT / "_static" / "widgets" / "state-machines.js"
 GAMES = [(8, 1), (8, 357), (16, 4711), (32, 9999)]
-REQUIRED = os.environ.get("POSTX_BROWSER") == "1"
 INTRO = "chapters/intro.html"
 DATA = slots.data(357)
 
@@ -66,29 +64,13 @@ def test_four_slots_answer_alike(n, seed):
     assert in_node("state.byRule(given.pairs)", given) == played[0]
 
 
-@pytest.fixture(scope="module")
-def chrome():
-    path = browser.chromium()
-    missing = "" if path else "no Chromium on this machine: set POSTX_CHROMIUM or install one"
-    if not missing and not (browser.HTML / INTRO).exists():
-        missing = "no built book: run `make book`"
-    if missing:
-        pytest.fail(missing) if REQUIRED else pytest.skip(missing)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        chrome = play.chromium.launch(executable_path=path, args=browser.FLAGS)
-        yield chrome
-        chrome.close()
-
-
 @pytest.fixture
-def opened(chrome):
+def opened(reader):
     """Open the landing page from disk, with an address's end; at the end of the test its faults must be none."""
     contexts, all_faults = [], []
 
     def open_page(address="", width=390, height=844, **kw):
-        contexts.append(chrome.new_context(viewport={"width": width, "height": height}, **kw))
+        contexts.append(reader.new_context(viewport={"width": width, "height": height}, **kw))
         page, faults = browser.watch(contexts[-1], browser.HTML.as_uri() + "/")
         all_faults.append(faults)
         page.goto(f"{(browser.HTML / INTRO).as_uri()}{address}")
@@ -221,7 +203,7 @@ def test_a_finished_game_is_no_wider_than_the_page_and_has_no_fault_of_access(op
     assert page.evaluate(browser.SMALL, browser.LEAST) == []
 
 
-def test_its_scripts_are_on_its_page_only(chrome):
+def test_its_scripts_are_on_its_page_only(reader):
     loaded = r"_static/widgets/(state[-.\w]*)\?"
     assert re.findall(loaded, (browser.HTML / INTRO).read_text()) == ["state.css", "state-machines.js", "state.js"]
     assert re.findall(loaded, (browser.HTML / "chapters/notation.html").read_text()) == []

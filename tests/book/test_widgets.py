@@ -4,7 +4,6 @@ Each stands alone on a page that is made here, so that no built book is needed; 
 test_browser.py. Needs Chromium, as that does.
 """
 
-import os
 import re
 
 import browser
@@ -13,7 +12,6 @@ from axe_playwright_python.sync_playwright import Axe
 
 from postx.widgets import matrix, memory
 
-REQUIRED = os.environ.get("POSTX_BROWSER") == "1"
 SIZES = {"phone": 390, "desk": 1440}
 PAGE = """<!doctype html><html lang="en" data-theme="{scheme}"><head><meta charset="utf-8"><title>A tool</title>
 <meta name="viewport" content="width=device-width"><link rel="stylesheet" href="{static}/postx.css">
@@ -23,20 +21,6 @@ html[data-theme=dark] {{ --pst-color-background: #14181e; --pst-color-text-base:
 body {{ background: var(--pst-color-background, #fff); color: var(--pst-color-text-base, #222832) }}</style>
 <script src="{static}/postx.js"></script><script defer src="{static}/widgets/{name}.js"></script></head>
 <body><main><h1>A tool</h1>{figure}</main></body></html>"""
-
-
-@pytest.fixture(scope="module")
-def chrome():
-    path = browser.chromium()
-    if not path:
-        missing = "no Chromium on this machine: set POSTX_CHROMIUM or install one"
-        pytest.fail(missing) if REQUIRED else pytest.skip(missing)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        chrome = play.chromium.launch(executable_path=path, args=browser.FLAGS)
-        yield chrome
-        chrome.close()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 import sympy as sp
 from matplotlib.figure import Figure
 
-from postx.explore import Choice, Int, Log, Real, explore
+from postx.explore import Choice, Int, Log, Real, axes, explore
 from postx.explore.live import Live
 
 ALT = "A line over its length at a width of {K}, option {c}."
@@ -136,4 +136,4 @@ def test_an_axis_that_is_neither_linear_nor_log_is_refused():
     ax = Figure().subplots()
     ax.set_yscale("symlog")
     with pytest.raises(ValueError, match="linear and log axes, got symlog"):
-        Live.axis(ax, 1)
+        axes.axis(ax, 1)
