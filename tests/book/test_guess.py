@@ -45,17 +45,10 @@ def half_life():
     return math.log(2) / (0.5 / 1024)
 
 
-def overflow():
-    """The last token t with exp(1.6 t) in the range of 32-bit floats."""
-    return math.floor(math.log(3.4028235e38) / 1.6)
-
-
 COMPUTED = {
     ("state_space_models", "1,420 tokens"): half_life,
     ("state_space_models", "2"): lambda: next(s / 16 for s in range(1, 65) if abs(1 - s / 16) >= 1),
     ("selective_ssm", "0.7"): lambda: math.log(2),
-    ("selective_ssm", "55 tokens"): overflow,
-    ("selective_ssm", "49 joins"): lambda: sum(16 - 2**r for r in range(4)),
     ("linear_attention", "22 tokens"): lambda: max(
         Page("linear_attention", np=np).function("horizon")(1 - 2.0**-p, 64) or 0 for p in range(2, 11)
     ),

@@ -12,7 +12,8 @@ from _ext import install, notebooks, pages
 
 CHAPTERS = [path for path in pages.files().values() if path.suffix == ".ipynb"]
 ADDRESS = "https://github.com/owner/postx"
-DEPENDENCIES = {"IPython", "ipywidgets", "matplotlib", "numba", "numpy", "safetensors", "torch", "sympy"}  # of torch
+DEPENDENCIES = {"IPython", "ipywidgets", "matplotlib", "numba", "numpy", "safetensors", "scipy", "torch"}
+DEPENDENCIES |= {"sympy"}  # comes with torch
 
 
 def code(path):

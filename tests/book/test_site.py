@@ -54,6 +54,7 @@ def test_a_page_leads_to_its_source_its_issue_and_a_kernel(tmp_path):
     (tmp_path / "intro.md").write_text(head + "# Book\n\n```{toctree}\nchapters/one\n```\n")
     options = {"extensions": ["myst_nb", "sphinx_book_theme", "_ext.site", "_ext.head"],
                "html_theme": "sphinx_book_theme", "nb_execution_mode": "off", "root_doc": "intro",
+               "source_suffix": {".rst": "restructuredtext"},  # myst_nb writes into it, else into Sphinx's own default
                "postx_repository": "https://github.com/Owner/postx"}  # fmt: skip
     out, silent = tmp_path / "out", io.StringIO()
     Sphinx(tmp_path, None, out, tmp_path / "tree", "html", options, status=None, warning=silent).build()

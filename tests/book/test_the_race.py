@@ -291,4 +291,4 @@ def test_explore_the_field():
     assert shares[0] == pytest.approx(min(s.count("attention") / len(s.mixers) for s in scope["recent"]))
     assert shares[-1] == 1
     assert all(s.date >= "2025" for s in scope["recent"])
-    assert len(stripes.FIELD) == 18
+    assert len(stripes.FIELD) == 21

@@ -20,7 +20,7 @@ def test_a_built_page_has_the_still_picture_its_name_and_its_data(monkeypatch):
     told = {"K": 8, "words": ["</script>", "x < y & z", "π"]}
     page, _ = make(data=told, caption="Paint.")._repr_mimebundle_()
     text = page["text/html"]
-    assert text.startswith('<figure class="px-fig px-widget" data-widget="memory" role="group">')
+    assert text.startswith('<figure class="px-fig px-widget" data-widget="memory" role="group"')
     assert text.endswith("</script></figure>")
     assert text.count("</figure>") == 1
     assert "<svg" in text
