@@ -55,7 +55,8 @@ def watch(context, base: str):
     page.on("console", lambda m: m.type == "error" and faults.append(f"console: {m.text}"))
     page.on("pageerror", lambda e: faults.append(f"script error: {e}"))
     page.on("response", lambda r: r.status >= 400 and faults.append(f"status {r.status}: {r.url}"))
-    page.on("requestfailed", lambda r: faults.append(f"failed: {r.url} {r.failure}"))
+    given_up = "net::ERR_ABORTED"  # by a page that is left; what is not there says another thing
+    page.on("requestfailed", lambda r: r.failure != given_up and faults.append(f"failed: {r.url} {r.failure}"))
 
     def judge(request):
         url = urlsplit(request.url)
