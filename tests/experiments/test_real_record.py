@@ -17,16 +17,6 @@ ASKED = {key: row for key, row in ROWS.items() if "windows" in (row["metrics"] o
 
 # Named in results/README.md too. A run that is made leaves this set.
 MISSING = {
-    "activations|smoothed|8|8",
-    "activations|smoothed|4|4",
-    "weights|awq|2",
-    "cache|plain|3",
-    "cache|mse|2",
-    "cache|plain|2",
-    "cache|mse|4",
-    "cache|plain|4",
-    "cache|mse|8",
-    "cache|plain|8",
     "weights|turn, row|3",
     "weights|full range, row|3",
     "activations|plain|8|4",
