@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from experiments import real_models, real_tables
+from experiments import real_models, real_speed, real_tables
 from experiments.real_inside import NAMES
 from experiments.runner.results import RESULTS, read
 
@@ -157,3 +157,18 @@ def test_the_numbers_in_chapter_11_are_those_of_the_record():
     first = [row["token"] for name, row in found["layers"].items() if name.endswith("mlp.out")].count(0)
     assert first == 8
     assert "In eight layers" in said["c46b"]
+
+
+def test_what_the_page_says_of_speed():
+    lines = {row["run"]["kind"]: row for row in read(RESULTS / "real_speed.jsonl")}
+    assert set(lines) == set(real_speed.KINDS)
+    assert all(row["metrics"]["repeats"] == 9 and row["load_average"] < 1 for row in lines.values())
+    speed = {kind: row["metrics"] for kind, row in lines.items()}
+    four, whole, peer = (speed[kind] for kind in ("4 bits, writer", "float32, writer", "llama.cpp"))
+    assert four["tokens_a_second"] / whole["tokens_a_second"] == pytest.approx(1.9, abs=0.05)
+    assert four["least"] > whole["most"]
+    assert four["least"] < peer["most"]  # "about as fast": their ranges overlap
+    assert all(speed[f"{bits} bits, writer"]["most"] < four["least"] for bits in (3, 2))
+    assert all(speed[f"{bits} bits, writer"]["weight_bytes"] < four["weight_bytes"] for bits in (3, 2))
+    alone = [m for kind, m in speed.items() if "writer" not in kind and kind != "llama.cpp"]
+    assert max(m["most"] for m in alone) < 25
