@@ -24,6 +24,14 @@ REAL = {"full range": "full range, row", "range": "nearest, row", "feedback": "g
         "turn, feedback": "turn, gptq, row", "lattice": "lattice (E8P)", "groups": "nearest, 128", "awq": "awq",
         "groups, feedback": "gptq, 128", "groups, turn, feedback": "turn, gptq, 128"}  # fmt: skip
 WEIGHT, OUTPUT = 0, 1  # places in what is kept of a layer
+FIELD = {"nearest": "RTN", "lloyd": "Lloyd-Max", "nf4": "NF4", "awq": "AWQ", "gptq": "GPTQ", "turn": "rotation",
+         "lattice": "E8P", "lattice (E8P)": "E8P", "not fed": "no inputs", "stream turned": "rotated stream (R1)",
+         "turned": "rotated", "smoothed": "SmoothQuant", "mxfp4": "MXFP4", "nvfp4": "NVFP4"}  # fmt: skip
+
+
+def field(method):
+    """A method's name in the words of the field: "turn, gptq" is "rotation, GPTQ"."""
+    return ", ".join(FIELD.get(word, word) for word in method.split(", "))
 
 
 class Number(NamedTuple):
@@ -34,9 +42,11 @@ class Number(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One sentence: the number of each model, None where there is none; what follows here, and for the real one."""
+    """One sentence: its unit, the number of each model, None where there is none; what follows here, and for the real
+    one. MiniLM's number is always a ratio of output errors."""
 
     sentence: str
+    unit: str
     twin: Number | None
     real: Number | None
     minilm: Number | None
@@ -130,7 +140,7 @@ class Records:
         rows = [r for part in ("weights", "activations") for r in self.by.get(part, []) if "text" in r["metrics"]]
         for r in sorted(rows, key=lambda r: (-r["run"]["bits"], r["run"]["part"], r["metrics"]["lost"])):
             inputs = f", inputs {r['run']['inputs']}" if "inputs" in r["run"] else ""
-            yield f"{r['run']['method']}, {r['run']['bits']} bits{inputs}", r["metrics"]["text"]
+            yield f"{field(r['run']['method'])}, {r['run']['bits']} bits{inputs}", r["metrics"]["text"]
 
     def turned_inputs(self, W, A):
         """What turning inputs and weights saves, of W and A bits."""
@@ -168,32 +178,34 @@ def table(folder=RESULTS):
     r = Records(folder)
     twin, real, small = r.twin, r.real, r.minilm
 
-    def row(sentence, rule, ours, theirs, third=None):
-        return Row(sentence, ours, theirs, third, *("not tested" if x is None else rule(x) for x in (ours, theirs)))
+    def row(sentence, rule, ours, theirs, third=None, unit="bits a byte"):
+        verdicts = ("not tested" if x is None else rule(x) for x in (ours, theirs))
+        return Row(sentence, unit, ours, theirs, third, *verdicts)
 
     def step(sentence, rule, a, b):
         return row(sentence, rule, twin.gap(a, b), real.gap(a, b), small.layers(b, a))
 
+    def ratio(sentence, rule, which):
+        return row(sentence, rule, *(m.layers("feedback", "range", which) for m in (twin, real, small)), "ratio")
+
+    at4 = [[lost(m) for (_, bits), m in model.found.items() if bits == 4] for model in (twin, real)]
     return [
-        step("A good range loses less than the full one", more, "full range", "range"),
-        step("Feedback lowers the loss", more, "range", "feedback"),
-        row("It leaves 0.4 to 0.7 of a layer's output error", lambda x: within(x, 0.4, 0.7),
-            *(m.layers("feedback", "range", OUTPUT) for m in (twin, real, small))),
-        row("It makes the weights worse", lambda x: more(x, 1),
-            *(m.layers("feedback", "range", WEIGHT) for m in (twin, real, small))),
-        step("A rotation alone does nothing", level, "range", "turn"),
-        step("After feedback its step is within the error", level, "feedback", "turn, feedback"),
-        step("The lattice lowers the loss further", more, "turn, feedback", "lattice"),
-        row("AWQ does not beat rounding to nearest, 3 bits", lambda x: less(x, 0.05),
+        step("A good range instead of the full one saves", more, "full range", "range"),
+        step("GPTQ instead of RTN saves", more, "range", "feedback"),
+        ratio("and leaves 0.4 to 0.7 of a layer's output error", lambda x: within(x, 0.4, 0.7), OUTPUT),
+        ratio("and makes the error of the weights larger", lambda x: more(x, 1), WEIGHT),
+        step("A rotation alone changes nothing", level, "range", "turn"),
+        step("A rotation before GPTQ changes nothing", level, "feedback", "turn, feedback"),
+        step("E8P instead of both saves more", more, "turn, feedback", "lattice"),
+        row("AWQ instead of RTN saves nothing, 3 bits", lambda x: less(x, 0.05),
             twin.gap("range", "awq", 3), real.gap("groups", "awq", 3), small.layers("awq", "groups", bits=3)),
-        row("Every loss grows at least three times from 3 to 2 bits", lambda x: more(x, 3), twin.growth(),
-            real.growth()),
-        row("Inputs of 4 bits: a rotation lowers the loss", more, r.twin_turned, r.turned_inputs(4, 4)),
+        row("From 3 to 2 bits every loss grows three times", lambda x: more(x, 3), twin.growth(), real.growth(),
+            unit="ratio"),
+        row("Inputs of 4 bits: a rotation saves", more, r.twin_turned, r.turned_inputs(4, 4)),
         row("A cache of 3 bits loses less than 0.05", lambda x: less(x, 0.05), lost(r.twin_cache.get(("mse", 3))),
             lost(r.cache.get(("mse", 3)))),
-        row("At 4 bits every method loses 0.015 or less", lambda x: less(x, 0.015),
-            max((lost(m) for (_, bits), m in twin.found.items() if bits == 4), default=None), None),
-        row("Three architectures lose alike at 2 bits", level, None, None),
+        row("In 4 bits every method loses less than 0.015", lambda x: less(x, 0.015),
+            *(max(found, default=None) for found in at4)),
     ]  # fmt: skip
 
 
@@ -218,18 +230,19 @@ def heads(folder=RESULTS):
 
 
 def line(row):
-    """A row as two lines of text, narrow enough for a phone: verdict and sentence, and below them the numbers."""
+    """A row as lines of text, narrow enough for a phone: verdict and sentence, and below them the numbers."""
 
     def said(x):
         if x is None:
             return "-"
-        return f"{x.value:.3f}" + (f" ± {x.error:.3f}" if math.isfinite(x.error) else "")
+        return f"{x.value:.2f}" + (f" ± {x.error:.2f}" if math.isfinite(x.error) else "")
 
-    return f"{row.verdict}: {row.sentence}\n    {said(row.twin):16s}{said(row.real):16s}{said(row.minilm)}"
+    numbers = f"    {row.unit}: here {said(row.twin)}, SmolLM2 {said(row.real)}"
+    outputs = f"\n    MiniLM's outputs, ratio: {said(row.minilm)}" if row.minilm else ""
+    return f"{row.verdict}: {row.sentence}\n{numbers}{outputs}"
 
 
 def main():
-    print(f"    {'here':16s}{'SmolLM2':16s}MiniLM")
     for row in table(*sys.argv[1:]):
         print(line(row))
 

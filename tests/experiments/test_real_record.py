@@ -81,9 +81,9 @@ def windows(method, bits=2):
 
 
 @pytest.mark.parametrize(("sentence", "over", "under"), [
-    ("Feedback lowers the loss", "nearest, row", "gptq, row"),
-    ("After feedback its step is within the error", "gptq, row", "turn, gptq, row"),
-    ("The lattice lowers the loss further", "turn, gptq, row", "lattice (E8P)"),
+    ("GPTQ instead of RTN saves", "nearest, row", "gptq, row"),
+    ("A rotation before GPTQ changes nothing", "gptq, row", "turn, gptq, row"),
+    ("E8P instead of both saves more", "turn, gptq, row", "lattice (E8P)"),
 ])  # fmt: skip
 def test_a_difference_of_the_table_is_that_of_the_records(sentence, over, under):
     gaps = [a - b for a, b in zip(windows(over), windows(under), strict=True)]
@@ -91,7 +91,7 @@ def test_a_difference_of_the_table_is_that_of_the_records(sentence, over, under)
     row = table()[sentence]
     assert row.real == pytest.approx((value, error), abs=1e-9)
     same = abs(value) + 2 * error < 0.05
-    assert (row.verdict == "holds") == (same if "within the error" in sentence else value > 2 * error)
+    assert (row.verdict == "holds") == (same if "changes nothing" in sentence else value > 2 * error)
 
 
 def test_verdicts_follow_from_two_errors():
