@@ -151,7 +151,7 @@ def test_another_stream_is_in_the_address_and_its_link_can_be_copied(opened):
     page = opened()
     page.get_by_role("button", name="Another").click()
     page.get_by_label("32", exact=True).check()
-    assert page.url.endswith(f"#seed={page.inner_text('.px-bar b')}&n=32")
+    page.wait_for_url(f"**/*#seed={page.inner_text('.px-bar b')}&n=32")
     first = card(page)
     page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('not allowed')); }")
     page.get_by_role("button", name="Copy link").click()

@@ -75,6 +75,12 @@ def typeset(page) -> None:
     page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))")
 
 
+def stop_time(page) -> None:
+    """From here on the page's timers and clock go on by page.clock.run_for alone, however busy the machine is."""
+    page.clock.install(time=0)
+    page.clock.pause_at(3600)
+
+
 # ---- What a reader would stumble over, each as a list of words for the message of a test ---------------------
 
 VISIBLE = "e => e.checkVisibility() && e.clientWidth > 0"
