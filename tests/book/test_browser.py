@@ -59,36 +59,48 @@ def opened(contexts, bases):
     assert not bad, "\n".join(bad)
 
 
-# Every pair of (http or disk, light or dark, phone or desk) once: a page takes seconds to typeset, so each is loaded
-# as few times as that allows, and all that can be asked of a load is asked at once. A class for each scheme, as
-# xdist gives each class to one worker.
+# A page takes seconds to typeset, so it is loaded twice: over http in light at a desk, from disk in dark on a phone.
+# Then its window gets the other size, as when a phone is turned: every scheme is seen at every size, and `whole` asks
+# what must hold in all four. A class for each scheme, as xdist gives each class to one worker.
 @pytest.mark.parametrize("name", PAGES)
 class TestLight:
-    def test_desk(self, opened, name):
-        whole(opened(name, "http", "light", "desk"), "light", {})
-
-    def test_phone(self, opened, name):
-        page = opened(name, "file", "light", "phone")
+    def test_desk_then_phone(self, opened, name):
+        page = opened(name, "http", "light", "desk")
+        whole(page, "light", {})
+        lines_are_seen(page)
+        resize(page, SIZES["phone"])
         whole(page, "light", {"rules": {"color-contrast": {"enabled": False}}})
         faults = browser.phone_faults(page)
-        page.set_viewport_size(browser.NARROW)
+        resize(page, browser.NARROW)
         wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         faults += [f"{wide} px wider than a window of 320: {page.evaluate(WIDE)}"] if wide > 0 else []
-        page.set_viewport_size(SIZES["phone"])
         assert not faults, "\n".join(faults)
 
 
 @pytest.mark.parametrize("name", PAGES)
 class TestDark:
-    def test_desk_and_sliders(self, opened, name):
-        page = opened(name, "file", "dark", "desk")  # from disk: stricter
+    def test_phone_then_desk_and_sliders(self, opened, name):
+        page = opened(name, "file", "dark", "phone")  # from disk: stricter
+        whole(page, "dark")
+        faults = browser.phone_faults(page)
+        resize(page, SIZES["desk"])
         whole(page, "dark", {"runOnly": ["color-contrast"]})  # all else does not depend on colours
+        lines_are_seen(page)
         sliders_answer_the_keyboard(page)
-        faults = page.evaluate(figures.FRAMES)
+        faults += page.evaluate(figures.FRAMES)
         assert not faults, "\n".join(faults)
 
-    def test_phone(self, opened, name):
-        whole(opened(name, "http", "dark", "phone"), "dark")
+
+def resize(page, size):
+    """Another window, and what wide.js makes of it."""
+    page.set_viewport_size(size)
+    browser.drawn(page)
+
+
+def lines_are_seen(page):
+    """Once for each scheme: lines and heat map of a figure are scaled together, and to walk along them takes long."""
+    faults = page.evaluate(figures.FAINT)
+    assert not faults, "\n".join(faults)
 
 
 def whole(page, scheme, axe_options=None):
