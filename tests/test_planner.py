@@ -55,9 +55,9 @@ def test_a_row_counts_every_weight_and_number_of_state(name):
     assert row["weights"] == counted.total
     if row["chosen"]:
         assert counted.total - counted.active == row["routed"] * (1 - row["chosen"])
-    kept = lm.state_floats(2) - lm.state_floats(1)
-    assert kept == row["grow"]
-    assert lm.state_floats(1) == row["grow"] + row["state"] + row["slide"] * row["window"]
+    one, two = lm.state_floats(1), lm.state_floats(2)
+    assert two - one == row["grow"]
+    assert one == row["grow"] + row["state"] + row["slide"] * row["window"]
 
 
 def test_a_window_stops_the_cache():

@@ -174,8 +174,8 @@ class LM(nn.Module):
     def _after(self, T, B, measure):
         """What a state measures after T tokens: each token adds as much as the second one, if anything."""
         positive(T=T)
-        first, second = (measure(self._meta_state(tokens, B)) for tokens in (1, 2))
-        return first + (int(T) - 1) * (second - first)
+        first = measure(self._meta_state(1, B))
+        return first if T == 1 else first + (int(T) - 1) * (measure(self._meta_state(2, B)) - first)
 
     def _meta_state(self, T, B):
         named = [*self.named_parameters(), *self.named_buffers()]

@@ -10,6 +10,7 @@ import browser
 import node
 import numpy as np
 import pytest
+from playwright.sync_api import expect
 from sphinx.application import Sphinx
 from test_guess import ALL
 
@@ -117,23 +118,23 @@ def type_in(found, number, text):
 
 def test_a_number_and_the_truth_stand_on_the_axis_of_the_figure(opened, page):
     found, made = opened(reduced_motion="reduce"), page[1]
-    assert found.locator(".px-aimed path").count() == 0
+    expect(found.locator(".px-aimed path")).to_have_count(0)
     type_in(found, 0, "512")
     assert stands(found, "px-you", "x") == (pytest.approx(pixel(made, 512, "x"), abs=0.05), "you: 512")
     assert stands(found, "px-here", "x") == (pytest.approx(pixel(made, 64, "x"), abs=0.05), "here: 64")
-    assert found.locator(".px-said-guess").first.inner_text() == "You: 512 tokens. Here: 64 tokens; 8.0 times too high."
+    expect(found.locator(".px-said-guess").first).to_have_text("You: 512 tokens. Here: 64 tokens; 8.0 times too high.")
     type_in(found, 1, "310")
     assert stands(found, "px-you", "y", 1) == (pytest.approx(pixel(made, 310, "y"), abs=0.05), "you: 310")
     assert stands(found, "px-here", "y", 1) == (pytest.approx(pixel(made, 300, "y"), abs=0.05), "here: 300")
     type_in(found, 2, "5")
-    assert found.locator(".px-scale:visible").count() == 1, "only a question without an axis has a line of its own"
-    assert found.locator(".px-guesses span").inner_text() == "Your guesses on this page: 3 of 3; 2 right, 0 close."
+    expect(found.locator(".px-scale:visible"), "only a question without an axis has a line of its own").to_have_count(1)
+    expect(found.locator(".px-guesses span")).to_have_text("Your guesses on this page: 3 of 3; 2 right, 0 close.")
     found.locator("figure input[type=range]").press("End")
     assert stands(found, "px-here", "x")[1] == "here: 64", "the slider of the figure leaves the marks"
     found.reload()
     assert stands(found, "px-you", "x")[1] == "you: 512"
     found.get_by_role("button", name="Forget them").click()
-    assert found.locator(".px-aimed path").count() == 0
+    expect(found.locator(".px-aimed path")).to_have_count(0)
 
 
 def test_the_words_of_two_marks_do_not_lie_on_each_other(opened):
@@ -150,27 +151,30 @@ def test_the_words_of_two_marks_do_not_lie_on_each_other(opened):
 
 def test_the_truth_comes_after_the_guess(opened):
     found = opened()
+    browser.stop_time(found)
     type_in(found, 0, "512")
-    assert found.locator(".px-aimed .px-here").count() == 0
-    found.wait_for_selector(".px-aimed .px-here", state="attached")
+    expect(found.locator(".px-aimed .px-you")).to_have_count(1)
+    expect(found.locator(".px-aimed .px-here")).to_have_count(0)
+    found.clock.run_for(1000)
+    expect(found.locator(".px-aimed .px-here")).to_have_count(1)
 
 
 def test_a_tap_puts_the_guess(opened, page):
     found, made = opened(reduced_motion="reduce", has_touch=True), page[1]
     button = found.get_by_role("button", name="Point in the picture")
-    assert button.count() == 2
+    expect(button).to_have_count(2)
     button.first.click()
     box = found.locator("figure svg").first.bounding_box()
     scale = box["width"] / (72 * made.size[0])
     found.touchscreen.tap(box["x"] + scale * pixel(made, 128, "x"), box["y"] + 0.4 * box["height"])
-    assert found.locator(".px-guess input[type=text]").first.input_value() == "130"
+    expect(found.locator(".px-guess input[type=text]").first).to_have_value("130")
     assert stands(found, "px-you", "x")[1] == "you: 130"
-    assert found.locator(".px-aimed .px-here").count() == 0, "nothing is told before it is compared"
-    assert found.locator("figure output").inner_text() == "Up to 32.", "the slider of the figure was not meant"
+    expect(found.locator(".px-aimed .px-here"), "nothing is told before it is compared").to_have_count(0)
+    expect(found.locator("figure output"), "the slider of the figure was not meant").to_have_text("Up to 32.")
     found.get_by_role("button", name="Compare").first.click()
     assert stands(found, "px-here", "x")[1] == "here: 64"
-    assert found.locator(".px-aim").count() == 0
-    assert button.first.get_attribute("aria-pressed") == "false"
+    expect(found.locator(".px-aim")).to_have_count(0)
+    expect(button.first).to_have_attribute("aria-pressed", "false")
 
 
 def test_keys_put_the_guess(opened):
@@ -178,18 +182,18 @@ def test_keys_put_the_guess(opened):
     found.get_by_role("button", name="Point in the picture").nth(1).press("Enter")
     along = found.get_by_role("slider", name="Along the axis: how many steps")
     assert along.evaluate("e => e === document.activeElement")
-    assert along.get_attribute("aria-valuetext") == "500 steps"
+    expect(along).to_have_attribute("aria-valuetext", "500 steps")
     for _ in range(40):
         found.keyboard.press("ArrowLeft")
-    assert along.get_attribute("aria-valuetext") == "300 steps"
+    expect(along).to_have_attribute("aria-valuetext", "300 steps")
     found.keyboard.press("Escape")
-    assert found.locator(".px-aimed path").count() == 0, "left without comparing: no mark stays"
+    expect(found.locator(".px-aimed path"), "left without comparing: no mark stays").to_have_count(0)
     found.keyboard.press("Enter")
     found.keyboard.press("Home")
     for _ in range(60):
         found.keyboard.press("ArrowRight")
     found.keyboard.press("Enter")
-    assert found.locator(".px-said-guess").nth(1).inner_text() == "You: 300 steps. Here: 300 steps; right."
+    expect(found.locator(".px-said-guess").nth(1)).to_have_text("You: 300 steps. Here: 300 steps; right.")
 
 
 def test_what_lies_beyond_the_axis_stands_at_its_end():

@@ -38,12 +38,19 @@ def notebook(sources):
     return nbformat.v4.new_notebook(cells=cells)
 
 
-@pytest.fixture
-def tiny(tmp_path):
-    """An executed notebook of three cells, the second of which measures time."""
-    path = tmp_path / "tiny.ipynb"
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """What executing three cells writes, the second of which measures time."""
+    path = tmp_path_factory.mktemp("once") / "tiny.ipynb"
     nbformat.write(notebook(TINY), path)
-    path.write_text(notebooks.execute(path))
+    return notebooks.execute(path)
+
+
+@pytest.fixture
+def tiny(tmp_path, once):
+    """A notebook of its own, executed."""
+    path = tmp_path / "tiny.ipynb"
+    path.write_text(once)
     return path
 
 

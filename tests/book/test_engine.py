@@ -6,6 +6,7 @@ import re
 import browser
 import numpy as np
 import pytest
+from playwright.sync_api import expect
 from sphinx.application import Sphinx
 
 from postx.explore import Choice, Int, Real, explore
@@ -66,24 +67,25 @@ def figure(monkeypatch, draw=draw, **more):
     return made, made._repr_mimebundle_()[0]["text/html"]
 
 
-def said(page):
-    return page.inner_text(".px-readout")
+def says(page, words):
+    """The readout of the first figure: at once, or where the machine is busy as soon as the page has drawn."""
+    expect(page.locator(".px-readout").first).to_have_text(words)
 
 
 def test_options_are_radio_buttons(monkeypatch, shown):
     _, html = figure(monkeypatch, t=Int(1, 8, start=3), shape=Choice("flat", "steep", "third"))
     page = shown(html + figure(monkeypatch, t=Int(1, 7), shape=Choice("flat", "steep"))[1])
     group = page.get_by_role("radiogroup", name="shape").first
-    assert group.get_by_role("radio").count() == 3
+    expect(group.get_by_role("radio")).to_have_count(3)
     group.get_by_role("radio", name="flat").press("ArrowDown")
-    assert said(page) == "At 3 it is steep."
+    says(page, "At 3 it is steep.")
     assert "steep 3" in page.text_content("svg")
     group.get_by_text("third").click()
-    assert said(page) == "At 3 it is third."
+    says(page, "At 3 it is third.")
     page.locator("input[type=range]").first.press("End")
-    assert said(page) == "At 8 it is third."
+    says(page, "At 8 it is third.")
     chosen = page.locator("input[type=radio]:checked")
-    assert chosen.count() == 2, "two figures do not share their buttons"
+    expect(chosen, "two figures do not share their buttons").to_have_count(2)
 
 
 def test_without_scripts_the_values_stand_there_and_no_dead_handle(monkeypatch, shown):
@@ -91,36 +93,41 @@ def test_without_scripts_the_values_stand_there_and_no_dead_handle(monkeypatch, 
     page = shown(html, java_script_enabled=False)
     seen = page.inner_text(".px-controls").split()
     assert seen == ["t", "3", "shape", "steep"]
-    assert page.locator("input:visible, button:visible").count() == 0
+    expect(page.locator("input:visible, button:visible")).to_have_count(0)
 
 
 def test_a_reload_keeps_where_buttons_stood(monkeypatch, shown):
     page = shown(figure(monkeypatch, t=Int(1, 8), shape=Choice("flat", "steep"))[1])
     page.evaluate("document.querySelectorAll('input[type=radio]')[1].checked = true")
     page.evaluate("dispatchEvent(new Event('pageshow'))")
-    assert said(page) == "At 1 it is steep."
+    says(page, "At 1 it is steep.")
 
 
 def test_time_plays_to_its_end_and_pauses(monkeypatch, shown):
     page = shown(figure(monkeypatch, t=Int(1, 8, start=6, play=True))[1])
+    browser.stop_time(page)
     page.get_by_role("button", name="Play: t").press("Enter")
     pause = page.get_by_role("button", name="Pause: t")
-    assert pause.inner_text() == "❚❚"
-    page.wait_for_function("document.querySelector('input').value === '7'", timeout=5000)
-    assert page.get_by_role("button", name="Play: t").inner_text() == "▶"
+    expect(pause).to_have_text("❚❚")
+    page.clock.run_for(1000)
+    says(page, "At 8 it is flat.")
+    expect(page.get_by_role("button", name="Play: t")).to_have_text("▶")
     page.get_by_role("button", name="Play: t").click()  # from the end it begins again
-    assert said(page) == "At 1 it is flat."
+    says(page, "At 1 it is flat.")
+    page.clock.run_for(1000)
+    says(page, "At 2 it is flat.")
     pause.click()
-    stood = said(page)
-    page.wait_for_timeout(1000)
-    assert said(page) == stood
+    page.clock.run_for(5000)
+    says(page, "At 2 it is flat.")
 
 
 def test_who_wants_less_motion_gets_a_step_for_a_press(monkeypatch, shown):
     page = shown(figure(monkeypatch, t=Int(1, 8, start=3, play=True))[1], reduced_motion="reduce")
+    browser.stop_time(page)
     page.get_by_role("button", name="Next: t").click()
-    page.wait_for_timeout(1000)
-    assert said(page) == "At 4 it is flat."
+    says(page, "At 4 it is flat.")
+    page.clock.run_for(5000)
+    says(page, "At 4 it is flat.")
 
 
 def field(page):
@@ -134,13 +141,13 @@ def test_a_plot_is_dragged_along_its_axis(monkeypatch, shown):
     page.mouse.down()
     for share, stop in ((0.68, 6), (0.2, 2), (1.2, 9), (-0.1, 0), (0.54, 5)):
         page.mouse.move(box["x"] + share * box["width"], box["y"] + 40)
-        assert said(page) == f"At {stop} it is flat."
-    assert page.locator(".px-grip text").is_visible()
-    assert page.locator(".px-grip text").text_content() == "5"
+        says(page, f"At {stop} it is flat.")
+    expect(page.locator(".px-grip text")).to_be_visible()
+    expect(page.locator(".px-grip text")).to_have_text("5")
     page.mouse.up()
     page.mouse.move(box["x"] + 5, box["y"] + 40)
-    assert said(page) == "At 5 it is flat."
-    assert not page.locator(".px-grip text").is_visible()
+    says(page, "At 5 it is flat.")
+    expect(page.locator(".px-grip text")).not_to_be_visible()
     page.locator("input").press("ArrowRight")
     middle = page.locator(".px-grip circle").bounding_box()
     assert middle["x"] + middle["width"] / 2 == pytest.approx(box["x"] + 6 / 9 * box["width"], abs=1.5)
@@ -157,28 +164,29 @@ def test_a_finger_drags_sideways_and_scrolls_up_and_down(monkeypatch, shown):
             at = {"x": x + dx * step / 10, "y": y + dy * step / 10}
             session.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [at]})
         session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-        page.wait_for_timeout(300)
 
     stroke(0, -150)
-    assert page.evaluate("scrollY") > 50
-    assert said(page) == "At 8 it is flat."
+    page.wait_for_function("scrollY > 50")
+    page.wait_for_timeout(300)  # what must not follow would be there by now
+    says(page, "At 8 it is flat.")
     page.evaluate("scrollTo(0, 0)")
     stroke(0.5 * box["width"], 10)
+    says(page, "At 7 it is flat.")
     assert page.evaluate("scrollY") == 0
-    assert said(page) == "At 7 it is flat."
     page.touchscreen.tap(x, y)
-    assert said(page) == "At 3 it is flat."
+    says(page, "At 3 it is flat.")
 
 
 def test_the_picture_before_stays_as_a_ghost_without_words(monkeypatch, shown):
     page = shown(figure(monkeypatch, t=Int(1, 8, start=3), ghost=True)[1])
-    assert page.locator(".px-ghost").count() == 0
+    expect(page.locator(".px-ghost")).to_have_count(0)
     before = page.locator("[data-slot] path").first.get_attribute("d")
+    browser.stop_time(page)  # a pause would begin a new move
     page.locator("input").press("ArrowRight")
     page.locator("input").press("ArrowRight")
     ghost = page.locator(".px-ghost path").first
     assert ghost.get_attribute("d") == before, "of the move's beginning, not of its last step"
-    assert page.locator(".px-ghost text").count() == 0
+    expect(page.locator(".px-ghost text")).to_have_count(0)
     assert page.eval_on_selector(".px-ghost", "e => getComputedStyle(e).opacity") == "0.25"
 
 
@@ -206,7 +214,7 @@ def test_a_formula_moves_what_python_moves_to_the_same_place(monkeypatch, shown)
         page.locator("input[type=radio]").nth(d).check()
         handle.evaluate("(e, at) => { e.value = at; e.dispatchEvent(new Event('input')); }", place)
         readout = made.move(k=stops[place], d=made.sliders["d"].values[d])
-        assert said(page) == readout
+        says(page, readout)
         for number, artist in enumerate(made._update.moves):
             where = page.evaluate(DRAWN, number)
             drawn = np.array(where["points"])
@@ -278,35 +286,35 @@ def test_a_guess_opens_the_answer_and_is_kept(asking, shown, storage):
     block = "Object.defineProperty(window, 'localStorage', { get: () => { throw Error('no storage'); } })"
     page = shown(asking, ["guess.js"], "" if storage else block)
     said, tally = page.locator(".px-said-guess"), page.locator(".px-guesses span")
-    assert tally.inner_text() == "Your guesses on this page: 0 of 2."
-    assert page.locator("details[open]").count() == 0
-    assert page.get_by_label("where they cross").count() == 1
+    expect(tally).to_have_text("Your guesses on this page: 0 of 2.")
+    expect(page.locator("details[open]")).to_have_count(0)
+    expect(page.get_by_label("where they cross")).to_have_count(1)
     answer(page, 0, "many")
-    assert said.first.inner_text() == "A number above 0, please, such as 16k or 0.5."
+    expect(said.first).to_have_text("A number above 0, please, such as 16k or 0.5.")
     answer(page, 0, "16k")
-    assert said.first.inner_text() == "You: 16,000 tokens. Here: 49,152 tokens; 3.1 times too low."
+    expect(said.first).to_have_text("You: 16,000 tokens. Here: 49,152 tokens; 3.1 times too low.")
     assert page.locator("details").first.get_attribute("open") is not None
-    assert page.locator(".px-scale").first.is_visible()
+    expect(page.locator(".px-scale").first).to_be_visible()
     answer(page, 1, "0.52")
-    assert tally.inner_text() == "Your guesses on this page: 2 of 2; 1 right, 0 close."
+    expect(tally).to_have_text("Your guesses on this page: 2 of 2; 1 right, 0 close.")
     page.reload()
     assert tally.inner_text() == ("Your guesses on this page: 2 of 2; 1 right, 0 close." if storage
                                   else "Your guesses on this page: 0 of 2.")  # fmt: skip
     if storage:
-        assert said.first.inner_text() == "You: 16,000 tokens. Here: 49,152 tokens; 3.1 times too low."
-        assert page.locator("details[open]").count() == 0
+        expect(said.first).to_have_text("You: 16,000 tokens. Here: 49,152 tokens; 3.1 times too low.")
+        expect(page.locator("details[open]")).to_have_count(0)
         page.get_by_role("button", name="Forget them").click()
-        assert tally.inner_text() == "Your guesses on this page: 0 of 2."
+        expect(tally).to_have_text("Your guesses on this page: 0 of 2.")
         page.reload()
-        assert tally.inner_text() == "Your guesses on this page: 0 of 2."
+        expect(tally).to_have_text("Your guesses on this page: 0 of 2.")
 
 
 def test_without_scripts_it_is_a_folded_answer(asking, shown):
     page = shown(asking, java_script_enabled=False)
-    assert page.locator(".px-guess:visible").count() == 0
+    expect(page.locator(".px-guess:visible")).to_have_count(0)
     assert page.locator("details summary").all_inner_texts() == ["Answer", "Answer"]
     page.locator("summary").first.click()
-    assert page.get_by_text("At 49,152.").is_visible()
+    expect(page.get_by_text("At 49,152.")).to_be_visible()
 
 
 WORDS = {
@@ -326,22 +334,22 @@ def test_a_term_and_a_tensor_open_their_lines(shown, tmp_path):
     page = shown(tmp_path / "terms.html", ["terms.js"])
     box = page.locator("#px-line")
     page.get_by_role("link", name="gate").click()
-    assert box.is_visible()
+    expect(box).to_be_visible()
     assert box.inner_text().split() == ["gate", "A", "door.", "Glossary"]
     page.keyboard.press("Escape")
-    assert not box.is_visible()
+    expect(box).not_to_be_visible()
     assert page.evaluate("document.activeElement.textContent") == "gate"
     page.keyboard.press("Enter")
-    assert box.is_visible()
+    expect(box).to_be_visible()
     page.mouse.click(600, 500)
-    assert not box.is_visible()
+    expect(box).not_to_be_visible()
     assert page.locator("[role=button]").count() == 1, "a keyboard stops once at a name"
     page.get_by_role("button", name="S_BHKV").press("Enter")
     assert box.locator("p").text_content() == "B: batch\nH: head\nK: key\nV: value"
     page.keyboard.press("Escape")
     page.locator("span.n").nth(1).click()
-    assert box.is_visible()
+    expect(box).to_be_visible()
     page.keyboard.press("Escape")
     page.get_by_role("link", name="another link").click()
-    assert not box.is_visible()
+    expect(box).not_to_be_visible()
     assert re.search("#else$", page.url)

@@ -9,8 +9,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import figures
-
 ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / os.environ.get("POSTX_HTML", "_build/html")  # `make page` has a book of its own
 FLAGS = [
@@ -72,7 +70,18 @@ def typeset(page) -> None:
     """Wait until MathJax has finished with the page, if the page has it, and wide.js with what MathJax made."""
     page.wait_for_load_state("load")
     page.evaluate("() => window.MathJax?.startup?.promise.then(() => null)")
+    drawn(page)
+
+
+def drawn(page) -> None:
+    """Wait until the page has been laid out and drawn as it is now."""
     page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))")
+
+
+def stop_time(page) -> None:
+    """From here on the page's timers and clock go on by page.clock.run_for alone, however busy the machine is."""
+    page.clock.install(time=0)
+    page.clock.pause_at(3600)
 
 
 # ---- What a reader would stumble over, each as a list of words for the message of a test ---------------------
@@ -172,5 +181,5 @@ def phone_faults(page) -> list[str]:
 def page_faults(page, on_search: bool) -> list[str]:
     """What no page should load or show."""
     loaded = set(page.evaluate(SCRIPTS)) & set(HEAVY[:1] if on_search else HEAVY)
-    looked = map(page.evaluate, (ICONLESS, FONTS, TOOLS, TIRING, LOOSE, figures.FAINT))
+    looked = map(page.evaluate, (ICONLESS, FONTS, TOOLS, TIRING, LOOSE))
     return [f"loads {name}" for name in sorted(loaded)] + sum(looked, [])

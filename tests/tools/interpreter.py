@@ -4,6 +4,8 @@ The variable TRITON_INTERPRET is read when triton is imported, so it has a proce
 starts the test file as a script, whose last line calls its `interpreted()` and prints what that found as JSON.
 """
 
+import functools
+import inspect
 import json
 import os
 import subprocess
@@ -23,6 +25,15 @@ def install():
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     interpreter._patch_lang_tensor = with_index
+    # Triton looks through all of its language for every call of every function, which takes longer than the sums.
+    builtins = functools.cache(lambda place: inspect.getmembers(place, interpreter.tl.core.is_builtin))
+
+    def patch_builtins(place, builder, scope):
+        for name, member in builtins(place):
+            if getattr(place, name) is member:
+                interpreter._patch_attr(place, name, member, builder, scope)
+
+    interpreter._patch_builtin = patch_builtins
     choose = scans.choose
     scans.choose = lambda impl, x, kernel=False: impl if impl == "triton" and kernel else choose(impl, x, kernel)
 
