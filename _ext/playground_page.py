@@ -8,6 +8,7 @@ With the name of a chapter's model the directive shows that one alone: its weigh
 
 import hashlib
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -25,16 +26,22 @@ from postx.models import checkpoints
 from postx.style import FAMILY
 
 RACERS = ("attention", "hybrid", "ssd")
-# What is written of each model; the widths of the hybrid are all there, as rounding a model takes seconds.
-FILES = {"hybrid": (2, 3, 4, 16), "attention": (4, 16), "ssd": (4, 16), "ternary": (None,)}
-FILLER = "masked"
+# What is written of each model, if its weights are kept; rounding a model takes seconds.
+FILES = {
+    "hybrid": (2, 3, 4, 16), "attention": (4, 16), "ssd": (4, 16), "gated_deltanet": (2, 3, 4, 16),
+    "rwkv7": (2, 3, 4, 16), "whole_machine": (4,), "ternary": (None,),
+}  # fmt: skip
+FILLER, MACHINE = "masked", "whole_machine"  # the last chapter has a model of its own, calibrated as it shows
 SAYS = {
-    "hybrid": "Six blocks of SSD and two of attention.",
-    "attention": "Eight blocks of attention.",
-    "ssd": "Eight blocks of SSD, no attention.",
-    "ternary": "Eight blocks of attention, trained so that each weight is -1, 0 or 1 times one number a layer.",
+    "hybrid": "Six blocks of SSD and two of attention",
+    "attention": "Eight blocks of attention",
+    "ssd": "Eight blocks of SSD, no attention",
+    "gated_deltanet": "Eight blocks of Gated DeltaNet, no attention",
+    "rwkv7": "Eight blocks of RWKV-7, no attention",
+    "whole_machine": "Six blocks of SSD and two of attention, each with eight experts of which two answer",
+    "ternary": "Eight blocks of attention, trained so that each weight is -1, 0 or 1 times one number a layer",
 }
-NAMES = {"ssd": "SSD"}
+NAMES = {"ssd": "SSD", "gated_deltanet": "Gated DeltaNet", "rwkv7": "RWKV-7", "whole_machine": "the whole machine"}
 START = """open_archive(path, mode="r")
     Open the archive and return an object that behaves like a file. If it cannot be opened, an OSError is raised.
 """
@@ -48,76 +55,126 @@ CODE = """def read_lines(path, encoding="utf-8"):
 
 """
 CAPTION = "What the page computes, drawn in Python: this reader runs no scripts."
-LONG = 1024
 RECORD = "experiments/results/quant.jsonl"
-MACHINE, TRAINED = "whole_machine", 2048  # the last chapter's model, and the length that it was trained on
+MEASURED = 2, 2048  # windows of unseen text, and their length, for what is not in the record
 SOURCES = ("postx/export.py", "postx/models/experts.py", "postx/models/quantized.py", "postx/quant/gptq.py",
            "postx/quant/__init__.py", "postx/quant/_pack.py", "postx/quant/uniform.py",
            "postx/models/packed.py", "postx/models/checkpoints.py")  # fmt: skip
 
 
-def prepare(root: Path) -> Path:
-    """The folder with today's packed models, their scripts, and curves.json: a text read by three of them."""
-    digest = hashlib.sha256(sys.version.encode())
-    alone = [MACHINE] if MACHINE in checkpoints.kept() else []
-    for name in (*SOURCES, *(f"postx/weights/{model}.safetensors" for model in (*FILES, FILLER, *alone))):
-        digest.update((root / name).read_bytes())
+def offered(weights=checkpoints.FOLDER) -> dict:
+    """{model: its widths}: the models whose weights are there."""
+    there = checkpoints.kept(weights)
+    return {model: widths for model, widths in FILES.items() if model in there}
+
+
+def prepare(root: Path, weights=checkpoints.FOLDER) -> Path:
+    """The folder with today's packed models, their scripts, curves.json (a text read) and bits.json (what is lost)."""
+    models, digest = offered(weights), hashlib.sha256(sys.version.encode())
+    parts = [root / name for name in SOURCES]
+    parts += [Path(weights) / f"{model}{end}" for model in (*models, FILLER) for end in (".safetensors", ".json")]
+    for path in parts:
+        digest.update(path.read_bytes())
     folder = root / "_build" / "playground" / digest.hexdigest()[:16]
     if not folder.exists():
         shutil.rmtree(folder.parent, ignore_errors=True)  # of older code
         folder.mkdir(parents=True)
-    for model, bits in [(model, bits) for model, widths in FILES.items() for bits in widths] + [(FILLER, 4)]:
+    for model, bits in [(model, bits) for model, widths in models.items() for bits in widths] + [(FILLER, 4)]:
         if not _script(folder, model, bits).exists():
-            export.script(export.write(model, bits, folder))
-    for model in alone:
-        if not _script(folder, model, 4).exists():
-            export.script(export.write(model, 4, folder, ids_BT=export.calibration()))
-            read = bytes(text.packages_slice().test[:TRAINED])
-            (folder / f"{model}.json").write_text(json.dumps(curve(f"{model}_4", folder, read)), encoding="utf8")
-    curves = folder / "curves.json"
-    if not curves.exists():
-        long = _long()
-        found = {name: curve(f"{name}_4", folder, long) for name in RACERS}
-        curves.write_text(json.dumps({"long": long.decode(), "curves": found}), encoding="utf8")
+            ids_BT = export.calibration() if model == MACHINE else None
+            export.script(export.write(model, bits, folder, weights, ids_BT))
+    _once(folder / "curves.json", lambda: _curves(models, folder, weights))
+    _once(folder / "bits.json", lambda: _measured(root, models, folder, weights))
     return folder
+
+
+def _once(path, make):
+    if not path.exists():
+        path.write_text(json.dumps(make()), encoding="utf8")
 
 
 def _script(folder, model, bits):
     return folder / export.SCRIPT.format(f"{model}_{bits or 'trits'}")
 
 
-def told(root: Path, folder: Path) -> dict:
+def _curves(models, folder, weights):
+    long = _long(2 * max(trained(name, weights) for name in RACERS))
+    found = {name: curve(f"{name}_4", folder, long) for name in RACERS}
+    if MACHINE in models:
+        read = bytes(text.packages_slice().test[: trained(MACHINE, weights)])
+        found[MACHINE] = curve(f"{MACHINE}_4", folder, read)
+    return {"long": long.decode(), "curves": found}
+
+
+def _measured(root, models, folder, weights):
+    """{model: {width: bits a byte}} of the models that the record of the chapter on fewer bits does not have."""
+    windows, T = MEASURED
+    found = {}
+    for model in [name for name, widths in models.items() if None not in widths and not _recorded(root, name)]:
+        data = text.packages_slice().test if _of_packages(model, weights) else text.load().test
+        read = [bytes(data[i * T : (i + 1) * T]) for i in range(windows)]
+        places = [(bits, f"{model}_{bits}", folder) for bits in models[model]] + [(16, model, weights)]
+        found[model] = {str(bits): round(float(np.mean([curve(name, at, part) for part in read])), 3)
+                        for bits, name, at in places}  # fmt: skip
+    return found
+
+
+def trained(model, weights=checkpoints.FOLDER):
+    """Bytes of the windows that a kept model was trained on."""
+    return checkpoints.record(model, weights)["run"]["T"]
+
+
+def _of_packages(model, weights):
+    return "packages" in checkpoints.record(model, weights)["run"]["task"]["source"]
+
+
+def told(root: Path, folder: Path, weights=checkpoints.FOLDER) -> dict:
     """What the page's script is told: the models, what each file weighs and costs, and the texts to begin with."""
-    models = {}
-    for model, widths in FILES.items():
-        files = {}
-        for bits in widths:
-            script = _script(folder, model, bits)
-            files[str(bits or "trits")] = {
-                "id": script.stem.removeprefix("weights_"), "bytes": script.stat().st_size,
-                "name": f"{bits} bits" if bits else "1.6 bits", "says": _loss(root, model, bits),
-            }  # fmt: skip
-        models[model] = {"name": NAMES.get(model, model), "says": SAYS[model], "files": files}
+    models = {model: about(root, folder, model, widths, weights) for model, widths in offered(weights).items()}
     filler = {"id": f"{FILLER}_4", "bytes": _script(folder, FILLER, 4).stat().st_size}
     return {"first": "hybrid", "racers": RACERS, "models": models, "filler": filler,
             "start": START, "prompt": PROMPT, "hole": HOLE}  # fmt: skip
 
 
-def _loss(root, model, bits):
-    if bits is None:
-        known = checkpoints.record(model)["test_bits"]
-        return f"On unseen text {known:.2f} bits a byte with inputs rounded as in training; here they are not rounded."
+def about(root, folder, model, widths, weights=checkpoints.FOLDER):
+    """What the page says of one model: its parts, its weights, what it was trained on, and its files."""
+    files = {}
+    for bits in widths:
+        script = _script(folder, model, bits)
+        files[str(bits or "trits")] = {
+            "id": script.stem.removeprefix("weights_"), "bytes": script.stat().st_size,
+            "name": f"{bits} bits" if bits else "1.6 bits", "says": _loss(root, folder, model, bits, weights),
+        }  # fmt: skip
+    known, T = checkpoints.record(model, weights), trained(model, weights)
+    size = known["run"]["task"]["sizes"]["train"] / 1e6
+    what = "Python code of many packages" if _of_packages(model, weights) else "Python's manual and docstrings"
+    says = f"{SAYS[model]}: {known['parameters'] / 1e6:.1f} million weights, trained on {size:.1f} MB of {what}."
+    return {"name": NAMES.get(model, model), "says": says, "trained": T, "files": files}
+
+
+def _recorded(root, model):
+    """{width: bits a byte} of a model in the record, by rounding to nearest."""
     rows = (json.loads(line) for line in (root / RECORD).read_text(encoding="utf8").splitlines())
-    lost = {row["run"]["bits"]: row["metrics"]["bits"] for row in rows if row["run"]["part"] == "table"
+    return {row["run"]["bits"]: row["metrics"]["bits"] for row in rows if row["run"]["part"] == "table"
             and row["run"]["model"] == model and row["run"]["method"] in ("full", "nearest")}  # fmt: skip
+
+
+def _loss(root, folder, model, bits, weights):
+    if bits is None:
+        known = checkpoints.record(model, weights)["test_bits"]
+        return f"On unseen text {known:.2f} bits a byte with inputs rounded as in training; here they are not rounded."
+    lost, where = _recorded(root, model), "unseen text"
+    if not lost:
+        read = json.loads((folder / "bits.json").read_text(encoding="utf8"))[model]
+        lost, where = {int(key): value for key, value in read.items()}, f"{math.prod(MEASURED):,} bytes of unseen text"
     against = "" if bits == 16 else f", {lost[bits] - lost[16]:.3f} more than at 16 bits"
-    return f"On unseen text {lost[bits]:.3f} bits a byte{against}."
+    return f"On {where} {lost[bits]:.3f} bits a byte{against}."
 
 
-def _long():
+def _long(n):
     """The first document of the unseen text that is plain ASCII and long enough, from its beginning."""
     documents = bytes(text.load().test).split(b"\0")
-    return next(d for d in documents if len(d) >= LONG and d[:LONG].isascii())[:LONG]
+    return next(d for d in documents if len(d) >= n and d[:n].isascii())[:n]
 
 
 def curve(name, folder, read):
@@ -125,20 +182,21 @@ def curve(name, folder, read):
     lm = checkpoints.load(name, folder)
     ids = torch.tensor([[0, *read]])
     with torch.no_grad():
-        logits = lm(ids[:, :-1], form="parallel")[0][0]
+        logits = lm(ids[:, :-1], form=_at_once)[0][0]
     loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
     return [round(float(x) / 0.6931471805599453, 3) for x in loss]
 
 
-def one(folder: Path, model: str) -> dict:
+def _at_once(mixer, *z, **more):
+    """The form of a mixer that needs no compiling: a build has just begun."""
+    return getattr(mixer, "parallel", getattr(mixer, "chunked", None))(*z, **more)
+
+
+def one(root: Path, folder: Path, model: str) -> dict:
     """What the script is told where a chapter shows its own model."""
-    if not _script(folder, model, 4).exists():
+    if model != MACHINE or model not in offered():
         raise ValueError(f"postx-playground: expected a model of a chapter that is kept, {MACHINE!r}, got {model!r}")
-    script = _script(folder, model, 4)
-    file = {"id": f"{model}_4", "bytes": script.stat().st_size, "name": "4 bits", "says": ""}
-    says = "Six blocks of SSD and two of attention, with experts in each, in 4 bits by GPTQ."
-    return {"first": model, "models": {model: {"name": "the machine", "says": says, "files": {"4": file}}},
-            "start": CODE}  # fmt: skip
+    return {"first": model, "models": {model: about(root, folder, model, FILES[model])}, "start": CODE}
 
 
 def draw_one(bits):
@@ -159,8 +217,8 @@ def draw(curves):
         means = np.convolve(curves[name], np.ones(64) / 64, "valid")
         ax.plot(64 + np.arange(len(means)), means, color=FAMILY[family], lw=1.6)
         ax.text(len(curves[name]) + 12, means[-1], NAMES.get(name, name), color=FAMILY[family], va="center")
-    ax.axvline(512, color="black", lw=0.8, ls="--")
-    ax.set(xlim=(0, 1.2 * LONG), ylim=(0, None), xlabel="bytes read", ylabel="bits a byte, last 64")
+    ax.axvline(trained(RACERS[0]), color="black", lw=0.8, ls="--")
+    ax.set(xlim=(0, 1.2 * len(curves[RACERS[0]])), ylim=(0, None), xlabel="bytes read", ylabel="bits a byte, last 64")
     return fig
 
 
@@ -170,20 +228,19 @@ class Playground(SphinxDirective):
     def run(self):
         root = Path(self.env.srcdir)
         folder = prepare(root)
-        if self.arguments:
-            (model,) = self.arguments
-            data = one(folder, model)
-            bits = json.loads((folder / f"{model}.json").read_text(encoding="utf8"))
-            alt = f"One model reads {len(bits):,} bytes that it has not seen: bits for each, the last 64 at a time."
-            picture = widget("playground", data, alt=alt, still=draw_one(bits), caption=CAPTION)
-            return [nodes.raw("", picture._repr_mimebundle_()[0]["text/html"], format="html")]
         read = json.loads((folder / "curves.json").read_text(encoding="utf8"))
-        alt = ("Three models read a text of 1,024 bytes. Up to 512, the length that they were trained on, their lines "
-               "run together; then attention climbs, hybrid and SSD stay low.")  # fmt: skip
-        picture = widget("playground", told(root, folder) | {"long": read["long"]}, alt=alt,
-                         still=draw(read["curves"]), caption=CAPTION)
-        data, _ = picture._repr_mimebundle_()
-        return [nodes.raw("", data["text/html"], format="html")]
+        if self.arguments:
+            data = one(root, folder, self.arguments[0])
+            bits = read["curves"][self.arguments[0]]
+            alt = f"One model reads {len(bits):,} bytes that it has not seen: bits for each, the last 64 at a time."
+            still = draw_one(bits)
+        else:
+            data = told(root, folder) | {"long": read["long"]}
+            alt = (f"Three models read a text of {len(read['long']):,} bytes. Up to {trained(RACERS[0])}, the length "
+                   "of their training, their lines run together; then attention climbs, hybrid and SSD stay low.")
+            still = draw(read["curves"])
+        picture = widget("playground", data, alt=alt, still=still, caption=CAPTION)
+        return [nodes.raw("", picture._repr_mimebundle_()[0]["text/html"], format="html")]
 
 
 def copy_weights(app: Sphinx, exception) -> None:

@@ -2,6 +2,8 @@
 
     python -m experiments.runner.corpus FILE.npz packages 33554432
     python -m experiments.one_recipe --out FOLDER/one_recipe.jsonl --text FILE.npz [--only NAME ...] [--small]
+    python -m experiments.one_recipe --out FOLDER/again.jsonl --text FILE.npz --again best \\
+        --have experiments/results/one_recipe.jsonl [--only NAME ...]
 
 Eight layers, each a mixer and a gated MLP whose width makes the parameters equal to 5%; 32 MB of other people's
 Python (`postx.packages`), every byte asked for once, in windows of 2,048 that one seed puts into the same order for
@@ -13,7 +15,8 @@ denoiser of the same size, judged by its bound, which has the same unit and is n
 much as the others have, and what it has is more, at most `MOST`. It is trained with the balance loss of `LM.loss`, so
 its loss is not comparable, its bits a byte are; how its routers chose on the validation text stands in its metrics.
 
-The weights of each name's best seed are kept beside the lines, in bf16.
+The weights of each name's best seed are kept beside the lines, in bf16, as soon as its run ends. Where the lines are
+there and the weights are not, --again trains one recorded run of each name, "best" or a seed, and nothing else.
 """
 
 import copy
@@ -24,7 +27,8 @@ import torch
 from experiments import diffusion
 from experiments.runner import corpus
 from experiments.runner.equal import config, spread
-from experiments.runner.sweep import MODEL, arguments, build, key, sweep, tune
+from experiments.runner.results import read
+from experiments.runner.sweep import MODEL, arguments, best, build, key, sweep, tune
 from postx import text as texts
 from postx.models import checkpoints
 from postx.models.denoiser import Denoiser
@@ -92,6 +96,26 @@ def study(run, text):
     """The rate on a share of the text, then every seed on the whole of it."""
     tried = yield from tune(run | {"steps": steps(text, run, SHARE), "seed": 0, "share": SHARE}, RATES, "score")
     yield [run | {"steps": steps(text, run), "seed": seed, "lr": tried["run"]["lr"]} for seed in SEEDS]
+
+
+def again(run, text, records, seed):
+    """One recorded run of the whole text once more, for its weights: that seed, or the "best" one.
+
+    Raises ValueError where the records have no such run of this recipe and text.
+    """
+    whole = [r for r in records if r["run"]["name"] == run["name"] and "share" not in r["run"] and r["metrics"]]
+    mine = [r for r in whole if seed == "best" or str(r["run"]["seed"]) == seed]
+    if not mine:
+        raise ValueError(f"again: {run['name']} has no finished run of seed {seed!r} in the records")
+    found = best(mine, "score")["run"]
+    wanted = run | {"steps": steps(text, run), "seed": found["seed"], "lr": found["lr"]}
+    if wanted != found:
+        raise ValueError(f"again: {run['name']} was recorded with another recipe or text: {differing(wanted, found)}")
+    yield [wanted]
+
+
+def differing(one, other):
+    return ", ".join(sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name)))
 
 
 @torch.no_grad()
@@ -164,7 +188,7 @@ class Judge:
 
 
 def main():
-    args = arguments(__doc__, text="")
+    args = arguments(__doc__, text="", again="")
     text, about = corpus.load(args.text or None, 4_000 if args.small else None)
     found = runs(args.small)
     for run in found.values():
@@ -175,8 +199,11 @@ def main():
         most = 1 + 12 * SHARE * 4 * 64
         text = texts.Text(text.train[:most], text.validation, text.test, text.source)
     judge = Judge(args.out.parent, text)
-    sweep({name: study(run, text) for name, run in found.items()}, args=args, score=judge.score, build=make,
-          data=lambda run: once(text, run))  # fmt: skip
+    studies = {name: study(run, text) for name, run in found.items()}
+    if args.again:
+        records, args.have = read(*args.have), []
+        studies = {name: again(run, text, records, args.again) for name, run in found.items()}
+    sweep(studies, args=args, score=judge.score, build=make, data=lambda run: once(text, run))
 
 
 if __name__ == "__main__":

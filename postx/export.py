@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import silu
 
-from postx.mixers import attention, ssd
+from postx.mixers import attention, gated_deltanet, rwkv7, ssd
 from postx.models import checkpoints, experts, quantized
 from postx.models.denoiser import Denoiser
 from postx.models.nn import MLP, MoE, RMSNorm
@@ -105,8 +105,17 @@ def _mixer(i, layer, both_ways):
         limited = layer.dt_limit != (0, float("inf")) or layer.gate_last or layer.inward.bias is not None
         if limited or layer.G != 1 or not isinstance(layer.norm, ssd.GroupNorm):
             raise ValueError(f"lm: the SSD of block {i} has options that the page has no code for")
-        inner, W = layer.widths[0], layer.taps_DW.shape[1]
-        return {"mixer": "ssd", "H": layer.H, "K": layer.K, "V": inner // layer.H, "taps": W, "ssd_eps": layer.norm.eps}
+        V = layer.widths[0] // layer.H
+        return {"mixer": "ssd", "H": layer.H, "K": layer.K, "V": V, "mixer_eps": layer.norm.eps}
+    if isinstance(layer, gated_deltanet.Layer):
+        GK, _, HV = layer.conv.widths
+        taps = 0 if layer.conv.taps_DW is None else layer.conv.taps_DW.shape[1]
+        return {"mixer": "gated_deltanet", "H": layer.H, "G": layer.G, "K": GK // layer.G, "V": HV // layer.H,
+                "taps": taps, "top": layer.top, "mixer_eps": layer.norm.eps}  # fmt: skip
+    if isinstance(layer, rwkv7.Layer):
+        if layer.value is not None:
+            raise ValueError(f"lm: the RWKV-7 of block {i} blends in the first block's values, as the page does not")
+        return {"mixer": "rwkv7", "H": layer.H, "K": layer.u_HK.shape[1], "mixer_eps": layer.norm.eps}
     raise ValueError(f"lm: block {i} is {type(layer).__module__}, which the page has no code for")
 
 

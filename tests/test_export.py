@@ -4,92 +4,23 @@ The page's own files run in node. POSTX_LONG=1 holds every file that the page ca
 and two layers of each kind for the rest, as a model in node takes seconds.
 """
 
-import json
 import os
-import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from page_model import NEEDS_NODE, PROMPTS, node, reference, small, text
 
+from _ext import playground_page
 from postx import export
 from postx.diffusion import masked
 from postx.models import checkpoints
 from postx.models.denoiser import Denoiser
 from postx.models.lm import LM, generate
 
-ROOT = Path(__file__).resolve().parent.parent
-PARTS = ROOT / "_static" / "widgets" / "playground"
 LONG = os.environ.get("POSTX_LONG") == "1"
-PROMPTS = ("The following functions are defined: ", "Return a new string in which é ", "class Queue:\n    ")
-FILES = [("hybrid", 4), ("hybrid", 16), ("hybrid", 3), ("hybrid", 2), ("attention", 4), ("attention", 16), ("ssd", 4),
-         ("ssd", 16), ("ternary", None)]  # fmt: skip
-SMALL = {"D": 48, "Y": 256, "mlp": "F", "options": {"A": {"H": 4, "G": 2}, "S": {"K": 16, "V": 16}, "F": {"F": 40},
-         "E": {"E": 6, "k": 2, "F": 20}}}
-
-RUN = """
-const fs = require("fs"), vm = require("vm"), [folder, file, job] = process.argv.slice(1);
-const window = { postx: {} };
-const world = vm.createContext({ window, postx: window.postx, atob, TextDecoder, TextEncoder, URL, performance,
-  location: { href: "file:///page.html" }, document: { currentScript: null } });
-const run = (path) => vm.runInContext(fs.readFileSync(path, "utf8"), world, { filename: path });
-fs.readdirSync(folder).filter((name) => name.endsWith(".js")).forEach((name) => run(`${folder}/${name}`));
-const m = {};
-Object.values(window.postx.parts).forEach((part) => part(m));
-const page = window.postx.playground;
-let model = null;
-window.postx.take = (id, told, body) => (model = { told, body });
-if (file) run(file);
-const ask = JSON.parse(fs.readFileSync(0, "utf8"));
-const weights = model && m.open(m.fromBase64(model.body));
-const jobs = {
-  logits: () => { const net = m.network(model.told, weights); return ask.map((byte) => Array.from(net.step(byte))); },
-  experts: () => { // of the last place of every text, one after the other in one reader
-    const reader = m.reader(m.network(model.told, weights));
-    return ask.map((text) => {
-      reader.read(Uint8Array.from(text));
-      while (reader.turn(0, () => 1)?.busy);
-      return reader.experts(text.length); }); },
-  routes: () => {
-    const net = m.network(model.told, weights);
-    ask.forEach((byte) => net.step(byte));
-    return net.routed.map((mlp) => mlp.chosen); },
-  weights: () => Object.fromEntries(ask.map((name) => [name, Array.from(weights[name])])),
-  write: () => ask.prompts.map((prompt) => {
-    const reader = m.reader(m.network(model.told, weights));
-    reader.read(Uint8Array.from(prompt));
-    reader.write(ask.n, 0, 1);
-    while (reader.turn(0, () => 1)?.busy);
-    return reader.bytes.slice(prompt.length); }),
-  edit: () => { // every text one after the other in one reader: what it tells of each, and its last logits
-    const reader = m.reader(m.network(model.told, weights));
-    return ask.map((text) => {
-      reader.read(Uint8Array.from(text));
-      const heard = [];
-      for (let busy = true; busy; ) {
-        const news = reader.turn(0, () => 1);
-        heard.splice(news.from, Infinity, ...news.rows);
-        busy = news.busy;
-      }
-      return { rows: heard.length, logits: Array.from(reader.logits[text.length]) }; }); },
-  denoise: () => m.denoiser(model.told, weights)(ask).map((row) => Array.from(row)),
-  fill: () => ask.map((job) => m.filler(model.told, weights, () => {}).fill(job)),
-  spell: () => ask.map((bytes) => { const text = page.text(bytes); return [text, page.bytes(text)]; }),
-  exp: () => ask.map(m.exp),
-  draw: () => ask.map(([logits, temperature, number]) => m.draw(Float32Array.from(logits), temperature, number)),
-};
-process.stdout.write(JSON.stringify(jobs[job]()));
-"""
-pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="no node here: it runs the files of the page")
-
-
-def node(job, ask, script=""):
-    done = subprocess.run(["node", "-e", RUN, str(PARTS), str(script), job], input=json.dumps(ask), text=True,
-                          capture_output=True, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+FILES = [(model, bits) for model, widths in playground_page.offered().items() for bits in widths]
+pytestmark = NEEDS_NODE
 
 
 @pytest.fixture(scope="module")
@@ -104,31 +35,6 @@ def packed(tmp_path_factory):
         return made[name, bits]
 
     return make
-
-
-def small(folder, pattern="AS", seed=0, name="small", mlp="F"):
-    """Two blocks with random weights, norms and time steps of its own included, kept as a model is."""
-    torch.manual_seed(seed)
-    options = {k: SMALL["options"][k] for k in (*pattern, *mlp)}
-    config = SMALL | {"pattern": pattern, "mlp": mlp, "options": options}
-    lm = LM(**config)
-    with torch.no_grad():
-        for p in lm.parameters():
-            p.add_(0.3 * torch.randn_like(p))
-    checkpoints.save(name, lm, config, {}, folder)
-    return name
-
-
-def reference(lm, ids):
-    with torch.no_grad():
-        return lm(torch.tensor([ids]), form="parallel")[0][0].numpy()
-
-
-def text(n, seed):
-    """Bytes of every kind: words, then anything, whole characters or not."""
-    rng = np.random.default_rng(seed)
-    words = "Open the file, é and ﬀ; 𝛼 = 1.\n".encode() * 4
-    return [*words[: n // 2], *rng.integers(0, 256, n - n // 2).tolist()]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +58,7 @@ class TestKept:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "mlp"), [("AS", "F"), ("SA", "F"), ("AA", "F"), ("SS", "F"), ("SA", "E"), ("AS", "FE")]
+    ("pattern", "mlp"), [("AS", "F"), ("SA", "F"), ("SA", "E"), ("AS", "FE"), ("GG", "F"), ("77", "F"), ("G7A", "F")]
 )
 @pytest.mark.parametrize("bits", [16, 4, 3, 2])
 def test_any_list_of_blocks_at_any_width(tmp_path, pattern, mlp, bits):
@@ -214,7 +120,7 @@ def test_shares_of_experts_follow_an_edit(tmp_path):
         assert {e for e, _ in place["chosen"]} == set(seen[0][-1].nonzero()[:, 0].tolist())
 
 
-@pytest.mark.parametrize("pattern", ["AA", "SA"])
+@pytest.mark.parametrize("pattern", ["AA", "SA", "G7"])
 def test_an_edited_text_is_read_as_if_it_were_new(tmp_path, pattern):
     script = export.script(path := export.write(small(tmp_path, pattern), 4, tmp_path, tmp_path))
     whole, lm = text(170, 5), checkpoints.load(path.name, tmp_path)
@@ -290,6 +196,7 @@ def test_draws_follow_the_probabilities():
         ({"pattern": "A", "options": {"F": {"activation": "gelu"}}}, "SwiGLU"),
         ({"pattern": "A", "mlp": "E", "options": {"E": {"shared": 8}}}, "block 0 has another mixture"),
         ({"pattern": "A", "mlp": "E", "options": {"E": {"sigmoid": True}}}, "block 0 has another mixture"),
+        ({"pattern": "77", "mlp": "F", "options": {"7": {"H": 2, "value_rank": 4}}}, "RWKV-7 of block 1"),
         ({"pattern": "A", "tied": False}, "tied head"),
         ({"pattern": "A", "softcap": 3.0}, "bends"),
     ],

@@ -17,8 +17,10 @@ COMMANDS = {
     "compare": "bits a byte, size, state and speed of several models on a text of yours",
     "plan": "memory, time and price of a model on a device; which models fit",
 }
-MODELS = """A model (PATH) is
-  the name of one that comes with the package: attention, hybrid, ssd, masked, ternary (2.9 million weights, bytes);
+KEPT = sorted(path.stem for path in (Path(__file__).parents[1] / "weights").glob("*.safetensors"))
+MODELS = f"""A model (PATH) is
+  the name of one that comes with the package (2 to 4 million weights, bytes):
+  {", ".join(KEPT) or "none here, a checkout of the repository has some"};
   a folder with config.json and safetensors, as published, or one that `postx quantize` wrote;
   a file NAME.gguf;
   or hf:owner/name[@revision], which is fetched from the hub.

@@ -3,11 +3,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from page_model import at_once
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments import one_recipe
-from experiments.runner import corpus, program, results
-from postx.models import checkpoints
+from experiments.runner import corpus, program, results, sweep
+from postx.models import checkpoints, quantized
 from postx.models.lm import count
 from postx.models.nn import MoE
 from postx.text import Text
@@ -63,6 +64,55 @@ def test_a_study_tries_rates_on_a_share_and_reads_the_whole_with_every_seed():
     whole = study.send(records)
     assert [(r["steps"], r["seed"], r["lr"]) for r in whole] == [(8, seed, 2e-3) for seed in one_recipe.SEEDS]
     assert all("share" not in r for r in whole)
+
+
+def test_a_recorded_run_is_trained_again_for_its_weights_and_nothing_else():
+    told, run = text(), one_recipe.runs(small=True)["rwkv7"]
+    line = run | {"steps": 8, "lr": 2e-3}
+    tried = {"run": line | {"steps": 1, "share": 8, "seed": 0}, "metrics": {"score": 9.0}}
+    failed = {"run": line | {"seed": 2}, "metrics": None}
+    records = [{"run": line | {"seed": seed}, "metrics": {"score": score}} for seed, score in ((0, -3.0), (1, -2.0))]
+    records += [tried, failed, {"run": line | {"seed": 0, "name": "ssd"}, "metrics": {"score": 0.0}}]
+    for seed, want in (("best", 1), ("0", 0)):
+        assert list(one_recipe.again(run, told, records, seed)) == [[line | {"seed": want}]]
+    for seed, says in (("2", "rwkv7 has no finished run of seed '2'"), ("best", "another recipe or text: B, decay")):
+        with pytest.raises(ValueError, match=says):
+            next(one_recipe.again(run | {"decay": 1.0, "B": 2} if seed == "best" else run, text(512), records, seed))
+
+
+def test_the_records_are_of_this_recipe():
+    """What `--again best` asks for on a GPU, with the recorded text, is what was recorded, key by key."""
+    records = results.read(results.RESULTS / "one_recipe.jsonl")
+    for name, run in one_recipe.runs().items():
+        about = next(r["run"]["task"] for r in records if r["run"]["name"] == name)
+        told = Text(np.zeros(about["sizes"]["train"], np.uint8), *[np.ones(9, np.uint8)] * 2, about["source"])
+        ((wanted,),) = one_recipe.again(run | {"task": about}, told, records, "best")
+        assert sweep.key(wanted) in {r["key"] for r in records if r["run"]["name"] == name}
+
+
+@pytest.mark.parametrize("name", ["gated_deltanet", "rwkv7", "whole_machine"])
+def test_weights_that_come_back_are_small_and_read_the_same(tmp_path, name):
+    """In bf16 as they are written, and with rows of 8 bits: a file under 15 MB at full size, and the same loss."""
+    records = results.read(results.RESULTS / "one_recipe.jsonl")
+    assert 2 * max(r["parameters"] for r in records if r["run"]["name"] == name) < 15e6
+    told, run = text(), one_recipe.runs(small=True)[name] | {"steps": 8, "lr": 2e-3, "seed": 0}
+    judge, lm = one_recipe.Judge(tmp_path, told), one_recipe.make(run).eval()
+
+    def bits(name):
+        net = checkpoints.load(name, tmp_path)
+        net.form = at_once
+        return judge.bits(net, run, told)["test_bits"]
+
+    lm.form = at_once  # nothing is compiled for this
+    with torch.no_grad():
+        found = judge.score(lm, run)
+    path, config = tmp_path / f"{name}.safetensors", checkpoints.record(name, tmp_path)["config"]
+    assert path.stat().st_size < 2 * count(lm).total + 30_000  # names and the config
+    assert bits(name) == found["test_bits"]
+    rows = quantized.quantized(lm, "uniform", 8, torch.zeros(1, 8, dtype=torch.int64), feed=False)[1].stored
+    eight = checkpoints.save("eight", lm, config, {}, tmp_path, packed=rows)
+    assert eight.stat().st_size < path.stat().st_size
+    assert bits("eight") == pytest.approx(found["test_bits"], abs=0.01)
 
 
 @pytest.mark.parametrize("name", ["hybrid", "ternary", "masked", "whole_machine"])

@@ -14,25 +14,32 @@
     return x;
   };
 
-  const grown = (old, size) => {
-    if (size <= old.length) return old;
-    const more = new Float32Array(Math.max(size, 2 * old.length));
-    more.set(old);
-    return more;
-  };
+  const PAGE = 128; // places whose keys, and values, lie together, head by head
 
   (m.mixers ??= {}).attention = ({ H, G, K, V, base }, weights, D) => {
     const [Wq, Wk, Wv, Wo] = ["q", "k", "v", "out"].map((name) => weights(`${name}.weight`));
-    let [asked, keys, values, T] = [new Float32Array(0), new Float32Array(0), new Float32Array(0), 0];
+    const [asked, keys, values] = [[], [], []]; // queries place by place, for the pictures; the others page by page
+    let T = 0;
+
+    const keep = (pages, x, width) => {
+      const page = (pages[Math.floor(T / PAGE)] ??= m.floats(PAGE * G * width));
+      for (let g = 0; g < G; g++) page.set(x.subarray(g * width, (g + 1) * width), (g * PAGE + (T % PAGE)) * width);
+    };
+    // Rows of head h in each page, for the first n places: [first place, their number, the rows].
+    const rows = (pages, width, h, n) => {
+      const g = Math.floor(h / (H / G));
+      const all = [];
+      for (let at = 0; at < n; at += PAGE)
+        all.push([at, Math.min(PAGE, n - at), pages[at / PAGE].subarray(g * PAGE * width, (g + 1) * PAGE * width)]);
+      return all;
+    };
 
     // How head h of place t looks at the places 0..t: probabilities.
     const look = (h, t) => {
-      const [q, score] = [(t * H + h) * K, new Float64Array(t + 1)];
-      for (let at = 0, k = Math.floor(h / (H / G)) * K; at <= t; at++, k += G * K) {
-        let sum = 0;
-        for (let i = 0; i < K; i++) sum += asked[q + i] * keys[k + i];
-        score[at] = sum / Math.sqrt(K);
-      }
+      const q = asked[t].subarray(h * K, (h + 1) * K);
+      const score = new Float32Array(t + 1);
+      for (const [at, n, page] of rows(keys, K, h, t + 1)) m.times(page, q, n, score.subarray(at, at + n));
+      for (let at = 0; at <= t; at++) score[at] /= Math.sqrt(K);
       return m.softmax(score);
     };
 
@@ -40,18 +47,14 @@
       kind: "attention",
       heads: H,
       step(x) {
-        asked = grown(asked, (T + 1) * H * K);
-        keys = grown(keys, (T + 1) * G * K);
-        values = grown(values, (T + 1) * G * V);
-        asked.set(m.turn(m.times(Wq, x, H * K), H, K, T, base), T * H * K);
-        keys.set(m.turn(m.times(Wk, x, G * K), G, K, T, base), T * G * K);
-        values.set(m.times(Wv, x, G * V), T * G * V);
+        asked[T] = m.turn(m.times(Wq, x, H * K), H, K, T, base);
+        keep(keys, m.turn(m.times(Wk, x, G * K), G, K, T, base), K);
+        keep(values, m.times(Wv, x, G * V), V);
         T++;
         const y = new Float32Array(H * V);
         for (let h = 0; h < H; h++) {
           const p = look(h, T - 1);
-          for (let at = 0, v = Math.floor(h / (H / G)) * V; at < T; at++, v += G * V)
-            for (let i = 0; i < V; i++) y[h * V + i] += p[at] * values[v + i];
+          for (const [at, n, page] of rows(values, V, h, T)) m.mix(page, p.subarray(at, at + n), y.subarray(h * V, (h + 1) * V));
         }
         return m.times(Wo, y, D);
       },

@@ -1,7 +1,7 @@
 // Bits a byte, averaged over the last 64 bytes, along the text; a line for each model, each named at its end.
 (() => {
   const page = (window.postx.playground ??= {});
-  const [WIDE, HIGH, TOP, OVER, TRAINED] = [600, 190, 8, 64, 512];
+  const [WIDE, HIGH, TOP, OVER] = [600, 190, 8, 64];
 
   page.means = (bits, over = OVER) => {
     let sum = 0;
@@ -12,8 +12,9 @@
     const { make } = page;
     const svg = make("svg:svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", class: "pp-curve", "aria-label": "Bits a byte along the text: nothing is read yet" });
     const y = (bits) => HIGH - 22 - (Math.min(bits, TOP) / TOP) * (HIGH - 30);
-    const show = (lines) => {
-      const longest = Math.max(TRAINED + 88, ...Object.values(lines).map((bits) => bits.length));
+    // trained: bytes of the texts that the models were trained on.
+    const show = (lines, trained) => {
+      const longest = Math.max(1.17 * trained, ...Object.values(lines).map((bits) => bits.length));
       const x = (i) => 24 + (i / longest) * (WIDE - 120);
       const text = (at, up, words, more = {}) => make("svg:text", { x: at, y: up, ...more }, words);
       const drawn = [0, 2, 4, 6, 8].flatMap((bits) => [
@@ -21,8 +22,8 @@
         text(18, y(bits) + 4, String(bits), { "text-anchor": "end" }),
       ]);
       drawn.push(text(30, 16, "bits a byte, over the last 64"));
-      drawn.push(make("svg:line", { x1: x(TRAINED), x2: x(TRAINED), y1: 6, y2: HIGH - 22, class: "pp-trained" }),
-        text(x(TRAINED), HIGH - 7, "trained on 512 bytes", { "text-anchor": "middle" }));
+      drawn.push(make("svg:line", { x1: x(trained), x2: x(trained), y1: 6, y2: HIGH - 22, class: "pp-trained" }),
+        text(x(trained), HIGH - 7, `trained on ${trained.toLocaleString("en-US")} bytes`, { "text-anchor": "middle" }));
       const ends = [];
       const said = Object.entries(lines).filter(([, bits]) => bits.length > 16).map(([name, bits]) => {
         const means = page.means(bits);

@@ -3,13 +3,13 @@
   const page = (window.postx.playground ??= {});
   const [MOST, WRITE] = [3000, 100]; // bytes of text that are read, bytes that one click writes
 
-  const headsOf = (told, kind) =>
+  const headsOf = (told, wanted) =>
     told.blocks.flatMap(({ mixer, H }, block) =>
-      mixer === kind ? Array.from({ length: H }, (_, h) => [`${block}/${h}`, `block ${block + 1}, head ${h + 1}`]) : []);
+      wanted(mixer) ? Array.from({ length: H }, (_, h) => [`${block}/${h}`, `block ${block + 1}, head ${h + 1}`]) : []);
 
   page.desk = (data) => {
     const { make } = page;
-    let [model, bits, reader, place, writing, fresh] = [data.first, "4", null, 0, false, true];
+    let [model, bits, reader, place, writing, fresh, trained] = [data.first, "4", null, 0, false, true, 0];
     const file = () => data.models[model].files[bits];
 
     // ---- the parts
@@ -78,7 +78,7 @@
       text.mark(place);
       meters.show({ cache, state: held });
       live.textContent = `${ms.toFixed(1)} ms a byte`;
-      if (!busy || text.bytes.length % 8 === 0) curve.show({ here: text.bits });
+      if (!busy || text.bytes.length % 8 === 0) curve.show({ here: text.bits }, trained);
       ask();
       if (busy) return;
       state();
@@ -114,8 +114,9 @@
       }
       buttons.forEach((each) => (each.disabled = false));
       names.here = data.models[model].name;
-      arcs.offer(headsOf(reader.told, "attention"));
-      table.offer(headsOf(reader.told, "ssd"));
+      trained = data.models[model].trained;
+      arcs.offer(headsOf(reader.told, (mixer) => mixer === "attention"));
+      table.offer(headsOf(reader.told, (mixer) => mixer !== "attention"));
       experts.box.hidden = !reader.told.blocks.some(({ E }) => E);
       text.put(0, []);
       fresh = true;
@@ -136,7 +137,7 @@
     const choose = (name) => {
       model = name;
       const files = Object.entries(data.models[model].files);
-      if (!data.models[model].files[bits]) bits = files[0][0];
+      if (!data.models[model].files[bits]) bits = data.models[model].files["4"] ? "4" : files[0][0];
       widths.replaceChildren(page.radios("Bits a weight", files.map(([key, { name: words }]) => [key, words]), bits, (key) => {
         bits = key;
         offer();

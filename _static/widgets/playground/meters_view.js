@@ -3,7 +3,7 @@
   const page = (window.postx.playground ??= {});
   page.metersView = () => {
     const { make } = page;
-    const parts = [["cache", "Cache (attention): grows with the text"], ["state", "State (SSD): stays as it is"]];
+    const parts = [["cache", "Cache (attention): grows with the text"], ["state", "State (tables): stays as it is"]];
     const lines = Object.fromEntries(parts.map(([key, words]) => {
       const [bar, value] = [make("span", { className: `pp-bar pp-${key}` }), make("output", {}, "0 KiB")];
       return [key, { bar, value, words }];

@@ -1,4 +1,4 @@
-// Three models read one text that is longer than the 512 bytes they were trained on; each in a worker of its own.
+// Three models read one text that is longer than those they were trained on; each in a worker of its own.
 (() => {
   const page = (window.postx.playground ??= {});
   page.race = ({ models, racers, long }) => {
@@ -10,6 +10,7 @@
     const said = make("output", { className: "pp-said", ariaLive: "polite" });
     const view = make("div", { hidden: true }, curve.box, said);
     const bytes = Uint8Array.from(page.bytes(long));
+    const trained = models[racers[0]].trained;
     const lines = {};
     let running = [];
 
@@ -22,7 +23,7 @@
         lines[name] = [];
         const rows = ({ from, rows: news, busy }) => {
           lines[name].splice(from, Infinity, ...news.map(([, bits]) => bits));
-          curve.show(lines);
+          curve.show(lines, trained);
           if (busy || --left) return;
           go.disabled = false;
           go.textContent = "Run it again";

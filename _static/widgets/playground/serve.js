@@ -73,7 +73,7 @@
         told = seen;
         return { from, rows, ms, cache: net.cache(), state: net.state(), busy: behind() || Boolean(plan?.left) };
       },
-      // What may come at a place, where attention looks from there, and what an SSD head's table holds now.
+      // What may come at a place, where attention looks from there, and what a table holds now.
       next(place) {
         const p = m.softmax(logits[known(place)]);
         const order = [...p.keys()].sort((a, b) => p[b] - p[a]);
@@ -99,7 +99,7 @@
       },
       table(block, head) {
         const mixer = net.mixers[block];
-        return { table: mixer.table(head), size: mixer.size, half: mixer.halfLife(head) };
+        return { table: mixer.table(head), size: mixer.size, halves: mixer.halfLives(head), kind: mixer.kind };
       },
     };
   };

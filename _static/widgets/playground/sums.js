@@ -1,8 +1,19 @@
-// What every block is made of: a matrix times a vector, the RMS norm, and three functions of a number.
+// What every block is made of: three sums over a matrix, the RMS norm, and a few functions of a number.
+// Where kernel.js has its program the three run there; what stands here is the same in JavaScript, and the definition.
 (window.postx.parts ??= {}).sums = (m) => {
-  // W x for W of O rows: eight rows at a time, so that x is read once for all of them.
+  // y_o = W_o . x for the O rows of W: eight rows at a time, so that x is read once for all of them.
   m.times = (W, x, O, y = new Float32Array(O)) => {
     const I = x.length;
+    const kernel = m.kernel(W, I, Math.max(I, O));
+    if (kernel) {
+      const [at, from] = [W.byteOffset, m.place(kernel, 0, x)];
+      const [row, to] = [4 * I, m.slot(1)];
+      let o = 0;
+      for (; o + 8 <= O; o += 8) kernel.times8(at + o * row, from, to + 4 * o, row);
+      for (; o < O; o++) kernel.times1(at + o * row, from, to + 4 * o, row);
+      m.fetch(kernel, 1, y);
+      return y;
+    }
     let o = 0;
     for (; o + 8 <= O; o += 8) {
       const r0 = o * I, r1 = r0 + I, r2 = r1 + I, r3 = r2 + I, r4 = r3 + I, r5 = r4 + I, r6 = r5 + I, r7 = r6 + I;
@@ -35,6 +46,31 @@
     return y;
   };
 
+  // y += p_0 W_0 + p_1 W_1 + ..., rows of y.length numbers
+  m.mix = (W, p, y) => {
+    const [O, I] = [p.length, y.length];
+    const kernel = m.kernel(W, I, Math.max(I, O));
+    if (kernel) {
+      const [at, from, to] = [W.byteOffset, m.place(kernel, 0, p), m.slot(1)];
+      kernel.numbers.set(y, to / 4);
+      let i = 0;
+      for (; i + 32 <= I; i += 32) kernel.mix8(at + 4 * i, from, to + 4 * i, O, 4 * I);
+      for (; i < I; i += 4) kernel.mix1(at + 4 * i, from, to + 4 * i, O, 4 * I);
+      m.fetch(kernel, 1, y);
+      return y;
+    }
+    for (let o = 0, at = 0; o < O; o++) for (let i = 0; i < I; i++, at++) y[i] += p[o] * W[at];
+    return y;
+  };
+
+  // S_o = keep_o S_o + w_o v: each row of a table fades, and is written to
+  m.write = (S, keep, w, v) => {
+    const [O, I] = [w.length, v.length];
+    const kernel = m.kernel(S, I, Math.max(I, O));
+    if (kernel) kernel.write(S.byteOffset, m.place(kernel, 0, keep), m.place(kernel, 1, w), O, 4 * I, m.place(kernel, 2, v));
+    else for (let o = 0, at = 0; o < O; o++) for (let i = 0; i < I; i++, at++) S[at] = keep[o] * S[at] + w[o] * v[i];
+  };
+
   m.norm = (x, weight, eps) => {
     let squares = 0;
     for (let i = 0; i < x.length; i++) squares += x[i] * x[i];
@@ -57,6 +93,7 @@
     const tail = r * (1 / 120 + r * (1 / 720 + r * (1 / 5040 + r * (1 / 40320 + r / 362880))));
     return (1 + r * (1 + r * (1 / 2 + r * (1 / 6 + r * (1 / 24 + tail))))) * POWERS[n + 1024];
   };
+  m.sigmoid = (z) => 1 / (1 + m.exp(-z));
   m.silu = (z) => z / (1 + m.exp(-z));
   m.softplus = (z) => (z > 20 ? z : Math.log1p(Math.exp(z)));
 

@@ -1,4 +1,5 @@
-// The packed format, version 1 (postx/models/packed.py), as numbers: what a quantizer stored becomes Float32Array again.
+// The packed format, version 1 (postx/models/packed.py), as numbers: what a quantizer stored becomes Float32Array again, once,
+// where the program of kernel.js can reach it.
 // Each file of this folder is a part: a function that adds to m. The page and its worker put the same parts together.
 (window.postx.parts ??= {}).tensors = (m) => {
   m.fromBase64 = (text) => {
@@ -17,9 +18,10 @@
   const floats = (dtype, part) => {
     const view = new DataView(part.buffer, part.byteOffset, part.byteLength);
     if (dtype === "BF16") {
-      const words = new Uint32Array(part.length / 2);
+      const numbers = m.floats(part.length / 2);
+      const words = new Uint32Array(numbers.buffer, numbers.byteOffset, numbers.length);
       for (let i = 0; i < words.length; i++) words[i] = view.getUint16(2 * i, true) << 16;
-      return new Float32Array(words.buffer);
+      return numbers;
     }
     if (dtype === "F16") return Float32Array.from({ length: part.length / 2 }, (_, i) => half(view.getUint16(2 * i, true)));
     if (dtype === "F32") return Float32Array.from({ length: part.length / 4 }, (_, i) => view.getFloat32(4 * i, true));
@@ -49,7 +51,7 @@
     if (group !== "row" || grid === "asymmetric") throw new Error(`weights: no code for groups ${group} of a grid ${grid}`);
     const [codes, scale] = [codesOf(parts.codes, O, I, bits), parts.scale];
     const zero = 2 ** (bits - 1) - (grid === "midrise" ? 0.5 : 0);
-    const weight = new Float32Array(O * I);
+    const weight = m.floats(O * I);
     for (let at = 0; at < O * I; at++) weight[at] = (codes[at] - zero) * scale[(at / I) | 0];
     return weight;
   };
@@ -57,7 +59,7 @@
   const POWERS = [1, 3, 9, 27, 81];
   const ternary = (parts, [O, I]) => {
     const stride = Math.ceil(I / 5);
-    const weight = new Float32Array(O * I);
+    const weight = m.floats(O * I);
     for (let at = 0; at < O * I; at++) {
       const i = at % I;
       const byte = parts.codes[((at / I) | 0) * stride + ((i / 5) | 0)];
@@ -75,7 +77,7 @@
   // Rows of E matrices [O, I], one under the other, as the model keeps them: [E, I, O].
   const turned = (rows, E, I) => {
     const O = rows.length / E / I;
-    const table = new Float32Array(rows.length);
+    const table = m.floats(rows.length);
     for (let e = 0; e < E; e++)
       for (let o = 0; o < O; o++)
         for (let i = 0; i < I; i++) table[(e * I + i) * O + o] = rows[(e * O + o) * I + i];
