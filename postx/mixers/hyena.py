@@ -3,8 +3,8 @@
     z <- v        for each level n = 1..L:   z <- x_n * (h_n conv z + skip_n z)        y <- z
 
 Poli et al. 2023, "Hyena Hierarchy" (arXiv 2302.10866), def. 3.1: the order is the number of levels, L here. As a
-matrix it is D_L S_L .. D_1 S_1, diagonals times causal Toeplitz matrices (remark 3.2). Order 1 is GSS; order 2 is H3
-(Fu et al. 2022), with a shift filter and a diagonal SSM for filters (`h3` below builds them). The authors' code
+matrix it is D_L S_L .. D_1 S_1, diagonals times causal Toeplitz matrices (sec. 3.2). Order 1 is GSS; order 2 is H3
+(remark 3.2; Fu et al. 2022), with a shift filter and a diagonal SSM (`h3` below builds them). The authors' code
 (safari) counts differently: its order 2 is one long filter between two gates, which is order 2 here with the first
 response 1, 0, 0, .. and no skip.
 
@@ -121,7 +121,7 @@ def h3(taps_DN, W, *, delta_D, A_DN, C_DN):
     """The two responses of H3, response_LDW with L = 2: a shift of keys, then S4D's diagonal memory of k v.
 
     y = q * ssm(v * shift(k)): call the forms with v_BTD = k and x_BTLD = [v, q]. The diagonal response is cut at W,
-    so it equals the endless recurrence for the first W tokens. Source: Fu et al. 2022 (arXiv 2212.14052), sec. 3.1.
+    so it equals the endless recurrence for the first W tokens. Source: Fu et al. 2022 (arXiv 2212.14052), sec. 3.2.
     """
     return torch.stack([shift(taps_DN, W), s4d.kernel(W, delta_D=delta_D, A_DN=A_DN, C_DN=C_DN)])
 

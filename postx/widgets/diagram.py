@@ -47,12 +47,6 @@ LAYERS = {
         ("q", "k", "v", "beta", "g", "gate"), ("S ← eᵍ S, then", "S ← S + β k (v − S′k)′"),
         ("norm per head", "×", "out"), (SHORT, UNIT, ("σ", "beta")), shown=(("beta", "β"),),
     ),
-    "mamba": Block(
-        ("u", "delta", "write", "read", "gate"), ("h ← exp(Δ A) h + Δ B u", "y = C h + skip u"), ("×", "out"),
-        (("short convolution\nSiLU", "u delta write read"), ("Δ\nlow rank\nsoftplus", "delta"), ("B\nlinear", "write"),
-         ("C\nlinear", "read")),
-        shown=(("delta", "u"), ("write", "u"), ("read", "u")),
-    ),
     "ssd": Block(
         ("q", "k", "v", "g", "gate"), ("S ← eᵍ S + k v′", "y = S′q"), ("×", "norm", "out"),
         (SHORT, ("Δ v, −a Δ", "v g")), shown=(("g", "Δ"),),

@@ -40,9 +40,10 @@ def test_a_mask_leaves_half_on_both_sides():
     softmax = cost.attention_scores(T) * 2 * (K + V)
     assert softmax == T * (T + 1) // 2 * 2 * (K + V)
     page = TEXTS["ssd_duality"]
-    crossing = re.search(r"by FLOPs, causal halves on both sides, .*?\$(.*?) = ([\d{},]+)\$", page)
-    value = eval(crossing[1].replace(r"\cdot", "*").replace("4 (", "4 * ("))  # the page's own arithmetic
-    assert value == int(re.sub(r"\D", "", crossing[2]))
+    said = re.search(r"by FLOPs, causal halves on both sides, chunks of 64 would win from ([\d,]+) tokens on", page)
+    count = re.search(r"share their scores: \$(.*?) = ([\d{},]+)\$", page)
+    value = eval(count[1].replace(r"\cdot", "*").replace("4 (", "4 * ("))  # the page's own arithmetic
+    assert value == int(re.sub(r"\D", "", count[2])) == int(re.sub(r"\D", "", said[1]))
 
 
 def test_reading_and_writing_are_columns_of_their_own():

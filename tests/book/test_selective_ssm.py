@@ -12,6 +12,7 @@ from torch.nn.functional import softplus
 
 from postx import cost
 from postx.mixers import mamba
+from postx.widgets import block
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = Page("selective_ssm", torch=torch, softplus=softplus, math=math)
@@ -134,6 +135,13 @@ def test_operations_of_the_scan_one_by_one(T, D, N, residual):
     assert Counted.done == work.flops == T * D * (7 * N + 2)
     assert work.state_floats == D * N
     residual(0.0)
+
+
+def test_what_the_answer_says_of_the_block():
+    boxes = block.boxes()
+    weights, kept = sum(box.weights for box in boxes), sum(2 * box.kept * box.item for box in boxes)
+    assert (boxes[0].title, f"{boxes[0].weights / weights:.0%}") == ("projection in", "63%")
+    assert f"{kept / 1e3:.0f} kB of {(2 * weights + kept) / 1e6:.1f} MB" == "215 kB of 7.8 MB"
 
 
 def test_the_spoken_line():

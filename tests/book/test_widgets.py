@@ -10,7 +10,7 @@ import browser
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from postx.widgets import matrix, memory
+from postx.widgets import block, matrix, memory
 
 SIZES = {"phone": 390, "desk": 1440}
 PAGE = """<!doctype html><html lang="en" data-theme="{scheme}"><head><meta charset="utf-8"><title>A tool</title>
@@ -27,7 +27,7 @@ body {{ background: var(--pst-color-background, #fff); color: var(--pst-color-te
 def figures():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POSTX_STATIC", "1")
-        made = {"matrix": matrix.matrix("delta"), "memory": memory.memory("add")}
+        made = {"matrix": matrix.matrix("delta"), "memory": memory.memory("add"), "block": block.block()}
         return {name: one._repr_mimebundle_()[0]["text/html"] for name, one in made.items()}
 
 
@@ -61,7 +61,7 @@ FITS = """() => [...document.querySelectorAll('svg.px-block')].flatMap(svg => {
 WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
-@pytest.mark.parametrize("name", ["matrix", "memory"])
+@pytest.mark.parametrize("name", ["matrix", "memory", "block"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_cut_too_pale_or_unnamed(opened, name, size, scheme):
@@ -76,14 +76,14 @@ def test_nothing_is_cut_too_pale_or_unnamed(opened, name, size, scheme):
         assert [(v["id"], [n["html"] for n in v["nodes"]]) for v in axe] == []
 
 
-@pytest.mark.parametrize("name", ["matrix", "memory"])
+@pytest.mark.parametrize("name", ["matrix", "memory", "block"])
 def test_without_scripts_the_still_picture_stands(opened, name):
     page = opened(name, scripts=False)
     assert page.locator("figure > svg").is_visible()
     assert len(page.locator("figure > svg").get_attribute("aria-label")) > 60
 
 
-@pytest.mark.parametrize("name", ["matrix", "memory"])
+@pytest.mark.parametrize("name", ["matrix", "memory", "block"])
 def test_two_on_one_page_do_not_share_their_choices(opened, figures, name):
     page = opened(name, figure=figures[name] * 2)
     first, second = page.query_selector_all("figure")
@@ -260,3 +260,36 @@ class TestMemory:
             x, y = row % 2 * 9 + column % 8, row // 2 * 9 + column // 8
             want = 255 * (1 + S[row, column] / most) / 2
             assert page.evaluate(pixel, [x, y]) == pytest.approx(want.item(), abs=1.5)
+
+
+class TestBlock:
+    def shown(self, page):
+        return page.locator(".pk dl").inner_text(), page.locator(".pk output").text_content()
+
+    def test_every_box_opens_by_keyboard_in_both_views(self, opened):
+        page, seen = opened("block"), set()
+        boxes = page.locator(".pk button")
+        boxes.first.focus()
+        for view in ("reading a text", "writing one token"):
+            page.get_by_label(view).check()
+            boxes.first.press("Enter")
+            for i in range(boxes.count()):
+                assert boxes.nth(i).get_attribute("aria-pressed") == "true"
+                assert page.locator(".pk code").text_content() == block.boxes()[i].code
+                seen.add(self.shown(page))
+                boxes.nth(i).press("ArrowDown")
+        assert len(seen) == 2 * boxes.count() == 14
+        page.keyboard.press("ArrowUp")
+        assert boxes.nth(5).evaluate("e => e === document.activeElement")
+
+    def test_boxes_hold_their_words_and_what_stands_below_does_not_move(self, opened):
+        for size in SIZES:
+            page = opened("block", size)
+            heights = set()
+            for view in ("reading a text", "writing one token"):
+                page.get_by_label(view).check()
+                for box in page.locator(".pk button").all():
+                    box.click()
+                    assert box.evaluate("e => e.scrollWidth <= e.clientWidth && e.scrollHeight <= e.clientHeight")
+                    heights.add(round(page.locator(".pk").bounding_box()["height"]))
+            assert len(heights) == 1

@@ -125,11 +125,11 @@ def test_a_diagram_is_of_the_layer_that_the_package_has(name):
     enter = {letter.rstrip("12") for letter in block.letters} - {"gate"}
     takes = [re.sub(r"_[A-Z]+$", "", p) for p in inspect.signature(mixer.step).parameters]
     takes = set(takes) - {"S", "inplace", "window", "scale", "rope", "slopes", "skip"}
-    fixed = {"retnet": {"g"}, "mamba": {"A"}}.get(name, set())  # rates that are no letters of the text
+    fixed = {"retnet": {"g"}}.get(name, set())  # rates that are no letters of the text
     assert enter == {{"response": "h"}.get(letter, letter) for letter in takes} - fixed
     layer = mixer.Layer(64)
-    # Mamba's and SSD's gates are parts of their one projection.
-    gated = name in ("mamba", "ssd") or getattr(layer, "gate", None) is not None
+    # SSD's gate is a part of its one projection.
+    gated = name == "ssd" or getattr(layer, "gate", None) is not None
     assert ("gate" in block.letters) == ("×" in block.after) == gated
     assert any("norm" in text for text in block.after) == hasattr(layer, "norm")
     turned = any(text.startswith("turned") for text, _ in block.before)
