@@ -32,6 +32,7 @@ STUDENT = [math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.
 KINDS = {"ordering": "more less", "ratio": "more less low high", "interval": "of low high",
          "slope": "of along low high", "timing": "more less low"}  # fmt: skip
 OPTIONS = {"kind", "file", "value", "unfold", "where", "pair", "rate", "score", "best", "tuned", "same", "parameters"}
+FILTERS = {"more", "less", "of", "where", "tuned"}
 RESULTS = Path("experiments/results")
 FEWEST = {"pairs": 3, "repeats": 5}
 _MARK = re.compile(r"\{finding\}`([\w-]+)`")
@@ -59,6 +60,8 @@ def read(root: Path) -> tuple[list[dict], list[dict]]:
             needed = {"kind", "file", "value", *KINDS.get(test.get("kind"), "kind").split()}
             if test.get("kind") not in KINDS or needed - set(test) or set(test) - needed - OPTIONS:
                 raise EvidenceError(f"{where}: a test of kind {test.get('kind')!r} needs {', '.join(sorted(needed))}")
+            if nested := [f"{side} = {test[side]}" for side in FILTERS & set(test) if _tables(test[side])]:
+                raise EvidenceError(f'{where}: quote the path, as in {{"run.name" = "a"}}: {nested[0]}')
     return data.get("finding", []), data.get("stale", [])
 
 
@@ -103,6 +106,24 @@ def at(record: dict, path: str):
     return record
 
 
+def _tables(wanted):
+    """Whether TOML read an unquoted dotted path as tables in tables."""
+    return not isinstance(wanted, dict) or any(isinstance(value, dict) for value in wanted.values())
+
+
+def _paths(record, start=""):
+    """The dotted paths to all plain values of a record."""
+    for key, value in record.items():
+        yield from _paths(value, f"{start}{key}.") if isinstance(value, dict) else [(start + key, value)]
+
+
+def _differ(rows):
+    """The paths at which records differ, but for what was measured."""
+    measured = ("key", "metrics", "seconds", "loss")
+    flat = [dict(_paths({key: row[key] for key in row if key not in measured})) for row in rows]
+    return sorted(path for path in set().union(*flat) if any(row.get(path) != flat[0].get(path) for row in flat))
+
+
 def _fits(record, wanted):
     return all(at(record, p) in (v if isinstance(v, list) else [v]) for p, v in wanted.items())
 
@@ -125,8 +146,12 @@ def _side(rows, test, side, where):
     for r in chosen:
         if (value := at(r, test["value"])) is not None:
             found.setdefault(at(r, test.get("pair", "run.seed")), []).append((value, r))
+    if chosen and not found:
+        there = [path for path, value in _paths(chosen[0]) if isinstance(value, (int, float))]
+        raise EvidenceError(f"{where}: no record of {test[side]} has {test['value']}; there are {', '.join(there)}")
     if doubled := [p for p, v in found.items() if len(v) > 1 and test["kind"] != "slope"]:
-        raise EvidenceError(f"{where}: {test[side]} has several records for {doubled}: filter them")
+        by = ", ".join(_differ([r for _, r in found[doubled[0]]]))
+        raise EvidenceError(f"{where}: {test[side]} has several records for {doubled}: filter them by {by}")
     return found
 
 
@@ -161,7 +186,8 @@ def _evaluate(root, name, test, stale):
     rows = records(path)
     if inner := test.get("unfold"):
         rows = [r | {"entry": name, "it": it} for r in rows for name, it in (at(r, inner) or {}).items()]
-    sides = [_side(rows, test, side, where) for side in ("more", "less", "of") if side in test]
+    names = [side for side in ("more", "less", "of") if side in test]
+    sides = [_side(rows, test, side, where) for side in names]
     for r in (r for side in sides for pair in side.values() for _, r in pair):
         if any(s["file"] == test["file"] and _fits(r, s["where"]) for s in stale):
             raise EvidenceError(f"{where}: rests on a stale record, {r.get('key', r)}")
@@ -169,7 +195,9 @@ def _evaluate(root, name, test, stale):
     if kind == "timing":
         return _timing(test, sides, pairs, where)
     if len(pairs) < FEWEST["pairs"]:
-        raise EvidenceError(f"{where}: {len(pairs)} pairs of {test.get('pair', 'run.seed')}, 3 or more are needed")
+        have = "; ".join(f"{test[side]} has {sorted(found, key=str)}" for side, found in zip(names, sides, strict=True))
+        pair = test.get("pair", "run.seed")
+        raise EvidenceError(f"{where}: {len(pairs)} pairs of {pair}, 3 or more are needed: {have}")
     if len(sides) == 2:
         _equal(test, sides, pairs, where)
     if kind == "slope":

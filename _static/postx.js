@@ -6,13 +6,20 @@ window.postx = (figure) => {
   const readout = figure.querySelector(".px-readout");
   const groups = data.slots.map(({ slot }) => picture.querySelector(`[data-slot="${slot}"]`));
   const shown = data.slots.map(() => -1);
+  const made = data.slots.map(() => []); // what was seen once is not read again
   const of = (texts, frame) => texts[texts.length > 1 ? frame : 0];
 
   postx.handles(figure, data, data.texts, groups, (at) => {
     const frame = at.reduce((sum, place, i) => sum * data.texts[i].length + place, 0);
     data.slots.forEach(({ looks, picks }, i) => {
-      if (shown[i] !== picks[frame]) groups[i].innerHTML = looks[picks[frame]];
-      shown[i] = picks[frame];
+      const look = picks[frame];
+      if (shown[i] === look) return;
+      if (made[i][look]) groups[i].replaceChildren(...made[i][look]);
+      else {
+        groups[i].innerHTML = looks[look];
+        made[i][look] = [...groups[i].childNodes];
+      }
+      shown[i] = look;
     });
     picture.setAttribute("aria-label", of(data.alts, frame));
     if (readout) readout.textContent = of(data.readouts, frame);

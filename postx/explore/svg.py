@@ -23,7 +23,7 @@ from matplotlib.figure import SubFigure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from postx.explore import axes
+from postx.explore import axes, words
 from postx.style import SHADES
 
 SLOT, XLINK = "px-slot-", "{http://www.w3.org/1999/xlink}"
@@ -169,16 +169,17 @@ def frames(stage, moves, start, marked=()):
         for name in order
     }
     body = "".join(_write(child, first_names, inside) for child in first)
+    least = words.least(float(first.get("viewBox").split()[2]))
     prefix = "px" + hashlib.sha256((body + "".join(definitions.values())).encode()).hexdigest()[:8]
     changing = tuple(
-        (_number(name), [_named(look, prefix) for look in looks[name]], picks[name])
+        (_number(name), [words.readable(_named(look, prefix), least) for look in looks[name]], picks[name])
         for name in order
         if len(looks[name]) > 1
     )
     shared = f"<defs>{''.join(definitions.values())}</defs>" if definitions else ""
-    head = f'<svg viewBox="{first.get("viewBox")}" xmlns="http://www.w3.org/2000/svg" role="img" '
-    head += 'aria-label="\0alt\0" fill="currentColor" stroke-linejoin="round" stroke-linecap="butt">'
-    svg = f"{head}{_named(shared + body, prefix)}</svg>"
+    head = f'<svg viewBox="{first.get("viewBox")}" style="--px-small:{least}px" xmlns="http://www.w3.org/2000/svg" '
+    head += 'role="img" aria-label="\0alt\0" fill="currentColor" stroke-linejoin="round" stroke-linecap="butt">'
+    svg = words.readable(_named(f"{head}{shared}{body}</svg>", prefix), least)
     return Frames(svg, changing, axes.fixed(seen))
 
 

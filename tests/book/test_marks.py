@@ -21,6 +21,15 @@ def test_every_box_names_claims_of_the_register_that_can_be_answered():
         assert {CLAIMS[name]["status"] for name in names} - {"reproduced"}, f"{page}: a claim that is right gets no box"
 
 
+def test_the_source_of_a_claim_is_in_the_bibliography():
+    """A key that nobody knows would be printed as a word."""
+    bib = (ROOT / "chapters" / "references.bib").read_text(encoding="utf8")
+    known = set(re.findall(r"^@\w+\{([\w:-]+),", bib, re.M))
+    keys = {key for row in CLAIMS.values() for key in re.findall(r"\b[a-z]+\d{4}\w*", row["source"])}
+    assert len(keys) >= 50
+    assert keys - known == set()
+
+
 def test_no_box_states_a_claim_by_hand():
     for page, text in evidence.pages(ROOT).items():
         assert not re.search(r"\{admonition\}[^\n]*(document|claim)", text, re.I), page

@@ -16,7 +16,8 @@ FRAMES = """() => {
           : { go: (i) => put(all[0], i), start: +all[0].defaultValue,
               stops: [...new Set(Array.from({ length: 12 }, (_, i) => Math.round(all[0].max * i / 11)))] });
       const look = () => {
-        const room = figure.getBoundingClientRect();
+        const [own, drawn] = [figure, svg].map((e) => e.getBoundingClientRect()); // a phone's picture is the wider one
+        const room = { left: Math.min(own.left, drawn.left), right: Math.max(own.right, drawn.right), top: own.top };
         const words = [...svg.querySelectorAll('text')]
           .filter((e) => e.textContent.trim() && e.checkVisibility() && !e.closest('.px-grip, .px-ghost'))
           .filter((e) => +getComputedStyle(e).opacity > 0.3 && e.getScreenCTM())
