@@ -1,6 +1,7 @@
 """Diffusion over tokens: one file for each way of adding noise, each with its objectives and its samplers.
 
     masked    tokens become masks, and come back (MDLM, LLaDA)
+    remasking which shown tokens a sampler hides again (ReMDM's correctors)
     sedd      tokens jump between the states of a graph; a network learns ratios of probabilities (SEDD)
     plaid     tokens become vectors, and Gaussian noise is added to those (Plaid)
     oracle    distributions small enough to enumerate, whose perfect networks are known

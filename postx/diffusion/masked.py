@@ -30,6 +30,7 @@ from postx.diffusion import (
     probabilities,
     times,
 )
+from postx.diffusion.remasking import moves
 from postx.shapes import check, state_dtype
 
 RULES = ("low_confidence", "random")
@@ -116,44 +117,45 @@ def in_order(denoiser, ids_BT, Y, order_T):
     return total
 
 
-def transition(p_BTY, ids_BT, stay):
-    """One backward step as probabilities of each next state, [B, T, Y+1], mask last; `stay` is m(s) / m(t)."""
+def transition(p_BTY, ids_BT, stay, hide=0.0):
+    """One backward step as probabilities of each next state, [B, T, Y+1], mask last.
+
+    stay, hide: the probabilities that a mask stays one and that a shown token becomes one (`remasking.moves`).
+    """
     Y = p_BTY.shape[-1]
-    shown = functional.one_hot(ids_BT, Y + 1).to(p_BTY.dtype)
+    shown = (1 - hide) * functional.one_hot(ids_BT, Y + 1).to(p_BTY.dtype)
+    shown[..., Y] += hide
     step = torch.cat([(1 - stay) * p_BTY, torch.full_like(p_BTY[..., :1], stay)], -1)
     return torch.where((ids_BT == Y)[..., None], step, shown)
 
 
-def stays(steps, schedule):
-    """The probability m(s) / m(t) that a mask stays, for each of the steps that cut time evenly from 1 to 0.
-
-    The last is 0, whatever the schedule: nothing stays masked.
-    """
-    m = schedule.masked(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
-    return [*(m[1:-1] / m[:-2]).tolist(), 0.0]
-
-
 def ancestral(
-    denoiser, given_BT, Y, *, steps, schedule=LogLinear(), temperature=1.0, cache=True, generator=None, keep=False  # noqa: B008
+    denoiser, given_BT, Y, *, steps, schedule=LogLinear(), corrector=None, temperature=1.0, cache=True,  # noqa: B008
+    generator=None, keep=False,
 ):  # fmt: skip
     """MDLM's sampler: in each step every mask is shown with probability 1 - m(s)/m(t), as a draw of its own.
+
+    corrector: one of `postx.diffusion.remasking`; a step then also hides what earlier ones have shown (ReMDM). Given
+    tokens stay. None, or eta = 0: what is shown never changes.
 
     Tokens shown in one step do not see each other: the fewer steps, the further the samples are from the network's
     distribution, however good the network. cache=True evaluates a row only in steps that show one of its tokens; the
     samples are the same. (MDLM's cache asks again after every change; who is shown does not depend on the answer, so
-    an answer that nobody needs is not asked for: at most min(steps, T) evaluations a row.) Returns a `Sample`; raises
-    ValueError for ids out of range or steps < 1.
+    an answer that nobody needs is not asked for: without a corrector, at most min(steps, T) a row.) Returns a
+    `Sample`; raises ValueError for ids out of range or steps < 1.
     """
     open_BT = check_given(given_BT, Y, steps)
     ids, device = torch.where(open_BT, Y, given_BT), given_BT.device
     record = Record(ids, keep)
-    for stay in stays(steps, schedule):
+    for stay, hide in moves(steps, schedule, corrector):
         u_BT = torch.rand(ids.shape, generator=generator, device=device, dtype=torch.float64)
         show_BT = (ids == Y) & (u_BT >= stay)
+        hide_BT = open_BT & (ids != Y) & (u_BT < hide)
         rows_B = show_BT.any(1) if cache else torch.ones(len(ids), dtype=torch.bool, device=device)
         if (logits := record.ask(denoiser, ids, rows_B, Y)) is not None:
             p = probabilities(logits[show_BT[rows_B]], temperature)
             ids = ids.masked_scatter(show_BT, pick(p, (u_BT[show_BT] - stay) / (1 - stay)))
+        ids = ids.masked_fill(hide_BT, Y)
         record.keep(ids)
     return record.done(ids)
 

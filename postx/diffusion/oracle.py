@@ -8,7 +8,7 @@ from itertools import product
 
 import torch
 
-from postx.diffusion import LogLinear, masked, probabilities, sedd
+from postx.diffusion import LogLinear, masked, probabilities, remasking, sedd
 
 STATES = 4096  # states whose whole transition matrix is made
 
@@ -95,13 +95,13 @@ def step(law_B, p_BTY, states_BT):
     return law_B @ matrix
 
 
-def ancestral_law(denoiser, Y, T, steps, schedule=LogLinear(), temperature=1.0):  # noqa: B008
+def ancestral_law(denoiser, Y, T, steps, schedule=LogLinear(), temperature=1.0, corrector=None):  # noqa: B008
     """The exact distribution of `masked.ancestral`'s samples, a tensor with T axes of size Y."""
     all_BT = states(Y + 1, T)
     p = probabilities(denoiser(all_BT), temperature)
     law = (all_BT == Y).all(1).double()
-    for stay in masked.stays(steps, schedule):
-        law = step(law, masked.transition(p, all_BT, stay), all_BT)
+    for stay, hide in remasking.moves(steps, schedule, corrector):
+        law = step(law, masked.transition(p, all_BT, stay, hide), all_BT)
     return _clean(law, Y, T)
 
 
