@@ -9,6 +9,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import figures
+
 ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / os.environ.get("POSTX_HTML", "_build/html")  # `make page` has a book of its own
 FLAGS = [
