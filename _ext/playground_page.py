@@ -167,7 +167,8 @@ def _loss(root, folder, model, bits, weights):
     if not lost:
         read = json.loads((folder / "bits.json").read_text(encoding="utf8"))[model]
         lost, where = {int(key): value for key, value in read.items()}, f"{math.prod(MEASURED):,} bytes of unseen text"
-    against = "" if bits == 16 else f", {lost[bits] - lost[16]:.3f} more than at 16 bits"
+    more = lost[bits] - lost[16]
+    against = "" if bits == 16 else f", {abs(more):.3f} {'more' if more >= 0 else 'less'} than at 16 bits"
     return f"On {where} {lost[bits]:.3f} bits a byte{against}."
 
 

@@ -1,9 +1,12 @@
-"""How fast the model in the page is, and whether it remembers a name: python -m benchmarks.playground [speed|names]
+"""How fast the model in the page is, and if it remembers a name: python -m benchmarks.playground [speed|sums|names]
 
 speed needs a built book and Chromium. Milliseconds a byte in the page's worker, on the wall's clock; the same sums on
 the page's own thread with the processor slowed 4 times (Chromium slows that thread only), on the wall's clock and, at
 full speed, in time of the processor, which other work on the machine disturbs less; and the longest task of the page's
-thread while 60 keys are pressed, 60 ms apart, at both speeds. Writes results/playground.json.
+thread while 60 keys are pressed, 60 ms apart, at both speeds.
+
+sums needs node: milliseconds a byte with the program of WebAssembly and without it, a few bytes of the one and a few of
+the other in turn, in one process, and the median over the turns of their ratio. Writes results/playground.json.
 """
 
 import argparse
@@ -12,7 +15,9 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +47,33 @@ SUMS = """async ([id, n]) => {
   times.splice(0, n / 2);
   return times.sort((a, b) => a - b)[Math.floor(times.length / 4)];
 }"""
+PARTS = ROOT / "_static" / "widgets" / "playground"
+IN_TURN = """
+const fs = require("fs"), vm = require("vm"), [folder, file, rounds] = process.argv.slice(1);
+globalThis.window = { postx: {} };
+globalThis.postx = window.postx;
+globalThis.location = { href: "file:///page.html" };
+globalThis.document = { currentScript: null };
+const run = (path) => vm.runInThisContext(fs.readFileSync(path, "utf8"), { filename: path });
+fs.readdirSync(folder).forEach((name) => run(`${folder}/${name}`));
+let model = null;
+window.postx.take = (id, told, body) => (model = { told, body });
+run(file);
+const network = (plain) => {
+  const m = {};
+  Object.values(window.postx.parts).forEach((part) => part(m));
+  if (plain) [m.kernel, m.floats] = [() => null, (n) => new Float32Array(n)];
+  return m.network(model.told, m.open(m.fromBase64(model.body)));
+};
+const BYTES = 5, nets = [network(true), network(false)], times = [[], []];
+for (let round = 0; round < 2 * rounds; round++)
+  for (const which of round % 2 ? [0, 1] : [1, 0]) {
+    const start = performance.now();
+    for (let i = 0; i < BYTES; i++) nets[which].step(97 + (i % 26));
+    if (round >= rounds) times[which].push((performance.now() - start) / BYTES); // by then all is compiled
+  }
+process.stdout.write(JSON.stringify(times));
+"""
 IN_WORKER = """async ([id, n]) => new Promise(async (done) => {
   const reader = await window.postx.playground.reader(id, { rows: ({ ms, busy }) => busy || (reader.end(), done(ms)) });
   reader.ask("read", { bytes: Uint8Array.from({ length: n }, (_, i) => 97 + (i % 26)) });
@@ -119,6 +151,23 @@ def speed(html, repeat):
             "typing": {key: {k: round(v, 1) for k, v in x.items()} for key, x in typed.items()}}  # fmt: skip
 
 
+def sums(rounds=30):
+    """{model: milliseconds a byte without and with the program, and how many times as fast it is}: medians."""
+    from postx import export
+
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("hybrid", "attention", "ssd"):
+            script = export.script(export.write(name, 4, Path(folder)))
+            told = ["node", "-e", IN_TURN, str(PARTS), str(script), str(rounds)]
+            times = json.loads(subprocess.run(told, capture_output=True, text=True, check=True).stdout)
+            ratio = statistics.median(plain / program for plain, program in zip(*times, strict=True))
+            plain, program = (round(statistics.median(x), 2) for x in times)
+            rows[name] = {"javascript_ms": plain, "program_ms": program, "times_as_fast": round(ratio, 1)}
+            print(name, rows[name], flush=True)
+    return {"bytes": 5 * rounds, "models": rows}
+
+
 def names():
     """Bits a letter of an invented name, behind its first, where it was told before, less where another one was."""
     import torch
@@ -152,7 +201,7 @@ def bits(lm, before, name, torch):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("speed", "names"))
+    parser.add_argument("what", nargs="?", choices=("speed", "sums", "names"))
     parser.add_argument("--html", type=Path, default=browser.HTML, help="the folder of the built book")
     parser.add_argument("--repeat", type=int, default=3, help="visits; the median of them is kept")
     parser.add_argument("--note", default="", help="what else the machine was doing")
@@ -160,9 +209,11 @@ def main():
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     about = {"date": datetime.date.today().isoformat(), "note": args.note,
              "device": f"{platform.machine()}, {os.cpu_count()} cores"}  # fmt: skip
-    if args.what != "names":
+    if args.what in (None, "speed"):
         kept["speed"] = about | speed(args.html, args.repeat)
-    if args.what != "speed":
+    if args.what in (None, "sums"):
+        kept["sums"] = about | sums()
+    if args.what in (None, "names"):
         kept["names"] = about | {"told": TOLD, "asked": ASKED, "names": NAMES, "bits_gained": names()}
     RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf8")
 

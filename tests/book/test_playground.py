@@ -101,6 +101,8 @@ def test_by_keyboard_alone(opened):
     page.focus(".pp-main")
     page.keyboard.press("Enter")
     page.wait_for_function(f"{SAID}.includes('bits a byte')", timeout=120_000)
+    assert page.evaluate("document.activeElement.matches('.pp-main')")  # it kept the focus while it loaded
+    page.keyboard.press("Enter")  # and does nothing twice
     page.focus(".pp-desk textarea")
     page.keyboard.press("Control+A")
     page.keyboard.type("def file_name(xq")
@@ -148,6 +150,15 @@ def test_cache_grows_and_state_stays(opened):
     grown = 100 * 2 * 2 * 192 * 4 / 1024  # bytes, keys and values, blocks of attention, width, bytes of a number
     assert cache - int(first[0].split()[0]) == pytest.approx(grown, abs=1)
     assert f"{state} KiB" == first[1]
+
+
+def test_a_text_that_is_full_is_said_to_be(opened):
+    page, _ = opened()
+    load(page)
+    page.fill(".pp-desk textarea", "x" * 3000)
+    page.wait_for_function(f"{SAID}.startsWith('3000 bytes')", timeout=120_000)
+    page.click("text=Write 100")
+    assert page.evaluate(SAID) == "The text is full: 3,000 bytes."
 
 
 def test_without_scripts_the_picture_stays(reader, bases):

@@ -1,21 +1,21 @@
 // Where one head of attention looks from the cursor: arcs over the last bytes, as thick as the share they get.
 (() => {
   const page = (window.postx.playground ??= {});
-  const [MOST, STEP, HIGH] = [40, 14, 92];
+  const [STEP, HIGH] = [14, 92];
 
   // Words for a look p over the places before the cursor. Source 0 is the byte 0 before the text.
-  page.lookWords = (p, bytes) => {
-    const near = p.slice(-MOST).reduce((a, b) => a + b, 0);
+  page.lookWords = (p, bytes, most) => {
+    const near = p.slice(-most).reduce((a, b) => a + b, 0);
     const best = p.indexOf(p.reduce((a, b) => Math.max(a, b)));
     const what = best ? `“${page.name(bytes[best - 1])}”, ${p.length - 1 - best} bytes back` : "the start of the text";
-    const far = p.length > MOST ? ` ${page.percent(1 - near)} goes to what is further back than this strip.` : "";
+    const far = p.length > most ? ` ${page.percent(1 - near)} goes to what is further back than this strip.` : "";
     return `Most, ${page.percent(p[best])}, goes to ${what}.${far}`;
   };
 
   page.arcsView = (choose) => {
     const { make } = page;
     const picker = page.picker("Attention head", [], choose);
-    const svg = make("svg:svg", { viewBox: `0 0 ${MOST * STEP} ${HIGH + 22}`, role: "img", class: "pp-arcs", "aria-label": "Arcs from the cursor: nothing is read yet" });
+    const svg = make("svg:svg", { viewBox: `0 0 560 ${HIGH + 22}`, role: "img", class: "pp-arcs", "aria-label": "Arcs from the cursor: nothing is read yet" });
     const words = make("p", { className: "pp-words" });
     const box = make("section", { ariaLabel: "Attention" }, make("h2", {}, "Where attention looks from the cursor"), picker.label, svg, words);
     return {
@@ -26,8 +26,10 @@
         picker.select.replaceChildren(...heads.map(([key, name]) => make("option", { value: key }, name)));
       },
       show(p, bytes) {
-        const first = Math.max(0, p.length - MOST);
-        const x = (i) => (i - first + 0.5) * STEP + (MOST - Math.min(MOST, p.length)) * STEP;
+        const most = svg.clientWidth < 500 ? 25 : 40; // places on the strip
+        svg.setAttribute("viewBox", `0 0 ${most * STEP} ${HIGH + 22}`);
+        const first = Math.max(0, p.length - most);
+        const x = (i) => (i - first + 0.5) * STEP + (most - Math.min(most, p.length)) * STEP;
         const end = x(p.length - 1);
         const parts = [];
         for (let i = first; i < p.length; i++) {
@@ -39,7 +41,7 @@
             "stroke-width": (0.6 + 7 * p[i]).toFixed(2), "stroke-opacity": Math.min(1, 0.25 + p[i]).toFixed(2) }));
         }
         svg.replaceChildren(...parts);
-        words.textContent = page.lookWords(Array.from(p), bytes);
+        words.textContent = page.lookWords(Array.from(p), bytes, most);
         svg.setAttribute("aria-label", `Arcs from the cursor. ${words.textContent}`);
       },
     };

@@ -1,7 +1,7 @@
 // Bits a byte, averaged over the last 64 bytes, along the text; a line for each model, each named at its end.
 (() => {
   const page = (window.postx.playground ??= {});
-  const [WIDE, HIGH, TOP, OVER] = [600, 190, 8, 64];
+  const [HIGH, TOP, OVER] = [190, 8, 64];
 
   page.means = (bits, over = OVER) => {
     let sum = 0;
@@ -10,20 +10,23 @@
 
   page.curveView = (names) => {
     const { make } = page;
-    const svg = make("svg:svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", class: "pp-curve", "aria-label": "Bits a byte along the text: nothing is read yet" });
+    const svg = make("svg:svg", { viewBox: `0 0 600 ${HIGH}`, role: "img", class: "pp-curve", "aria-label": "Bits a byte along the text: nothing is read yet" });
     const y = (bits) => HIGH - 22 - (Math.min(bits, TOP) / TOP) * (HIGH - 30);
     // trained: bytes of the texts that the models were trained on.
     const show = (lines, trained) => {
+      const wide = Math.max(300, Math.min(600, svg.clientWidth)); // so that words are as large on a phone
+      svg.setAttribute("viewBox", `0 0 ${wide} ${HIGH}`);
+      const right = wide - 38 - 8 * Math.max(...Object.keys(lines).map((name) => names[name].length));
       const longest = Math.max(1.17 * trained, ...Object.values(lines).map((bits) => bits.length));
-      const x = (i) => 24 + (i / longest) * (WIDE - 120);
+      const x = (i) => 24 + (i / longest) * (right - 24);
       const text = (at, up, words, more = {}) => make("svg:text", { x: at, y: up, ...more }, words);
       const drawn = [0, 2, 4, 6, 8].flatMap((bits) => [
-        make("svg:line", { x1: 24, x2: WIDE - 96, y1: y(bits), y2: y(bits), class: "pp-grid" }),
+        make("svg:line", { x1: 24, x2: right, y1: y(bits), y2: y(bits), class: "pp-grid" }),
         text(18, y(bits) + 4, String(bits), { "text-anchor": "end" }),
       ]);
       drawn.push(text(30, 16, "bits a byte, over the last 64"));
       drawn.push(make("svg:line", { x1: x(trained), x2: x(trained), y1: 6, y2: HIGH - 22, class: "pp-trained" }),
-        text(x(trained), HIGH - 7, `trained on ${trained.toLocaleString("en-US")} bytes`, { "text-anchor": "middle" }));
+        text(Math.max(x(trained), 78), HIGH - 7, `trained on ${trained.toLocaleString("en-US")} bytes`, { "text-anchor": "middle" }));
       const ends = [];
       const said = Object.entries(lines).filter(([, bits]) => bits.length > 16).map(([name, bits]) => {
         const means = page.means(bits);

@@ -9,12 +9,14 @@
 
   page.desk = (data) => {
     const { make } = page;
-    let [model, bits, reader, place, writing, fresh, trained] = [data.first, "4", null, 0, false, true, 0];
+    let [model, bits, reader, place, writing, picked, trained] = [data.first, "4", null, 0, false, false, 0];
     const file = () => data.models[model].files[bits];
 
     // ---- the parts
     const button = (words, onclick) => make("button", { type: "button", className: "pp-button", onclick, disabled: true }, words);
-    const load = make("button", { type: "button", className: "pp-button pp-main", onclick: () => start() });
+    const load = make("button", { type: "button", className: "pp-button pp-main", onclick: () => load.getAttribute("aria-disabled") === "true" || start() });
+    // Not `disabled`: a button that is would lose the focus to nothing.
+    const idle = (yes) => load.setAttribute("aria-disabled", yes);
     const note = make("p", { className: "pp-note" });
     const box = make("textarea", { rows: 5, value: data.start, maxLength: MOST, spellcheck: false, autocapitalize: "off" });
     const live = make("span", { className: "pp-live" });
@@ -29,7 +31,10 @@
       moved();
     });
     const [next, meters, curve] = [page.nextView(), page.metersView(), page.curveView(names)];
-    const arcs = page.arcsView(() => look());
+    const arcs = page.arcsView(() => {
+      picked = true; // from now on it is the reader who says which head
+      look();
+    });
     const table = page.tableView(() => state());
     const experts = page.expertsView();
 
@@ -57,6 +62,7 @@
       if (reader && bytes.length === 0) ask();
     };
     const write = (n) => {
+      if (text.bytes.length >= MOST) return (said.textContent = `The text is full: ${MOST.toLocaleString("en-US")} bytes.`);
       writing = true;
       reader.ask("write", { n: Math.min(n, MOST - text.bytes.length), temperature: Number(heat.value), seed: Number(seed.value) });
     };
@@ -82,8 +88,7 @@
       ask();
       if (busy) return;
       state();
-      if (fresh && !arcs.box.hidden) reader.ask("sharpest", { place });
-      fresh = false;
+      if (!picked && !arcs.box.hidden) reader.ask("sharpest", { place });
       if (text.bits.length) said.textContent = `${text.bits.length} bytes read: ${text.mean().toFixed(2)} bits a byte, the last 64 at ${text.mean(64).toFixed(2)}.`;
     };
     const on = {
@@ -102,7 +107,7 @@
 
     const start = async () => {
       const mine = file();
-      load.disabled = true;
+      idle(true);
       load.textContent = "Loading…";
       try {
         const old = reader;
@@ -119,7 +124,7 @@
       table.offer(headsOf(reader.told, (mixer) => mixer !== "attention"));
       experts.box.hidden = !reader.told.blocks.some(({ E }) => E);
       text.put(0, []);
-      fresh = true;
+      picked = false;
       views.hidden = false;
       offer();
       read();
@@ -129,7 +134,7 @@
     const offer = () => {
       const mine = file();
       const here = reader?.id === mine.id;
-      load.disabled = here;
+      idle(here);
       load.textContent = here ? `${data.models[model].name}, ${mine.name}: loaded` : `Load ${data.models[model].name}, ${mine.name} (${page.megabytes(mine.bytes)})`;
       note.textContent = `${data.models[model].says} ${mine.says}`;
     };
