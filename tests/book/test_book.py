@@ -15,7 +15,7 @@ import yaml
 from jupyter_cache import get_cache
 
 from _ext import executed, notebooks
-from _ext.postx_book import CODE, cache_folder, code_digest
+from _ext.keys import CODE, cache_folder, code_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = ROOT / "_build" / "html" / "chapters"
