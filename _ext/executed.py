@@ -16,7 +16,7 @@ from nbval.plugin import IPyNbCell
 
 import _ext.share  # noqa: F401  (the kernels inherit it)
 from _ext import run, spent
-from _ext.postx_book import cache_folder
+from _ext.keys import cache_folder
 
 FIGURE = '<figure class="px-fig'  # with or without the name of a widget behind it
 

@@ -1,14 +1,12 @@
 """The Sphinx extension of the book.
 
 It makes a build static and self-contained: kernels are told to draw static sliders, MathJax is copied out of
-a wheel, and the cache of executed notebooks is keyed by the code that the notebooks run.
+a wheel, and the cache of executed notebooks is keyed by the code that the notebooks run (keys.py).
 """
 
-import hashlib
 import os
 import re
 import shutil
-import sys
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -32,30 +30,11 @@ from _ext import (
     terms,
     typography,
 )
+from _ext.keys import cache_folder, code_digest
 
 log = logging.getLogger(__name__)
 
-# A change in any of these means that the notebooks must be executed again; in any of CODE, that pages be drawn again.
-RUN = ("postx", "experiments", "evidence/claims.toml", "requirements.txt", "pyproject.toml")
-CODE = (*RUN, "_ext", "_static")
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts/woff-v2", "input/tex/extensions")  # 2.2 of the wheel's 24 MB
-
-
-def code_digest(root: Path, names: tuple[str, ...] = CODE) -> str:
-    """Hash of the content of everything that a page is computed from, its own text apart."""
-    digest = hashlib.sha256(sys.version.encode())
-    for name in names:
-        top = root / name
-        for path in [top] if top.is_file() else sorted(top.rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts:
-                digest.update(path.relative_to(root).as_posix().encode() + b"\0")
-                digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16]
-
-
-def cache_folder(root: Path) -> Path:
-    """Where the book looks for executed notebooks: a folder for today's code."""
-    return root / "_build" / ".jupyter_cache" / code_digest(root, RUN)
 
 
 def key_cache(app: Sphinx, config) -> None:

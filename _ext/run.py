@@ -23,8 +23,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 from _ext import pages, spent
+from _ext.keys import cache_folder
 from _ext.notebooks import CELL_TIMEOUT, ROOT, chapters, normalize
-from _ext.postx_book import cache_folder
 
 
 def keep(root: Path, path: Path, nb: nbformat.NotebookNode, seconds: float, cost: dict) -> None:

@@ -15,7 +15,7 @@ import yaml
 from jupyter_cache import get_cache
 
 from _ext import executed, notebooks
-from _ext.postx_book import CODE, cache_folder, code_digest
+from _ext.keys import CODE, cache_folder, code_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = ROOT / "_build" / "html" / "chapters"
@@ -128,27 +128,25 @@ explore(draw, alt="A number that the slider says.", n=Int(1, 3))
 """
 
 
-@pytest.mark.parametrize("altered", [False, True])
-def test_nbval_goes_red_when_an_output_is_altered_and_else_hands_on_the_page(tmp_path, altered):
+def test_nbval_goes_red_when_an_output_is_altered_and_else_hands_on_the_page(tmp_path):
     """What `make test` runs: one execution, compared with what is committed; the book finds it in its cache."""
-    path = tmp_path / "tiny.ipynb"
-    nbformat.write(notebook([*TINY, FIGURE]), path)
-    path.write_text(notebooks.execute(path))
-    text = path.read_text()
+    good, altered = tmp_path / "good.ipynb", tmp_path / "altered.ipynb"
+    nbformat.write(notebook([*TINY, FIGURE]), good)
+    good.write_text(notebooks.execute(good))
+    text = good.read_text()
     (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")  # makes it the root folder
     assert '"42"' in text
     assert "Now it is 1." in text
-    if altered:
-        path.write_text(text.replace("Now it is 1.", "Now it is 2."))
-    done = notebooks.nbval(["--rootdir", str(tmp_path)], [path], strict=True, stdout=subprocess.PIPE)
-    assert done.returncode == int(altered), done.stdout
-    assert ("Now it is 2." in done.stdout) == altered
-    nb, cache = nbformat.read(path, as_version=4), get_cache(str(cache_folder(tmp_path)))
-    if altered:
-        with pytest.raises(KeyError):
-            cache.match_cache_notebook(nb)
-        return
-    _, page = cache.merge_match_into_notebook(nb)
+    altered.write_text(text.replace("two", "too").replace("Now it is 1.", "Now it is 2."))  # other cells: another key
+    done = notebooks.nbval(["--rootdir", str(tmp_path)], [good, altered], strict=True, stdout=subprocess.PIPE)
+    assert done.returncode == 1, done.stdout
+    assert "Now it is 2." in done.stdout
+    assert re.findall(r"^FAILED \S*?(\w+\.ipynb::.*)", done.stdout, re.M) == ["altered.ipynb::Cell 3"]
+    assert "1 failed, 7 passed" in done.stdout
+    cache = get_cache(str(cache_folder(tmp_path)))
+    with pytest.raises(KeyError):
+        cache.match_cache_notebook(nbformat.read(altered, as_version=4))
+    _, page = cache.merge_match_into_notebook(nbformat.read(good, as_version=4))
     assert page.cells[2].outputs[0].data["text/plain"] == "42"
     assert set(page.cells[3].outputs[0].data) == {"text/plain", "image/png", "text/html"}
     assert page.cells[3].outputs[0].data["text/html"].count("Now it is") == 4  # three frames, and the one shown

@@ -9,6 +9,7 @@ import re
 import browser
 import figures
 import pytest
+from access import axe
 
 SIZES = {"phone": {"width": 390, "height": 844}, "desk": {"width": 1440, "height": 900}}
 PAGES = browser.pages() or ["(no built book)"]
@@ -123,20 +124,6 @@ def whole(page, scheme, axe_options=None):
     if axe_options is not None:
         faults = axe(page, axe_options)
         assert not faults, "\n".join(faults)
-
-
-def axe(page, options):
-    """What breaks axe-core's rules, the theme's own included (mended in _static/postx.css and _ext)."""
-    from axe_playwright_python.sync_playwright import Axe
-
-    # preload: axe would look for imported style sheets in the wrong folder. resultTypes: it spends half of its
-    # time on describing the thousands of elements that break nothing.
-    options = {"preload": False, "resultTypes": ["violations"], **options}
-    return [
-        f"{v['id']}: {n['html'][:160]} {n['target']} {n['failureSummary']}"
-        for v in Axe().run(page, options=options).response["violations"]
-        for n in v["nodes"]
-    ]
 
 
 PICTURES = """() => [...document.querySelectorAll('main img, main figure svg')]

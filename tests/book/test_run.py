@@ -5,8 +5,8 @@ import pytest
 from jupyter_cache import get_cache
 
 from _ext import page_tests, run, spent
+from _ext.keys import cache_folder
 from _ext.notebooks import ROOT, chapters, normalize, text_of
-from _ext.postx_book import cache_folder
 
 
 def write(path, *sources):
@@ -37,7 +37,7 @@ def test_what_is_missing_is_executed_once_and_what_fails_is_named(tmp_path, caps
     assert not run.is_kept(tmp_path, bad)
     costs = run.costs(tmp_path, [good, bad])
     assert list(costs) == [good]
-    assert 3 <= costs[good]["page"] < 10, "processor seconds, however busy the machine is"
+    assert 2.9 < costs[good]["page"] < 10, "processor seconds, however busy the machine is; psutil rounds them down"
     assert costs[good]["compiling"] == 0
 
     assert run.fill(tmp_path, [good], 2) == []
