@@ -1,4 +1,4 @@
-// A term of the glossary, the letters of a tensor's name in code, or a letter in a formula about sizes: a tap or Enter
+// A term of the glossary, a cited work, the letters of a tensor's name in code, or a letter in a formula about sizes: a tap or Enter
 // opens the line beside it, Escape or a tap elsewhere closes it. A browser without popovers follows the link to the
 // glossary, as does a click with Ctrl.
 const postxTerms = {
@@ -82,10 +82,11 @@ addEventListener("DOMContentLoaded", () => {
   });
   document.addEventListener("click", (event) => {
     const link = event.target.closest?.("a[href*='#']");
-    const found = link && !box.contains(link) && terms[link.hash.slice(1)];
+    const work = link?.hash.startsWith("#work-") && link.title && [link.textContent, link.title];
+    const found = link && !box.contains(link) && (work || terms[link.hash.slice(1)]);
     if (found && !(event.ctrlKey || event.metaKey || event.shiftKey || event.altKey)) {
       event.preventDefault();
-      open(link, ...found, link.href, "Glossary");
+      open(link, ...found, link.href, work ? "References" : "Glossary");
     } else if (name(event.target)) show(event.target);
     else if (size(event.target)) explain(event.target.closest("mjx-mi"), size(event.target));
   });

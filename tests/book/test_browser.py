@@ -260,7 +260,7 @@ def test_print_cuts_nothing_and_opens_answers(opened):
         .map(e => `cut: ${e.textContent.slice(0, 50)}`),
       ...[...document.querySelectorAll('.bd-article details:not(.hide)')].filter(e => !e.open)
         .map(e => `closed: ${e.textContent.slice(0, 50)}`),
-      ...[...document.querySelectorAll('details.hide > summary')].filter(e => e.checkVisibility())
+      ...[...document.querySelectorAll('details.hide > summary, .bd-article button')].filter(e => e.checkVisibility())
         .map(e => `a bar: ${e.textContent.slice(0, 50)}`),
       ...[...document.querySelectorAll('.cell, .cell pre')].filter(e => getComputedStyle(e).breakInside === 'avoid')
         .map(e => `does not break: ${e.textContent.slice(0, 50)}`)]""")

@@ -1,6 +1,7 @@
 """Pages are known by their names, and a chapter can be put between two others."""
 
 import json
+import re
 
 import nbformat
 import pytest
@@ -52,3 +53,10 @@ def test_a_chapter_between_two_others(book):
     for bad, after in (("ring", "bill"), ("New", "bill"), ("x", "intro")):
         with pytest.raises(ValueError, match="expected"):
             pages.insert(bad, after, book)
+
+
+def test_a_link_that_names_a_number_leads_to_the_chapter_of_that_number():
+    named = [(page, int(said), int(to)) for page, text in evidence.pages(pages.ROOT).items()
+             for said, to in re.findall(r"\[[^\]\n]*hapter (\d+)[^\]\n]*\]\((\d\d)_\w+\.ipynb", text)]  # fmt: skip
+    assert len(named) >= 4
+    assert [found for found in named if found[1] != found[2]] == []
