@@ -220,8 +220,8 @@ def test_sliders_answer_while_the_page_is_still_loading(contexts, bases):
 def test_a_slider_that_the_browser_put_back_gets_its_picture(opened):
     """Going back to a page, some browsers restore what stood in it: without an event of the slider, before pageshow."""
     page = opened(CHAPTER)
-    figure = page.query_selector("figure.px-fig:has(input)")
-    slider = figure.query_selector("input")
+    figure = page.query_selector("figure.px-fig:has(input[type=range])")
+    slider = figure.query_selector("input[type=range]")
     slider.press("End")
     shown = figure.evaluate(PICTURE)
     slider.press("Home")
