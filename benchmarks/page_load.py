@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "tools"))
 import browser  # noqa: E402
 
-PAGES = ("01_attention_cost", "11_quantization_error", "12_sub_four_bit")
+PAGES = ("01_attention_cost", "04_ssd_duality", "11_quantization_error", "14_diffusion")  # the first, and the heaviest
 NETWORK = {"offline": False, "latency": 150, "downloadThroughput": 1.6e6 / 8, "uploadThroughput": 0.75e6 / 8}
 SLOWER = 4
 

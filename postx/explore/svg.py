@@ -23,7 +23,7 @@ from matplotlib.figure import SubFigure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from postx.explore import axes, words
+from postx.explore import axes, pixels, words
 from postx.style import SHADES
 
 SLOT, XLINK = "px-slot-", "{http://www.w3.org/1999/xlink}"
@@ -231,7 +231,7 @@ def _write(element, names, slots=None):
             continue
         if key == XLINK + "href":
             key = "href"
-            value = "#" + _known(names, value[1:], tag) if value.startswith("#") else "".join(value.split())
+            value = "#" + _known(names, value[1:], tag) if value.startswith("#") else pixels.small(value)
         elif key == "style":
             value = _style(value, any(_tag(e) in ("text", "tspan") for e in (element, *element)))
         elif key == "d":

@@ -20,7 +20,7 @@ from _ext.keys import CODE, cache_folder, code_digest
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = ROOT / "_build" / "html" / "chapters"
 NOTEBOOK_LIMIT = 1_500_000  # bytes: text and small PNG
-PAGE_LIMIT = 700_000  # bytes of one page and its own images, gzipped, beyond the theme's shared files
+PAGE_LIMIT = 200_000  # bytes of one page and its own images, gzipped: with 500 kB of theme and MathJax, 700
 
 TINY = [
     "import os\nprint('two')\nprint(1 + 1)",
