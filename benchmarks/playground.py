@@ -121,7 +121,7 @@ def typing(chrome, address, slower):
 def speed(html, repeat):
     from playwright.sync_api import sync_playwright
 
-    address = (html / "chapters" / "playground.html").as_uri()
+    address = (html.resolve() / "chapters" / "playground.html").as_uri()
     with sync_playwright() as play:
         chrome = play.chromium.launch(executable_path=browser.chromium(), args=browser.FLAGS)
         rows = {}
