@@ -1,0 +1,65 @@
+"""The corrector's record: what the script writes, and what stands in the file."""
+
+import itertools
+
+import torch
+
+from experiments import diffusion_corrector as corrector
+from experiments.runner import results
+from postx.diffusion import masked
+from postx.diffusion.remasking import Cap
+
+RECORD = {(r["run"]["sampler"], r["run"]["calls"], r["run"]["seed"]): r
+          for r in results.read(results.RESULTS / "diffusion_corrector.jsonl")}  # fmt: skip
+
+
+def sure(ids_BT):
+    """Says letter 7 for a place after a mask or at the start, else the letter before plus one."""
+    before = torch.cat([torch.full_like(ids_BT[:, :1], 6), ids_BT[:, :-1]], 1)
+    return 50.0 * torch.nn.functional.one_hot(torch.where(before == 256, 7, before + 1).clamp(max=255), 256)
+
+
+def test_blocks_are_written_from_the_left_each_with_its_share_of_the_calls():
+    seen = []
+
+    def net(ids_BT):
+        seen.append((ids_BT != 256).sum(1).max().item())
+        assert ids_BT.shape[1] == 12  # what is to come is there, as masks
+        return sure(ids_BT)
+
+    ids, spent = corrector.write(net, rows=3, long=12, calls=12, block=4, corrector=Cap(0.3))
+    assert ids.shape == (3, 12)
+    assert (ids < 256).all()
+    assert seen == sorted(seen) or max(seen) < 12
+    assert 3 <= spent <= 12
+    ids, spent = corrector.write(sure, rows=2, long=12, calls=12, block=1)
+    assert ids.tolist() == [list(range(7, 19))] * 2
+    assert spent == 12
+
+
+def test_the_whole_text_is_the_package_s_sampler():
+    ids, _ = corrector.write(sure, rows=4, long=10, calls=5, corrector=Cap(0.2), seed=3)
+    given = torch.full((4, 10), -1)
+    rng = torch.Generator().manual_seed(3)
+    want = masked.ancestral(sure, given, 256, steps=5, corrector=Cap(0.2), generator=rng).ids_BT
+    assert torch.equal(ids, want)
+
+
+def test_the_record_is_whole():
+    wanted = set(itertools.product(corrector.SAMPLERS, corrector.CALLS, corrector.SEEDS))
+    assert set(RECORD) == wanted | {("unseen text", 0, 0)}
+    for (_, calls, _), r in RECORD.items():
+        assert (r["rows"], r["T"]) == (corrector.ROWS, corrector.LONG)
+        assert r["metrics"]["nfe"] <= calls + 1e-9
+
+
+def test_the_record_says_what_the_page_says():
+    seeds = corrector.SEEDS
+    bits = {name: [RECORD[name, 160, seed]["metrics"]["bits"] for seed in seeds] for name in corrector.SAMPLERS}
+    for whole in ("no corrector", "blocks of 32"):
+        again = "corrector" if whole == "no corrector" else f"{whole}, corrector"
+        assert max(min(bits[whole]), min(bits[again])) < min(max(bits[whole]), max(bits[again]))  # ranges overlap
+        calls = [sum(RECORD[name, 160, s]["metrics"]["nfe"] for s in seeds) for name in (whole, again)]
+        assert 1.3 < calls[1] / calls[0] < 1.6
+    assert max(max(each) - min(each) for each in bits.values()) < 1.0
+    assert min(map(min, bits.values())) > RECORD["unseen text", 0, 0]["metrics"]["bits"] + 1
