@@ -196,7 +196,7 @@ def read_ledger(root: Path) -> dict[str, dict]:
         raise EvidenceError("evidence/ledger.json is missing: run `make ledger`")
     rows = json.loads(path.read_text(encoding="utf8"))["equations"]
     for label, row in rows.items():
-        _fields(f"ledger.json, {label}", row, {"page": str, "residual": str, "tests": dict}, {})
+        fields(f"ledger.json, {label}", row, {"page": str, "residual": str, "tests": dict}, {})
     return rows
 
 
@@ -217,14 +217,14 @@ def ledger_faults(root: Path) -> list[str]:
 
 def claims(root: Path) -> list[dict]:
     """The rows of evidence/claims.toml, every field checked and every link resolved."""
-    rows = _table(root, "claims.toml", "claim")
+    rows = table(root, "claims.toml", "claim")
     required = dict.fromkeys(("id", "text", "by", "where", "status", "link", "source"), str)
     optional = dict.fromkeys(("note", "date", "falsified_by"), (str, int))
     seen: set[str] = set()
     known = targets(root)
     for row in rows:
         where = f"claims.toml, claim {row.get('id', '?')!r}"
-        _fields(where, row, required, optional)
+        fields(where, row, required, optional)
         if row["id"] in seen:
             raise EvidenceError(f"{where}: the id is used twice")
         seen.add(row["id"])
@@ -240,56 +240,21 @@ def claims(root: Path) -> list[dict]:
 
 def coverage(root: Path) -> tuple[list[dict], list[dict]]:
     """The sections and the equations of evidence/coverage.toml, checked; ``label`` is always a list."""
-    sections, numbered = _table(root, "coverage.toml", "section"), _table(root, "coverage.toml", "equation")
+    sections, numbered = table(root, "coverage.toml", "section"), table(root, "coverage.toml", "equation")
     known = targets(root)
     for row in sections:
         where = f"coverage.toml, section {row.get('section', '?')!r}"
-        _fields(where, row, dict.fromkeys(("document", "section", "treated"), str), {"note": str, "says": str})
+        fields(where, row, dict.fromkeys(("document", "section", "treated"), str), {"note": str, "says": str})
         check_link(known, where, row["treated"])
     labels = equations(root)
     for row in numbered:
         where = f"coverage.toml, equation {row.get('eq', '?')!r}"
-        _fields(where, row, {"document": str, "eq": str, "label": (str, list)}, {"note": str})
+        fields(where, row, {"document": str, "eq": str, "label": (str, list)}, {"note": str})
         row["label"] = [row["label"]] if isinstance(row["label"], str) else row["label"]
         for label in row["label"]:
             if label != LATER and label not in labels:
                 raise EvidenceError(f"{where}: no page has an equation labelled {label!r}")
     return sections, numbered
-
-
-def statements(root: Path) -> list[dict]:
-    """Where each claim of the two documents is treated: a few words of the sentence, which stand on that page.
-
-    Raises EvidenceError where words or a claim are missing, where words stand on no such page, and where a claim of a
-    document has no row. A section whose row in `coverage` has `says` is held in the same way.
-    """
-    known, told = pages(root), {row["id"]: row for row in claims(root)}
-    rows, sections = _table(root, "coverage.toml", "statement"), coverage(root)[0]
-    for row in rows:
-        where = f"coverage.toml, statement {row.get('claim', '?')!r}"
-        _fields(where, row, dict.fromkeys(("claim", "says"), str), {})
-        if row["claim"] not in told:
-            raise EvidenceError(f"{where}: claims.toml has no such claim")
-        row["page"] = told[row["claim"]]["link"].partition("#")[0]
-        _stands(known, where, row["page"], row["says"])
-    for row in sections:
-        if "says" in row:
-            page = row["treated"].partition("#")[0]
-            _stands(known, f"coverage.toml, section {row['section']!r}", page, row["says"])
-    held = {row["claim"] for row in rows}
-    if lost := [name for name, row in told.items() if "document" in row["by"] and name not in held]:
-        raise EvidenceError(f"coverage.toml: no [[statement]] says where it is treated: {', '.join(lost)}")
-    return rows
-
-
-def _stands(known: dict[str, str], where: str, page: str, words: str) -> None:
-    if plain(words) not in plain(known.get(page, "")):
-        raise EvidenceError(f"{where}: {page} does not say {words!r}")
-
-
-def plain(text: str) -> str:
-    """Words as they are read: without the marks of emphasis and code, one space between them, small letters."""
-    return re.sub(r"\s+", " ", re.sub(r"[*`]", "", text)).lower()
 
 
 def agreement(root: Path) -> list[dict] | None:
@@ -300,7 +265,7 @@ def agreement(root: Path) -> list[dict] | None:
     rows = json.loads(path.read_text(encoding="utf8"))["rows"]
     for i, row in enumerate(rows):
         kinds = {"mixer": str, "form": str, "dtype": str, "T": int, "error": (str, int, float)}
-        _fields(f"agreement.json, row {i}", row, kinds, {})
+        fields(f"agreement.json, row {i}", row, kinds, {})
         row["error"] = decade(float(row["error"]))
     return rows
 
@@ -316,7 +281,7 @@ def check_link(known: dict[str, set[str]], where: str, link: str) -> None:
         raise EvidenceError(f"{where}: link {link!r}: {page} has no label {label!r}")
 
 
-def _table(root: Path, name: str, key: str) -> list[dict]:
+def table(root: Path, name: str, key: str) -> list[dict]:
     path = root / "evidence" / name
     if not path.exists():
         raise EvidenceError(f"evidence/{name} is missing")
@@ -330,7 +295,7 @@ def _table(root: Path, name: str, key: str) -> list[dict]:
     return data[key]
 
 
-def _fields(where: str, row: dict, required: dict, optional: dict) -> None:
+def fields(where: str, row: dict, required: dict, optional: dict) -> None:
     for name, kind in required.items():
         if not isinstance(row.get(name), kind) or row[name] in ("", []):
             got = repr(row.get(name))

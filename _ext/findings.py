@@ -52,7 +52,7 @@ def read(root: Path) -> tuple[list[dict], list[dict]]:
     seen = set()
     for row in data.get("finding", []):
         where = f"findings.toml, finding {row.get('id', '?')!r}"
-        evidence._fields(where, row, {"id": str, "sentence": str, "refuted_by": str, "test": list}, {"control": str})
+        evidence.fields(where, row, {"id": str, "sentence": str, "refuted_by": str, "test": list}, {"control": str})
         if row["id"] in seen:
             raise EvidenceError(f"{where}: the id is used twice")
         seen.add(row["id"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from _ext import evidence, mixers_page
+from _ext import evidence, mixers_page, treated
 from _ext.evidence import EvidenceError
 from postx import mixers
 
@@ -125,11 +125,11 @@ def test_both_documents_are_covered():
 
 def test_every_claim_of_the_documents_is_treated_where_it_leads():
     """The quoted words stand on the page that the claim links to."""
-    rows = evidence.statements(ROOT)
+    rows = treated.statements(ROOT)
     assert len(rows) >= 100
     assert all(len(row["says"].split()) >= 3 or row["page"] == "the_race" for row in rows)
-    treated = [s for s in evidence.coverage(ROOT)[0] if s["treated"] not in ("later", "intro", "notation")]
-    assert [s["section"] for s in treated if "says" not in s] == []
+    held = [s for s in evidence.coverage(ROOT)[0] if s["treated"] not in ("later", "intro", "notation")]
+    assert [s["section"] for s in held if "says" not in s] == []
 
 
 def test_labels_are_found_where_equations_are(book):
@@ -244,7 +244,7 @@ def test_words_that_left_their_page_are_missed(book):
 
     def told(*statements):
         (book / "evidence" / "coverage.toml").write_text(rows + toml("statement", *statements))
-        return evidence.statements(book)
+        return treated.statements(book)
 
     assert told({"claim": claim["id"], "says": "it is here and nowhere else"})[0]["page"] == "page"
     for says in ("it is here and gone", "Nowhere Else."):
@@ -259,6 +259,32 @@ def test_words_that_left_their_page_are_missed(book):
     (book / "evidence" / "claims.toml").write_text(toml("claim", claim, claim | {"id": "second"}))
     with pytest.raises(EvidenceError, match="where it is treated: second"):
         told({"claim": claim["id"], "says": "it is here"})
+
+
+def test_headings_objectives_and_one_sentence_for_two_treat_nothing(book):
+    """A heading names, an objective promises; and what answers two statements looks at neither."""
+    rows = toml("section", {"document": "d", "section": "s", "treated": "page", "says": "a sentence that tells"})
+    rows += toml("equation", {"document": "d", "eq": "11.1", "label": "eq-fenced"})
+    claim = CLAIM | {"by": "first document", "link": "page"}
+    (book / "evidence" / "claims.toml").write_text(toml("claim", claim, claim | {"id": "second"}))
+    page = book / "chapters" / "page.md"
+    goals = "**After this chapter you can**\n\n- judge what was claimed;\n- say so.\n\n"
+    page.write_text(page.read_text() + f"\n## What it names\n\n{goals}This is a sentence that tells. So does this.\n")
+
+    def told(first, second):
+        says = toml("statement", {"claim": claim["id"], "says": first}, {"claim": "second", "says": second})
+        (book / "evidence" / "coverage.toml").write_text(rows + says)
+        return treated.statements(book)
+
+    assert len(told("This is a", "So does this.")) == 2
+    for first, second, fault in (
+        ("What it names", "So does this.", "a heading or an objective of page"),
+        ("So does this.", "judge what was claimed", "a heading or an objective of page"),
+        ("So does this.", "*so does* this.", "quoted for coverage.toml, statement 'c1' already"),
+        ("So does this.", "A sentence that tells", "quoted for coverage.toml, statement 'second' already"),
+    ):
+        with pytest.raises(EvidenceError, match=fault):
+            told(first, second)
 
 
 def test_agreement_is_optional_and_checked(book):
