@@ -51,7 +51,8 @@ def test_outputs_that_contradict_the_record_are_not_written(tmp_path):
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(f"print('{timings.DISAGREES}: 1 times.')")])
     path = tmp_path / "01_page.ipynb"
     path.write_text(notebooks.text_of(notebooks.normalize(nb)), encoding="utf8")
-    with pytest.raises(notebooks.Contradiction, match=f"01_page.ipynb is not written: {timings.DISAGREES}"):
+    refused = f"01_page.ipynb is not written: {timings.DISAGREES}"
+    with pytest.raises(notebooks.Contradiction, match=refused):
         notebooks.execute(path)
     nb.cells[0].outputs = [nbformat.v4.new_output("stream", text=f"{timings.DISAGREES}: 1 times.\n")]
     path.write_text(notebooks.text_of(notebooks.normalize(nb)), encoding="utf8")
