@@ -29,7 +29,7 @@ TIMING = "nbval-ignore-output"  # a tag of the cell; nbval knows it
 WIDGETS = ("application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json")
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 STRICT_ON = "Linux x86-64 with Python 3.11"
-DISAGREES = "This machine disagrees"  # said by experiments/timings.py where an order contradicts its record
+DISAGREES = "On this machine, the opposite order"  # said by experiments/timings.py, against its record
 
 
 def chapters(root: Path = ROOT) -> list[Path]:

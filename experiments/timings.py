@@ -3,7 +3,7 @@
     python -m experiments.timings          record them: one thread, a warm-up, seven repeats (half a minute)
 
 A page calls `agree(name, slower, faster)` with its own seconds and prints what it says. `make notebooks` refuses to
-write outputs in which a machine disagrees: then the sentence is not ready, or the machine was busy.
+write outputs in which a machine has the opposite order: then the sentence is not ready, or the machine was busy.
 """
 
 import datetime
@@ -16,7 +16,7 @@ from functools import partial
 from experiments.runner.results import RESULTS, read
 
 FILE, REPEATS = RESULTS / "timings.jsonl", 7
-DISAGREES = "This machine disagrees"
+AGREES, DISAGREES = "On this machine, the same order", "On this machine, the opposite order"
 # The program that takes longer, then the other.
 ORDERS = {
     "s4d": ("a loop of steps", "the scan"),
@@ -34,7 +34,7 @@ def agree(name, slower, faster):
     if set(found) != {a, b}:
         raise ValueError(f"name: no record of {name!r} in {FILE.name}: run python -m experiments.timings")
     times = found[a]["ms"][0] / found[b]["ms"][0]
-    verdict = "This machine agrees" if slower > faster else DISAGREES
+    verdict = AGREES if slower > faster else DISAGREES
     return (
         f"Recorded ({found[a]['device']}, {found[a]['date']}): {a} {times:.0f} times as long as {b}.\n"
         f"{verdict}: {slower / faster:.0f} times."

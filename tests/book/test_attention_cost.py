@@ -135,12 +135,15 @@ def test_the_answer_under_the_drawn_bill():
     assert one[3] > one[2]
     assert (round(one[0], 2), round(1e3 * one[3], 1), round(1 / one[3])) == (0.75, 5.8, 174)
     assert room < 80
+    weights, cache = 2 * bill.SHAPE.matrix_weights(), bill.SHAPE.kv_bytes(32768)
+    assert [round(1e3 * part / published.H100.bandwidth, 1) for part in (weights, cache)] == [4.5, 1.3]
     many, room = floors(bill.GROUPED, 64)
     assert (round(64 / max(many[2:])), round(room)) == (740, 291)
     many, room = floors(bill.STATE, 64)
     assert (round(64 / max(many[2:])), round(room)) == (4271, 34)
     text = next(cell.source for cell in CELLS if cell.id == "bill-answer")
-    for said in ("0.75 s", "5.8 ms", "740 tokens", "gave 174", "291 GB", "4,271 tokens", "34 GB"):
+    parts = "5.8 ms: 4.5 to read the weights, 1.3"
+    for said in ("0.75 s", parts, "740 tokens", "gave 174", "291 GB", "4,271 tokens", "34 GB"):
         assert said in text
 
 

@@ -34,12 +34,12 @@ def test_a_page_compares_each_with_its_machine_and_its_outputs_agree():
                 said[name] = "".join(o.get("text", "") for o in cell.outputs)
     assert set(said) == set(timings.ORDERS)
     for name, words in said.items():
-        assert "This machine agrees" in words, f"{name}: run `make notebooks`"
+        assert timings.AGREES in words, f"{name}: run `make notebooks`"
 
 
 def test_agreement_is_of_the_order():
     a, b = timings.ORDERS["ssd"]
-    assert timings.agree("ssd", 2.0, 1.0).splitlines()[1] == "This machine agrees: 2 times."
+    assert timings.agree("ssd", 2.0, 1.0).splitlines()[1] == "On this machine, the same order: 2 times."
     assert timings.agree("ssd", 1.0, 2.0).splitlines()[1].startswith(timings.DISAGREES)
     assert f"{a} 10 times as long as {b}" in timings.agree("ssd", 2.0, 1.0)
     with pytest.raises(KeyError):
@@ -51,7 +51,8 @@ def test_outputs_that_contradict_the_record_are_not_written(tmp_path):
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(f"print('{timings.DISAGREES}: 1 times.')")])
     path = tmp_path / "01_page.ipynb"
     path.write_text(notebooks.text_of(notebooks.normalize(nb)), encoding="utf8")
-    with pytest.raises(notebooks.Contradiction, match="01_page.ipynb is not written: This machine disagrees"):
+    refused = f"01_page.ipynb is not written: {timings.DISAGREES}"
+    with pytest.raises(notebooks.Contradiction, match=refused):
         notebooks.execute(path)
     nb.cells[0].outputs = [nbformat.v4.new_output("stream", text=f"{timings.DISAGREES}: 1 times.\n")]
     path.write_text(notebooks.text_of(notebooks.normalize(nb)), encoding="utf8")
