@@ -53,7 +53,7 @@ def _keep(label, start=0.7):
 
 
 CONTENT = "what survives a word of content"
-FILLER = Knob("how far a filler opens the gate", 0, 1, 0.05, 0.1)
+FILLER = Knob("how much a filler fades", 0, 1, 0.05, 0.1)
 BETA = Knob("strength of a write, β", 0, 2, 0.05, 1)
 MENU = {
     "softmax": Shown(

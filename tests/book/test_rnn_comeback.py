@@ -140,8 +140,10 @@ def test_predict():
 
 def test_derive():
     scope = solution("ex-rnn-derive")
-    assert sum(math.exp(-0.0067 * n) for n in range(10_000)) == pytest.approx(scope["held"])
-    assert (round(scope["held"]), round(scope["gone"])) == (150, 687)
+    weights = [1.0] + [math.exp(-0.0067 * (back - 1)) for back in range(1, 10_000)]  # by tokens back
+    assert sum(weights) == pytest.approx(scope["held"])
+    assert weights[int(scope["gone"])] > 0.01 > weights[int(scope["gone"]) + 1]
+    assert (round(scope["held"]), round(scope["gone"])) == (151, 688)
 
 
 @pytest.mark.parametrize("cut", [1, 20, 59])
