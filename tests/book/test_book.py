@@ -194,7 +194,8 @@ def test_every_requirement_is_pinned_for_every_platform():
     lines = [line for line in lines if line and line != "-e ."]
     assert len(lines) > 100
     for line in lines:
-        assert re.fullmatch(r"[a-z0-9-]+==[0-9a-z.]+( ; sys_platform [!=]= \"\w+\")?", line), line
+        marker = r'sys_platform [!=]= "\w+"|python_full_version [<>]=? "[\d.]+"'
+        assert re.fullmatch(rf"[a-z0-9-]+==[0-9a-z.]+( ; ({marker}))?", line), line
         assert not line.startswith("nvidia"), line
     (ours,) = (line.split(" ;")[0] for line in lines if line.startswith("triton"))
     torchs = [line.split(";")[0].strip() for line in importlib.metadata.requires("torch") if line.startswith("triton")]
