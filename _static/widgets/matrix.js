@@ -145,7 +145,7 @@
       board.setAttribute("aria-label", `M of ${one.title}: a row for the word that asks, a column for the word asked`);
       at(".pm-scale").innerHTML =
         `<b class="plus">■</b> adds, <b class="minus">■</b> subtracts; ` +
-        `darkest: ${number(Math.max(...M.flat().map(Math.abs)))}.`;
+        `strongest: ${number(Math.max(...M.flat().map(Math.abs)))}.`;
       stand(...here);
     };
 

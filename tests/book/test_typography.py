@@ -1,5 +1,7 @@
-"""Formulas keep what touches them on their line, and TeX in a list of works is set as formulas."""
+"""Formulas keep what touches them on their line, TeX in a list of works is set as formulas, names of colors last."""
 
+import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +9,7 @@ from docutils import nodes
 from docutils.utils import new_document
 from pybtex.database import Entry
 
-from _ext import typography
+from _ext import notebooks, typography
 
 
 def paragraph(*parts):
@@ -53,3 +55,20 @@ def test_tex_of_a_title_becomes_formulas(title):
     words = [text for text in document.findall(nodes.Text) if not isinstance(text.parent, nodes.math)]
     assert not set("${}") & set("".join(words))
     assert domain.data["has_equations"] == ({"references": True} if want else {})
+
+
+# Ink is black on a light page and white on a dark one, and a strong color is the darker one on the first only.
+TURNED = re.compile(r"\b(?:[Bb]lack:|in black|[Ww]hite:|darker|darkest|darken\w*|brightest)")
+
+
+def told():
+    """What a reader is told of the colors of a figure: captions, what tools say, and the pages without cells."""
+    for path in notebooks.chapters():
+        for cell in json.loads(path.read_text(encoding="utf8"))["cells"]:
+            yield path.stem, "\n".join(re.findall(r'caption=(?:f?".*"\s*)+', "".join(cell["source"])))
+    for path in [*notebooks.ROOT.glob("chapters/*.md"), *notebooks.ROOT.glob("_static/widgets/**/*.js")]:
+        yield path.stem, path.read_text(encoding="utf8")
+
+
+def test_no_color_is_named_that_the_dark_page_turns():
+    assert [(name, found) for name, text in told() for found in TURNED.findall(text)] == []

@@ -282,6 +282,14 @@ class TestBlock:
         page.keyboard.press("ArrowUp")
         assert boxes.nth(5).evaluate("e => e === document.activeElement")
 
+    def test_a_box_under_the_pointer_does_not_look_open(self, opened):
+        page = opened("block")
+        boxes = page.locator(".pk button")
+        boxes.nth(1).click()
+        boxes.nth(6).hover()
+        ring = [boxes.nth(i).evaluate("e => getComputedStyle(e).boxShadow") for i in range(boxes.count())]
+        assert [i for i, shadow in enumerate(ring) if shadow != "none"] == [1]
+
     def test_boxes_hold_their_words_and_what_stands_below_does_not_move(self, opened):
         for size in SIZES:
             page = opened("block", size)

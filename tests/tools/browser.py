@@ -96,6 +96,12 @@ CUT = f"""() => [...document.querySelectorAll('mjx-container[display=true], .bd-
     .filter(e => getComputedStyle(e).maskImage === 'none' || !/auto|scroll/.test(getComputedStyle(e).overflowX))
     .map(e => `${{e.scrollWidth - e.clientWidth}} px cut: ${{e.textContent.slice(0, 60)}} ${{e.parentElement.id}}`)"""
 
+# A formula that is wider than the column and does not scroll in a box of its own: both its ends are lost.
+OUTSIDE = """() => [...document.querySelectorAll('div.math > mjx-container[display=true]')]
+    .filter(e => { const [a, b] = [e, e.parentElement].map(x => x.getBoundingClientRect());
+                   return a.left < b.left - 1 || a.right > b.right + 1; })
+    .map(e => `sticks out of the column: ${e.parentElement.id || e.textContent.slice(0, 60)}`)"""
+
 COVERED = """() => [...document.querySelectorAll('div.math > .eqno')].filter(number => {
     const a = number.getBoundingClientRect();
     const box = number.parentElement.querySelector('mjx-container')?.getBoundingClientRect();
@@ -177,7 +183,7 @@ SMALL = """size => [...document.querySelectorAll('figure.px-fig svg')].filter(e 
 def phone_faults(page) -> list[str]:
     """What is cut without a cue, or covered by its number or by another word, or shrunk beyond reading."""
     tiny = [f"{at} is at {size:.2f} of its size" for size, at in page.evaluate(SHRUNK) if size < SMALLEST]
-    return sum(map(page.evaluate, (CUT, COVERED, figures.FRAMES)), tiny) + page.evaluate(SMALL, LEAST)
+    return sum(map(page.evaluate, (CUT, OUTSIDE, COVERED, figures.FRAMES)), tiny) + page.evaluate(SMALL, LEAST)
 
 
 def page_faults(page, on_search: bool) -> list[str]:

@@ -7,7 +7,8 @@
   page.lookWords = (p, bytes, most) => {
     const near = p.slice(-most).reduce((a, b) => a + b, 0);
     const best = p.indexOf(p.reduce((a, b) => Math.max(a, b)));
-    const what = best ? `“${page.name(bytes[best - 1])}”, ${p.length - 1 - best} bytes back` : "the start of the text";
+    const back = p.length - 1 - best;
+    const what = best ? `“${page.name(bytes[best - 1])}”, ${back} ${back === 1 ? "byte" : "bytes"} back` : "the start of the text";
     const far = p.length > most ? ` ${page.percent(1 - near)} goes to what is further back than this strip.` : "";
     return `Most, ${page.percent(p[best])}, goes to ${what}.${far}`;
   };

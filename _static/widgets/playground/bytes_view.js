@@ -1,4 +1,4 @@
-// The text, each byte on a ground that is the darker the more it surprised; a table of the hardest says it in words.
+// The text, each byte on a ground that is the stronger the more it surprised; a table of the hardest says it in words.
 (() => {
   const page = (window.postx.playground ??= {});
   const FULL = 8; // bits: a byte that was one among 256
