@@ -141,7 +141,7 @@ def test_nbval_goes_red_when_an_output_is_altered_and_else_hands_on_the_page(tmp
     done = notebooks.nbval(["--rootdir", str(tmp_path)], [good, altered], strict=True, stdout=subprocess.PIPE)
     assert done.returncode == 1, done.stdout
     assert "Now it is 2." in done.stdout
-    assert re.findall(r"^FAILED \S*?(\w+\.ipynb::.*)", done.stdout, re.M) == ["altered.ipynb::Cell 3"]
+    assert re.findall(r"^FAILED \S*?(\w+\.ipynb::Cell \d+)", done.stdout, re.M) == ["altered.ipynb::Cell 3"]
     assert "1 failed, 7 passed" in done.stdout
     cache = get_cache(str(cache_folder(tmp_path)))
     with pytest.raises(KeyError):

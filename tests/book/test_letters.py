@@ -23,12 +23,14 @@ EXPLAINED = {
     "selective_ssm": "DNTY",
     "ssd_duality": "T",
     "linear_attention": "CT",
+    "delta_rule": "KV",
     "rnn_comeback": "C",
     "long_convolutions": "T",
+    "recall_lab": "V",
     "hybrids": "B",
     "liquid_networks": "T",
     "diffusion": "BDLT",
-    "beyond_one_machine": "GKT",
+    "beyond_one_machine": "DGKL",
     "the_race": "BT",
 }
 

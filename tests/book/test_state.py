@@ -203,7 +203,7 @@ def test_a_finished_game_is_no_wider_than_the_page_and_has_no_fault_of_access(op
         assert page.eval_on_selector_all(".px-plot text", OUTSIDE) == []
         assert axe(page, {}) == []
         assert page.evaluate(browser.PALE) == []
-        assert page.evaluate(browser.SMALL, browser.LEAST) == []
+        assert page.evaluate(browser.SMALL, browser.LEAST * min(1, width / 390)) == []
 
 
 def test_its_scripts_are_on_its_page_only(reader):
