@@ -122,6 +122,11 @@ def test_the_numbers_in_chapter_12_are_those_of_the_record():
     assert table()["In 4 bits every method loses less than 0.015"].verdict == "does not"
     four = [lost(f"weights|{name}|4") for name in ("nearest, row", "nearest, 128", "turn, gptq, 128")]
     assert "whole rows lose {}, groups of 128 {}, those with rotation and GPTQ {};".format(*four) in said["c46"]
+    growth = {row.sentence: row for row in real_tables.table()}["From 3 to 2 bits every loss grows three times"]
+    wall = "".join(said.values())
+    assert "here at least three times, in SmolLM2 two" in wall
+    assert growth.twin.value - 2 * growth.twin.error > 3
+    assert 2 <= growth.real.value < 2.5
     formats = ", ".join(f"{name} {lost(f'weights|{name.lower()}|4')}" for name in ("NF4", "NVFP4", "MXFP4"))
     assert f"{formats}." in said["c46"]
     assert f"{lost(rows, 'earlier')} and {lost(rows)}, {lost(groups, 'earlier')} and {lost(groups)}" in said["c46"]
