@@ -24,6 +24,7 @@ import math
 import platform
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,7 @@ def nearest(x, bits):
     top = 2**bits - 1
     low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
     scale = (high - low) / top
-    scale = torch.where(scale == 0, 1, scale)
+    scale = scale.masked_fill(scale == 0, 1)
     zero = torch.round(-low / scale).clamp(0, top)
     return ((torch.round(x / scale) + zero).clamp(0, top) - zero) * scale
 
@@ -182,10 +183,10 @@ class Judge:
                 "bits": float(self.bits_B.mean()), "bits_error": error(self.bits_B), "lost": 0.0, "lost_error": 0.0,
                 "stepped_bits": float(self.stepped_B.mean()),
                 "parameters": sum(p.numel() for p in self.lm.parameters()),
-                "state_floats": self.lm.state_floats(self.asked.shape[1]),
+                "state_floats": self.plain.state_floats(self.asked.shape[1]),
             }  # fmt: skip
         if what == "weights":
-            ids = self.calibration[:, :-1]
+            ids = self.calibration if method == "gptq" else self.calibration[:1, :64]  # nearest does not read it
             small, report = quantized.quantized(self.plain, method, bits, ids, judged=64, group=GROUP)
             found, base = whole(small.to(self.device), self.asked), self.bits_B
             more = {"bits_per_weight": report.bits_per_weight, "kept": report.kept}
@@ -219,15 +220,18 @@ def runs(lm):
 
 
 def serve(args):
-    """Make every run that is not on file and for which there is time."""
+    """Make every run that is not on file and for which there is time; returns how many models raised an error."""
     text = corpus.load(args.text)[0] if args.text else texts.packages_slice()
     asked, calibration = stretches(text.test, args.stretches), stretches(text.validation, READ)
     about = {"sha256": text.sha256, "stretches": args.stretches, "T": T}
     device, start = torch.device(args.device), time.monotonic()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where graphs are captured
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else (
         f"CPU ({platform.machine()}), {torch.get_num_threads()} threads")  # fmt: skip
     done = {r["key"] for r in read(args.out)}
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    failed = 0
     for seed in SEEDS:
         for name in FAMILIES if args.only is None else args.only:
             folder = args.weights / f"s{seed}"
@@ -238,22 +242,31 @@ def serve(args):
             lm = checkpoints.load(name, folder)
             common = {"name": name, "seed": seed} | about | {"weights": weights}
             todo = [run for run in (common | run for run in runs(lm)) if key(run) not in done]
-            judge = None
-            for run in todo:
-                if time.monotonic() - start > args.seconds:
-                    print("the time is over", flush=True)
-                    return
-                judge = judge or Judge(lm, asked, calibration, device)
-                began = time.monotonic()
-                record = {
-                    "key": key(run), "run": run, "metrics": judge(run), "seconds": round(time.monotonic() - began, 2),
-                    "device": where, "torch": torch.__version__, "date": datetime.date.today().isoformat(),
-                }  # fmt: skip
-                with args.out.open("a", encoding="utf8") as file:
-                    file.write(json.dumps(record) + "\n")
-                told = {k: round(x, 4) for k, x in (record["metrics"] or {"not finite": 0}).items()}
-                said = (run[k] for k in ("name", "seed", "what", "method", "bits"))
-                print(*said, told, record["seconds"], flush=True)
+            try:
+                judge = None
+                for run in todo:
+                    if time.monotonic() - start > args.seconds:
+                        print("the time is over", flush=True)
+                        return failed
+                    judge = judge or Judge(lm, asked, calibration, device)
+                    record(args.out, run, judge, where)
+            except Exception:  # the other models go on
+                failed += 1
+                print(f"{name} seed {seed}\n{traceback.format_exc()}", flush=True)
+    return failed
+
+
+def record(out, run, judge, where):
+    """Make a run and append its line."""
+    began = time.monotonic()
+    line = {
+        "key": key(run), "run": run, "metrics": judge(run), "seconds": round(time.monotonic() - began, 2),
+        "device": where, "torch": torch.__version__, "date": datetime.date.today().isoformat(),
+    }  # fmt: skip
+    with out.open("a", encoding="utf8") as file:
+        file.write(json.dumps(line) + "\n")
+    told = {k: round(x, 4) for k, x in (line["metrics"] or {"not finite": 0}).items()}
+    print(*(run[k] for k in ("name", "seed", "what", "method", "bits")), told, line["seconds"], flush=True)
 
 
 def table(path):
@@ -288,7 +301,7 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     torch.set_float32_matmul_precision("highest")
-    serve(args)
+    sys.exit(1 if serve(args) else 0)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def test_runs_are_recorded_once_and_summarised(tmp_path, monkeypatch, capsys):
         out=tmp_path / "it.jsonl", weights=tmp_path, text=None, only=["hybrid"], seconds=math.inf, stretches=3,
         device="cpu",
     )  # fmt: skip
-    squeezed.serve(args)
+    assert squeezed.serve(args) == 0
     assert "hybrid seed 2: no such files" in capsys.readouterr().out
     lines = args.out.read_text().splitlines()
     assert len(lines) == 2 * (1 + 4 * len(squeezed.BITS))
@@ -119,3 +119,8 @@ def test_runs_are_recorded_once_and_summarised(tmp_path, monkeypatch, capsys):
     mean = sum(x["lost"] for x in other) / 2
     assert rows["cache", "min-max", 3]["lost"] == pytest.approx(mean)
     assert rows["cache", "min-max", 3]["bits_a_byte"] == pytest.approx(full["bits_a_byte"] + mean, abs=1e-4)
+    args.out = tmp_path / "other.jsonl"
+    monkeypatch.setattr(squeezed, "stepped", lambda lm, ids: (squeezed.whole(lm, ids) + 0.01, None))
+    assert squeezed.serve(args) == 2
+    assert "ArithmeticError: stepped and whole forward passes are 0.01 bits a byte apart" in capsys.readouterr().out
+    assert read(args.out) == []
