@@ -182,7 +182,6 @@ class Judge:
             return {
                 "bits": float(self.bits_B.mean()), "bits_error": error(self.bits_B), "lost": 0.0, "lost_error": 0.0,
                 "stepped_bits": float(self.stepped_B.mean()),
-                "parameters": sum(p.numel() for p in self.lm.parameters()),
                 "state_floats": self.plain.state_floats(self.asked.shape[1]),
             }  # fmt: skip
         if what == "weights":
@@ -260,7 +259,8 @@ def record(out, run, judge, where):
     """Make a run and append its line."""
     began = time.monotonic()
     line = {
-        "key": key(run), "run": run, "metrics": judge(run), "seconds": round(time.monotonic() - began, 2),
+        "key": key(run), "run": run, "metrics": judge(run),
+        "parameters": sum(p.numel() for p in judge.plain.parameters()), "seconds": round(time.monotonic() - began, 2),
         "device": where, "torch": torch.__version__, "date": datetime.date.today().isoformat(),
     }  # fmt: skip
     with out.open("a", encoding="utf8") as file:
