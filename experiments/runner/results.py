@@ -45,14 +45,18 @@ def table(path, *metrics):
     """One row for each name and D: the runs at the learning rate that won for the name, summarised over seeds.
 
     Rows are dicts: name, D, lr, lr_interior, seeds, parameters, state_floats, diverged, and for each metric
-    (name, mean), (name, deviation) as "mean" and "deviation" dicts. Sorted by state_floats.
+    (name, mean), (name, deviation) as "mean" and "deviation" dicts. Sorted by state_floats. A name without a run of
+    the first seed, 0, at which rates are tried, has no row: its rates stand in another file (`--have`).
     """
     records = [r for r in read(path) if "error" not in r]
     rows = []
     for name in dict.fromkeys(r["run"]["name"] for r in records):
         mine = [r for r in records if r["run"]["name"] == name]
         tuned_at = _tuning_size(mine)
-        _, lr, interior = best_rate([r for r in mine if r["run"]["D"] == tuned_at and r["run"]["seed"] == 0])
+        tried = [r for r in mine if r["run"]["D"] == tuned_at and r["run"]["seed"] == 0]
+        if not tried:
+            continue
+        _, lr, interior = best_rate(tried)
         for D in sorted({r["run"]["D"] for r in mine}):
             chosen = [r for r in mine if r["run"]["D"] == D and r["run"]["lr"] == lr]
             good = [r for r in chosen if r["metrics"] is not None]

@@ -219,6 +219,23 @@ def test_runs_side_by_side_on_a_gpu_equal_the_cpu(tmp_path):
         assert max(abs(a - b) for a, b in zip(on_cpu, losses[1][name], strict=True)) < 1e-3
 
 
+def test_a_file_of_further_seeds_alone_has_no_rows(tmp_path):
+    """Its rates were tried in another file, so nothing here says which rate won; beside it a swept name has its row."""
+
+    def line(name, lr, seed):
+        spec = run(name=name, lr=lr, seed=seed)
+        return {"key": sweep.key(spec), "run": spec, "metrics": {"score": lr}, "parameters": 1, "state_floats": 1}
+
+    further = [line("seeds alone", 1e-2, seed) for seed in (1, 2)]
+    swept = [line("swept", lr, 0) for lr in (1e-3, 1e-2)]
+    for lines, names in ((further, []), (further + swept, ["swept"])):
+        path = tmp_path / f"{len(lines)}.jsonl"
+        path.write_text("".join(json.dumps(x) + "\n" for x in lines))
+        rows = results.table(path)
+        assert [row["name"] for row in rows] == names
+        assert len(results.show(rows, ["score"]).splitlines()) == 2 + len(names)
+
+
 def test_the_results_in_the_repository_are_complete():
     """Whatever results are kept can be read, and no failed run hides among them."""
     for path in Path(results.RESULTS).glob("*.jsonl"):
