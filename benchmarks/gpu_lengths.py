@@ -10,8 +10,8 @@ Parts, all in bfloat16:
   chunks    SSD with chunks of 16 to 256 tokens: plain torch, and mamba_ssm's kernels where they are there.
   fft       a causal convolution as long as its input by FFT (float32), D = 2048, 32,768 tokens in rows of T.
 
-A row has T, forward_ms, both_ms, peak_bytes, and floor_ms as in `benchmarks.gpu`; what does not fit in memory is left
-out, with the reason.
+A row has T, forward_ms, both_ms, peak_bytes, and floor_ms as in `benchmarks.gpu`; what does not fit in memory, or what
+cuDNN refuses, has the reason as "refused" instead. Below about 4,096 tokens the times are those of launching kernels.
 """
 
 import argparse
@@ -122,6 +122,10 @@ def row(part, who, inputs, run, **more):
         found |= gpu.measure(run, inputs())
     except torch.cuda.OutOfMemoryError:
         found["refused"] = "out of memory"
+    except RuntimeError as reason:  # cuDNN's LSTM ends between 32,768 and 65,536 tokens
+        if "CUDNN_STATUS_NOT_SUPPORTED" not in str(reason):
+            raise
+        found["refused"] = str(reason)
     torch.cuda.empty_cache()
     return found
 

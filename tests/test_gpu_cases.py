@@ -36,6 +36,19 @@ def test_a_part_runs_and_learns(part, monkeypatch):
         assert all(g.isfinite().all() for g in grads), who
 
 
+def test_what_cudnn_refuses_is_a_row_and_any_other_error_is_raised(monkeypatch):
+    def measure(run, inputs):
+        raise RuntimeError(reason)
+
+    monkeypatch.setattr(gpu, "measure", measure)
+    reason = "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear"
+    found = gpu_lengths.row("lstm", "torch's LSTM", dict, None, T=8)
+    assert found == {"part": "lstm", "who": "torch's LSTM", "T": 8, "refused": reason}
+    reason = "mat1 and mat2 shapes cannot be multiplied"
+    with pytest.raises(RuntimeError, match="shapes"):
+        gpu_lengths.row("lstm", "torch's LSTM", dict, None, T=8)
+
+
 def test_two_blocks_have_the_weights_of_one():
     """Within 6%: what "at equal parameters" says."""
     sizes = []
