@@ -186,3 +186,15 @@ def test_the_numbers_in_the_prose():
     assert round(work / ms["cudnn", 131072] / 1e9) == 561
     one_block = cost.roofline(cost.softmax_attention(131072, K=128, tile=128), chip)
     assert round(cost.softmax_attention(131072, K=128, tile=128).flops / one_block.seconds / 1e12) == 428
+
+
+def test_the_recorded_blocks_say_what_the_page_says():
+    """Below 4,096 tokens the host's launches are timed, and nothing is ordered."""
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "gpu_lengths.json"
+    rows = [row for row in json.loads(path.read_text())["rows"] if row["part"] == "blocks"]
+    ms = {(row["who"], row["T"]): row["forward_ms"] for row in rows}
+    ratio = {T: ms["attention and MLP", T] / ms["two Mamba-2", T] for _, T in ms}
+    counted = cost.transformer_block(131_072, D=2048).flops / (2 * cost.mamba2_block(131_072, D=2048).flops)
+    assert ratio[2048] < 1 < ratio[4096] < ratio[16_384] < ratio[131_072]
+    assert [round(ms[who, 131_072]) for who in ("attention and MLP", "two Mamba-2")] == [252, 85]
+    assert [round(ratio[131_072]), round(counted)] == [3, 5]

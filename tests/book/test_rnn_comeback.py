@@ -66,6 +66,15 @@ def test_the_recorded_run_says_what_the_page_says():
     assert pairs / (2 * 8 * 1024**2) == pytest.approx(4, rel=0.01)
 
 
+def test_with_eight_texts_at_every_length_the_chain_keeps_its_pace():
+    path = RESULTS.parents[1] / "benchmarks" / "results" / "gpu_lengths.json"
+    rows = {row["T"]: row for row in json.loads(path.read_text())["rows"] if row["part"] == "lstm"}
+    step = [1e3 * row["forward_ms"] / T for T, row in rows.items() if "forward_ms" in row]
+    assert len(step) == 8
+    assert all(11.5 < x < 12.5 for x in step)
+    assert "CUDNN_STATUS_NOT_SUPPORTED" in rows[65_536]["refused"]
+
+
 @pytest.mark.equation("eq-rwkv4-average")
 def test_rwkv4_is_its_average(residual):
     (k, v), w = rwkv4.example(37)
