@@ -26,7 +26,7 @@ from postx.models import checkpoints
 from postx.style import FAMILY
 
 RACERS = ("attention", "hybrid", "ssd")
-# What is written of each model, if its weights are kept; rounding a model takes seconds.
+# What is written of each model, if its weights are kept, 16 for as it is kept; rounding a model takes seconds.
 FILES = {
     "hybrid": (2, 3, 4, 16), "attention": (4, 16), "ssd": (4, 16), "gated_deltanet": (2, 3, 4, 16),
     "rwkv7": (2, 3, 4, 16), "whole_machine": (4,), "ternary": (None,),
@@ -63,9 +63,10 @@ SOURCES = ("postx/export.py", "postx/models/experts.py", "postx/models/quantized
 
 
 def offered(weights=checkpoints.FOLDER) -> dict:
-    """{model: its widths}: the models whose weights are there."""
+    """{model: its widths}: the models whose weights are there, and 8 for 16 where rows of 8 bits are kept."""
     there = checkpoints.kept(weights)
-    return {model: widths for model, widths in FILES.items() if model in there}
+    return {model: tuple(bits and min(bits, export.width(model, weights)) for bits in widths)
+            for model, widths in FILES.items() if model in there}  # fmt: skip
 
 
 def prepare(root: Path, weights=checkpoints.FOLDER) -> Path:
@@ -113,7 +114,8 @@ def _measured(root, models, folder, weights):
     for model in [name for name, widths in models.items() if None not in widths and not _recorded(root, name)]:
         data = text.packages_slice().test if _of_packages(model, weights) else text.load().test
         read = [bytes(data[i * T : (i + 1) * T]) for i in range(windows)]
-        places = [(bits, f"{model}_{bits}", folder) for bits in models[model]] + [(16, model, weights)]
+        places = [(bits, f"{model}_{bits}", folder) for bits in models[model]]
+        places.append((export.width(model, weights), model, weights))
         found[model] = {str(bits): round(float(np.mean([curve(name, at, part) for part in read])), 3)
                         for bits, name, at in places}  # fmt: skip
     return found
@@ -167,8 +169,9 @@ def _loss(root, folder, model, bits, weights):
     if not lost:
         read = json.loads((folder / "bits.json").read_text(encoding="utf8"))[model]
         lost, where = {int(key): value for key, value in read.items()}, f"{math.prod(MEASURED):,} bytes of unseen text"
-    more = lost[bits] - lost[16]
-    against = "" if bits == 16 else f", {abs(more):.3f} {'more' if more >= 0 else 'less'} than at 16 bits"
+    kept = max(lost)
+    more = lost[bits] - lost[kept]
+    against = "" if bits == kept else f", {abs(more):.3f} {'more' if more >= 0 else 'less'} than at {kept} bits"
     return f"On {where} {lost[bits]:.3f} bits a byte{against}."
 
 
@@ -197,7 +200,7 @@ def one(root: Path, folder: Path, model: str) -> dict:
     """What the script is told where a chapter shows its own model."""
     if model != MACHINE or model not in offered():
         raise ValueError(f"postx-playground: expected a model of a chapter that is kept, {MACHINE!r}, got {model!r}")
-    return {"first": model, "models": {model: about(root, folder, model, FILES[model])}, "start": CODE}
+    return {"first": model, "models": {model: about(root, folder, model, offered()[model])}, "start": CODE}
 
 
 def draw_one(bits):

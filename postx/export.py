@@ -26,7 +26,7 @@ from postx.quant import uniform
 from postx.text import packages_slice
 
 RANGE = {"grid": "midrise", "clip": "search"}
-BITS = (16, 4, 3, 2)
+BITS = (4, 3, 2)  # and the width that a model is kept in
 SCRIPT = "weights_{}.js"
 
 
@@ -52,18 +52,19 @@ def describe(lm):
 def write(name, bits, folder, from_=checkpoints.FOLDER, ids_BT=None, **measured):
     """Write one model as NAME_BITS.safetensors and NAME_BITS.json; returns the path without its ending.
 
-    bits: 16 (as it is kept), 4, 3 or 2; None for a model whose layers are kept packed (ternary), which stays as it
-    is: NAME_trits. measured: what else the manifest says, such as the bits a byte that were lost. from_: the folder
-    of the kept model. ids_BT: a text to calibrate on; layers are then rounded by GPTQ on the same grid. Raises
-    ValueError for other bits, and as `describe` and `checkpoints.load` do.
+    bits: 4, 3, 2, or the `width` that it is kept in, which stays as it is: 16, or 8 where rows are kept so; None for
+    a ternary model: NAME_trits. measured: what else the manifest says, such as the bits a byte that were lost. from_:
+    the folder of the kept model. ids_BT: a text to calibrate on; layers are then rounded by GPTQ on the same grid.
+    Raises ValueError for other bits, and as `describe` and `checkpoints.load` do.
     """
     lm, kept = checkpoints.load(name, from_), checkpoints.packed(name, from_)
-    if (bits is None) != bool(kept) or bits not in (*BITS, None):
-        allowed = "None, as it is kept packed" if kept else f"one of {', '.join(map(str, BITS))}"
-        raise ValueError(f"bits: {name} is written in {allowed}, got {bits!r}")
-    if bits in BITS[1:] and ids_BT is not None:
+    as_kept = width(name, from_)
+    allowed = (None,) if as_kept is None else (as_kept, *BITS)
+    if bits not in allowed:
+        raise ValueError(f"bits: {name} is written in {' or '.join(map(str, allowed))}, got {bits!r}")
+    if bits in BITS and ids_BT is not None:
         kept = quantized.quantized(lm, "gptq", bits, ids_BT, judged=1, **RANGE)[1].stored
-    elif bits in BITS[1:]:
+    elif bits in BITS:
         kept = {layer: uniform.quantize(part.weight, bits, **RANGE) for layer, part in quantized.linears(lm).items()}
         kept |= {name: experts.quantize(W_EIO, bits, **RANGE) for name, W_EIO in experts.tables(lm).items()}
     weights = sum(p.numel() for p in lm.parameters())
@@ -71,6 +72,12 @@ def write(name, bits, folder, from_=checkpoints.FOLDER, ids_BT=None, **measured)
     path = checkpoints.save(f"{name}_{bits or 'trits'}", lm, checkpoints.record(name, from_)["config"],
                             {"page": told}, folder, packed=kept)  # fmt: skip
     return path.with_suffix("")
+
+
+def width(name, from_=checkpoints.FOLDER):
+    """Bits a weight of the linear layers of a kept model: 16, 8 where its rows are packed so, None for trits."""
+    packed = checkpoints.packed(name, from_).values()
+    return max(q.how.get("bits", 0) for q in packed) or None if packed else 16
 
 
 def calibration(rows=2, T=2048):

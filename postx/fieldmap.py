@@ -26,7 +26,10 @@ class Lane:
     works: dict[str, float]
 
 
-CORE = ("attention_cost", "selective_ssm", "ssd_duality", "linear_attention", "hybrids", "quantization_error")
+CORE = (
+    "attention_cost", "selective_ssm", "ssd_duality", "linear_attention", "hybrids", "quantization_error",
+    "whole_machine",
+)  # fmt: skip
 COMPARED = "the_race"  # the chapter about all lanes at once
 # Years are those of the first public version, with the month as a fraction: Mamba is of December 2023.
 LANES = (
@@ -63,7 +66,8 @@ LANES = (
         {"H3": 2022.98, "Hyena": 2023.15},
     ),
     Lane(
-        "hybrid", "Hybrids", "keep a few attention layers, make the rest cheap", ("hybrids", "recall_lab"),
+        "hybrid", "Hybrids", "keep a few attention layers, make the rest cheap",
+        ("hybrids", "recall_lab", "whole_machine"),
         {
             "StripedHyena": 2023.95, "Griffin": 2024.15, "Jamba": 2024.25, "Zamba": 2024.4,
             "MiniMax-01": 2025.05, "Nemotron-H": 2025.25, "LFM2": 2025.5, "Qwen3-Next": 2025.7,

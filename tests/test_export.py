@@ -14,7 +14,7 @@ from page_model import NEEDS_NODE, PROMPTS, node, reference, small, text
 from _ext import playground_page
 from postx import export
 from postx.diffusion import masked
-from postx.models import checkpoints
+from postx.models import checkpoints, quantized
 from postx.models.denoiser import Denoiser
 from postx.models.lm import LM, generate
 
@@ -67,6 +67,24 @@ def test_any_list_of_blocks_at_any_width(tmp_path, pattern, mlp, bits):
     got = np.array(node("logits", ids, export.script(path)))
     want = reference(checkpoints.load(path.name, tmp_path), ids)
     assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("pattern", ["SA", "G7"])
+def test_a_model_kept_in_rows_of_8_bits_is_written_as_it_is_and_in_fewer(tmp_path, pattern):
+    name, ids = small(tmp_path, pattern, mlp="FE"), text(90, 4)
+    lm, config = checkpoints.load(name, tmp_path), checkpoints.record(name, tmp_path)["config"]
+    rows = quantized.quantized(lm, "uniform", 8, torch.tensor([ids]), feed=False, **export.RANGE)[1].stored
+    checkpoints.save(name, lm, config, {}, tmp_path, packed=rows)
+    assert export.width(name, tmp_path) == 8
+    for bits in (8, 4):
+        path = export.write(name, bits, tmp_path, tmp_path)
+        want = reference(checkpoints.load(path.name, tmp_path), ids)
+        got = np.array(node("logits", ids, export.script(path)))
+        assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+        kept = reference(checkpoints.load(name, tmp_path), ids)
+        assert (np.abs(want - kept).max() == 0) == (bits == 8)
+    with pytest.raises(ValueError, match="bits: small is written in 8 or 4 or 3 or 2, got 16"):
+        export.write(name, 16, tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("mlp", ["F", "E"])

@@ -11,11 +11,13 @@ import pytest
 import torch
 from test_browser import axe
 
+from _ext import pages
+from postx import export
 from postx.models import checkpoints
 from postx.models.quantized import linears
 from postx.quant import uniform
 
-PAGE = "chapters/playground.html"
+PAGE, CHAPTER = "chapters/playground.html", f"chapters/{pages.find('whole_machine').stem}.html"
 LONG = pytest.mark.skipif(os.environ.get("POSTX_LONG") != "1", reason="a minute each: POSTX_LONG=1 runs them")
 SAID = "document.querySelector('.pp-said').textContent"
 LOGITS = """async ([id, ids]) => {
@@ -38,12 +40,12 @@ def opened(reader, bases):
     """opened(via, scheme, width) -> (page, the weights that it has asked for); at the end no fault may be left."""
     made, all_faults = [], []
 
-    def open_page(via="http", scheme="light", width=1440):
+    def open_page(via="http", scheme="light", width=1440, where=PAGE):
         context = reader.new_context(color_scheme=scheme, viewport={"width": width, "height": 844})
         page, faults = browser.watch(context, bases[via])
         asked = []
         page.on("request", lambda request: "weights_" in request.url and asked.append(request.url))
-        page.goto(bases[via] + PAGE)
+        page.goto(bases[via] + where)
         page.wait_for_selector(".pp-main")
         made.append(context)
         all_faults.append(faults)
@@ -194,3 +196,25 @@ def test_a_hole_is_filled(opened):
     last = "[...document.querySelectorAll('.pp-said')].at(-1).textContent"
     page.wait_for_function(f"{last}.startsWith('Filled')", timeout=300_000)
     assert "▁" not in page.inner_text(".pp-piece:last-of-type .pp-out")
+
+
+@pytest.mark.parametrize(("via", "scheme", "width"), [("http", "light", 1440), ("file", "dark", 390)])
+def test_the_machine_of_the_last_chapter(opened, tmp_path, via, scheme, width):
+    """Its page has it alone, in the chapter's own codes, and shows which experts answer."""
+    page, asked = opened(via, scheme, width, CHAPTER)
+    assert asked == []
+    load(page)
+    assert [url.split("/")[-1].split("?")[0] for url in asked] == ["weights_whole_machine_4.js"]
+    path = export.write("whole_machine", 4, tmp_path, ids_BT=export.calibration())
+    lm, ids = checkpoints.load(path.name, tmp_path), [0, *b"def read(\xff"]
+    got = torch.tensor(page.evaluate(LOGITS, ["whole_machine_4", ids]))
+    with torch.no_grad():
+        want = lm(torch.tensor([ids]), form="parallel")[0][0]
+    assert float((got - want).abs().max()) <= 1e-4 * float(want.abs().max())
+    page.wait_for_selector(".pp-experts tbody tr")
+    assert page.locator(".pp-experts tbody tr").count() == len(lm.blocks)
+    count = "all => all.map(e => e.querySelectorAll('.pp-answers').length)"
+    for row in page.eval_on_selector_all(".pp-experts tbody tr", count):
+        assert row == 2
+    assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+    assert axe(page, {}) == []

@@ -9,12 +9,14 @@ from browser import ROOT
 from page_model import NEEDS_NODE, node, reference, small, text
 
 from _ext import playground_page
+from postx import export
 from postx import text as texts
 from postx.models import checkpoints, quantized
 from postx.models.denoiser import Denoiser
 
 ALWAYS = {"attention": "AA", "hybrid": "SA", "ssd": "SS"}
 LATER = {"gated_deltanet": "GG", "rwkv7": "77", "whole_machine": "SA"}
+WIDEST = {"gated_deltanet": "16", "rwkv7": "8", "whole_machine": "16"}
 T = 64
 
 
@@ -24,12 +26,17 @@ def run(source):
 
 
 def stand_ins(folder, later):
-    """A folder of weights: random models of two blocks under the names of the kept ones."""
+    """A folder of weights: random models of two blocks under the names of the kept ones, RWKV-7 in rows of 8 bits."""
     for name, pattern in ALWAYS.items():
         small(folder, pattern, name=name, **run("pydoc_data.topics"))
     for name in later:
         mlp = "E" if name == "whole_machine" else "F"
         small(folder, LATER[name], name=name, mlp=mlp, **run("sources of pure-Python wheels, see packages.json"))
+    if "rwkv7" in later:
+        known = checkpoints.record("rwkv7", folder)
+        lm, config, more = checkpoints.load("rwkv7", folder), known.pop("config"), {"feed": False, **export.RANGE}
+        rows = quantized.quantized(lm, "uniform", 8, torch.zeros(1, 8, dtype=torch.int64), **more)[1].stored
+        checkpoints.save(known.pop("name"), lm, config, known, folder, packed=rows)
     config = {"D": 16, "L": 1, "Y": 256, "H": 2, "F": 24}
     checkpoints.save("masked", Denoiser(**config), {"network": "Denoiser", **config}, {}, folder)
     return folder
@@ -59,7 +66,7 @@ def test_a_model_is_offered_where_its_weights_are_kept(root, later):
         model = told["models"][name]
         assert model["trained"] == T
         assert "2.4 million weights, trained on 33.6 MB of Python code" in model["says"]
-        assert set(model["files"]) == ({"4"} if name == "whole_machine" else {"2", "3", "4", "16"})
+        assert set(model["files"]) == ({"4"} if name == "whole_machine" else {"2", "3", "4", WIDEST[name]})
     read = json.loads((folder / "curves.json").read_text())
     assert len(read["long"]) == 2 * T
     assert ("whole_machine" in read["curves"]) == ("whole_machine" in later)
@@ -77,7 +84,7 @@ def test_what_the_page_loads_and_says_of_them_is_so(root):
         says = told["models"][name]["files"]["4"]["says"]
         lost = losses[0] - losses[1]
         assert says == (f"On 100 bytes of unseen text {losses[0]:.3f} bits a byte, {abs(lost):.3f} "
-                        f"{'more' if lost >= 0 else 'less'} than at 16 bits.")  # fmt: skip
+                        f"{'more' if lost >= 0 else 'less'} than at {WIDEST[name]} bits.")  # fmt: skip
         ids = text(40, 2)
         got = np.array(node("logits", ids, folder / f"weights_{name}_4.js"))
         want = reference(lm, ids)

@@ -6,9 +6,9 @@ import torch
 from page_model import at_once
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiments import one_recipe
+from experiments import eight_bits, one_recipe
 from experiments.runner import corpus, program, results, sweep
-from postx.models import checkpoints, quantized
+from postx.models import checkpoints, experts, quantized
 from postx.models.lm import count
 from postx.models.nn import MoE
 from postx.text import Text
@@ -113,6 +113,21 @@ def test_weights_that_come_back_are_small_and_read_the_same(tmp_path, name):
     eight = checkpoints.save("eight", lm, config, {}, tmp_path, packed=rows)
     assert eight.stat().st_size < path.stat().st_size
     assert bits("eight") == pytest.approx(found["test_bits"], abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["gated_deltanet", "rwkv7", "whole_machine"])
+def test_what_is_kept_has_rows_of_8_bits_that_cost_next_to_nothing(name):
+    known, told = checkpoints.record(name), one_recipe.runs()[name]
+    lost = known["eight_bits"]
+    assert abs(lost["after"] - lost["before"]) < 0.002
+    assert {part: known["run"][part] for part in told} == told
+    assert checkpoints.FOLDER.joinpath(f"{name}.safetensors").stat().st_size < 4.2e6
+    lm, packed = checkpoints.load(name), checkpoints.packed(name)
+    assert set(packed) == {*quantized.linears(lm), *experts.tables(lm)}
+    assert {(q.method, q.how["bits"]) for q in packed.values()} == {("uniform", 8)}
+    first = next(eight_bits.bits(lm, known["run"]["T"], form=at_once))
+    assert first == pytest.approx(lost["first_window_after"], abs=1e-4)
+    assert first == pytest.approx(lost["first_window_before"], abs=0.01)
 
 
 @pytest.mark.parametrize("name", ["hybrid", "ternary", "masked", "whole_machine"])
