@@ -226,7 +226,8 @@ def runs(lm):
 
 def wanted(run, args):
     """Whether a run is among those that --what, --method and --bits name; what was not given excludes nothing."""
-    return all(getattr(args, field) is None or run[field] in getattr(args, field) for field in ("what", "method", "bits"))
+    asked = {field: getattr(args, field) for field in ("what", "method", "bits")}
+    return all(some is None or run[field] in some for field, some in asked.items())
 
 
 def serve(args):
