@@ -18,6 +18,7 @@ shifts stay whole. On a GPU a step with its rounding is one CUDA graph.
 import argparse
 import copy
 import datetime
+import functools
 import hashlib
 import json
 import math
@@ -171,9 +172,14 @@ class Judge:
         self.plain, self.lm = lm, copy.deepcopy(lm).to(device)
         self.asked, self.calibration, self.device = asked, calibration, device
         self.bits_B = whole(self.lm, asked)
-        self.stepped_B = stepped(self.lm, asked)[0]
-        if not (apart := float((self.bits_B - self.stepped_B).abs().max())) < 1e-3:
+
+    @functools.cached_property
+    def stepped_B(self):
+        """Bits a byte of each stretch, token by token; on a CPU this takes minutes, and rounded weights need none."""
+        found = stepped(self.lm, self.asked)[0]
+        if not (apart := float((self.bits_B - found).abs().max())) < 1e-3:
             raise ArithmeticError(f"stepped and whole forward passes are {apart:.2g} bits a byte apart")
+        return found
 
     def __call__(self, run):
         """The metrics of a run, None where its loss is not finite."""
@@ -218,6 +224,12 @@ def runs(lm):
                 yield {"what": what, "method": method, "bits": bits}
 
 
+def wanted(run, args):
+    """Whether a run is among those that --what, --method and --bits name; what was not given excludes nothing."""
+    asked = {field: getattr(args, field) for field in ("what", "method", "bits")}
+    return all(some is None or run[field] in some for field, some in asked.items())
+
+
 def serve(args):
     """Make every run that is not on file and for which there is time; returns how many models raised an error."""
     text = corpus.load(args.text)[0] if args.text else texts.packages_slice()
@@ -240,7 +252,7 @@ def serve(args):
             weights = hashlib.sha256((folder / f"{name}.safetensors").read_bytes()).hexdigest()[:12]
             lm = checkpoints.load(name, folder)
             common = {"name": name, "seed": seed} | about | {"weights": weights}
-            todo = [run for run in (common | run for run in runs(lm)) if key(run) not in done]
+            todo = [run for run in (common | run for run in runs(lm)) if wanted(run, args) and key(run) not in done]
             try:
                 judge = None
                 for run in todo:
@@ -296,6 +308,9 @@ def main():
     parser.add_argument("--weights", type=Path, required=True, help="the folder with s0, s1 and s2")
     parser.add_argument("--text", type=Path, help="of `experiments.runner.corpus`; the committed slice without it")
     parser.add_argument("--only", nargs="*", choices=FAMILIES, help="families; all without it")
+    parser.add_argument("--what", nargs="*", choices=("nothing", *METHODS), help="what is rounded; all without it")
+    parser.add_argument("--method", nargs="*", help="how it is rounded; all without it")
+    parser.add_argument("--bits", nargs="*", type=int, choices=BITS, help="all without it")
     parser.add_argument("--seconds", type=float, default=math.inf, help="after these no new run starts")
     parser.add_argument("--stretches", type=int, default=STRETCHES, help="fewer are for a CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

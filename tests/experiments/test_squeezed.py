@@ -97,8 +97,14 @@ def test_runs_are_recorded_once_and_summarised(tmp_path, monkeypatch, capsys):
         checkpoints.save("hybrid", LM(**config("hybrid")), config("hybrid"), {}, tmp_path / f"s{seed}")
     args = argparse.Namespace(
         out=tmp_path / "it.jsonl", weights=tmp_path, text=None, only=["hybrid"], seconds=math.inf, stretches=3,
-        device="cpu",
+        device="cpu", what=["weights"], method=["uniform"], bits=[3, 2],
     )  # fmt: skip
+    with monkeypatch.context() as other:
+        other.setattr(squeezed, "stepped", None)  # rounded weights are judged without it
+        assert squeezed.serve(args) == 0
+    asked = [(r["run"]["seed"], r["run"]["what"], r["run"]["method"], r["run"]["bits"]) for r in read(args.out)]
+    assert asked == [(seed, "weights", "uniform", bits) for seed in (0, 1) for bits in (3, 2)]
+    args.what = args.method = args.bits = None
     assert squeezed.serve(args) == 0
     assert "hybrid seed 2: no such files" in capsys.readouterr().out
     lines = args.out.read_text().splitlines()
