@@ -22,7 +22,7 @@ $(STAMP): requirements.txt pyproject.toml
 # also warns of every reference that leads nowhere.
 book: $(STAMP)
 	$(PY) -m _ext.run -n $(JOBS)
-	$(BIN)/jupyter-book build . -W --keep-going -n
+	$(PY) -m _ext.book build . -W --keep-going -n
 
 # The built book as one PDF, printed by Chromium.
 pdf: $(STAMP)
@@ -37,7 +37,7 @@ exercises: $(STAMP)
 page: $(STAMP)
 	@test -n "$(PAGE)" || { echo "say which: make page PAGE=linear_attention"; exit 2; }
 	$(PY) -m _ext.run $(PAGE)
-	POSTX_PAGE=$(PAGE) $(BIN)/jupyter-book build . --path-output _build/page -n -q
+	POSTX_PAGE=$(PAGE) $(PY) -m _ext.book build . --path-output _build/page -n -q
 	POSTX_PAGE=$(PAGE) POSTX_HTML=_build/page/_build/html $(PY) -m _ext.page_tests $(PAGE)
 
 # nbval executes every chapter and leaves the pages that it found right for the book; the browser tests and the
@@ -45,8 +45,8 @@ page: $(STAMP)
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(PY) -m _ext.notebooks --test -n $(JOBS)
-	$(BIN)/jupyter-book build . -W --keep-going -n -q
-	$(PY) -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -rs
+	$(PY) -m _ext.book build . -W --keep-going -n -q
+	$(PY) -m pytest -p _ext -n $(JOBS) --dist loadscope --no-loadscope-reorder -rs
 
 # Two real models from packages, and transformers itself beside the committed references: 190 MB, a few minutes.
 REAL := _build/real

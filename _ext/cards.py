@@ -6,16 +6,16 @@ Made at build from the notebook's committed output, so a chapter whose figure ch
 import base64
 import io
 import textwrap
+from importlib.util import find_spec
 from pathlib import Path
 
-import matplotlib
 import nbformat
 from PIL import Image, ImageDraw, ImageFont
 from sphinx.application import Sphinx
 
 SIZE = (1200, 630)  # what the services that show cards ask for
 EDGE = 48
-FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+FONTS = Path(find_spec("matplotlib").origin).parent / "mpl-data" / "fonts" / "ttf"
 INK, SOFT, PAPER = "#1c1c1c", "#5c5c5c", "#ffffff"
 
 

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 
 from docutils import nodes
 
-from postx.shapes import LETTERS
-
 # Words near a lone $K$ that say what the notation page says of it; a letter without an entry is never explained.
 WORDS = {
     "B": "batch|texts|conversations|users",
@@ -34,6 +32,14 @@ WORDS = {
 OTHER = {"N": "keys?|modes?|devices|springs", "V": "shape", "L": "strings?|order", "D": "neurons"}
 NEAR = 9  # words on either side
 
+
+def axes() -> dict[str, str]:
+    """{letter: what it means}."""
+    from postx.shapes import LETTERS  # imports torch: only where a page is drawn
+
+    return LETTERS
+
+
 SCRIPT = r"(?:\{(?:[^{}]|\{[^{}]*\})*\}|\\[A-Za-z]+(?:\{[^{}]*\})?|.)"
 DRESSED = re.compile(r"\\(?:math\w+|hat|bar|tilde|dot|boldsymbol)\s*(?:\{[^{}]*\}|\S)")
 PLAIN = re.compile(r"\\(?:text|label|begin|end|operatorname)\s*\{[^{}]*\}")
@@ -51,7 +57,7 @@ def bare(latex: str) -> set[str]:
     text = DRESSED.sub(" ", PLAIN.sub(" ", latex))
     text = re.sub(rf"\S\s*_\s*{SCRIPT}", " ", text)  # with its letter
     text = re.sub(rf"\^\s*{SCRIPT}", " ", text)
-    return set(re.sub(r"\\[A-Za-z]+", " ", text)) & set(LETTERS)
+    return set(re.sub(r"\\[A-Za-z]+", " ", text)) & set(axes())
 
 
 def called(latex: str) -> set[str]:
@@ -61,7 +67,7 @@ def called(latex: str) -> set[str]:
     ['D', 'O']
     """
     return {found[1] for found in re.finditer(r"(?<![A-Za-z\\])([A-Z])\(([^()]*)\)", latex)
-            if not re.search(r"[-+]", found[2])} & set(LETTERS)  # fmt: skip
+            if not re.search(r"[-+]", found[2])} & set(axes())  # fmt: skip
 
 
 def about_sizes(latex: str) -> bool:
@@ -80,7 +86,7 @@ def sentences(doctree: nodes.document) -> Iterator[tuple[str, str]]:
         parts = [part for part in parts if not isinstance(part.parent, nodes.math)]
         words = [f"\0{part.astext()}" if isinstance(part, nodes.math) else part.astext() for part in parts]
         for i, word in enumerate(words):
-            if word[:1] == "\0" and word[1:] in LETTERS:
+            if word[:1] == "\0" and word[1:] in axes():
                 before = " ".join(words[:i]).split()[-NEAR:]
                 yield word[1:], " ".join(before + [word] + " ".join(words[i + 1 :]).split()[:NEAR])
 

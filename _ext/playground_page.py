@@ -1,4 +1,4 @@
-"""The playground's directive: its still picture, and the packed weights that the page's script asks for.
+"""What the playground's directive shows (playground.py): its still picture, and the weights that its script asks for.
 
 Models are packed once for each state of the code and the weights (`_build/playground/HASH`) and copied into the built
 book, never committed. What rounding costs is read from the record of the chapter on fewer bits.
@@ -15,10 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from docutils import nodes
 from matplotlib.figure import Figure
-from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
 
 from postx import export, text
 from postx.explore.widget import widget
@@ -228,37 +225,19 @@ def draw(curves):
     return fig
 
 
-class Playground(SphinxDirective):
-    optional_arguments = 1
-
-    def run(self):
-        root = Path(self.env.srcdir)
-        folder = prepare(root)
-        read = json.loads((folder / "curves.json").read_text(encoding="utf8"))
-        if self.arguments:
-            data = one(root, folder, self.arguments[0])
-            bits = read["curves"][self.arguments[0]]
-            alt = f"One model reads {len(bits):,} bytes that it has not seen: bits for each, the last 64 at a time."
-            still = draw_one(bits)
-        else:
-            data = told(root, folder) | {"long": read["long"]}
-            alt = (f"Three models read a text of {len(read['long']):,} bytes. Up to {trained(RACERS[0])}, the length "
-                   "of their training, their lines run together; then attention climbs, hybrid and SSD stay low.")
-            still = draw(read["curves"])
-        picture = widget("playground", data, alt=alt, still=still, caption=CAPTION)
-        return [nodes.raw("", picture._repr_mimebundle_()[0]["text/html"], format="html")]
-
-
-def copy_weights(app: Sphinx, exception) -> None:
-    if exception is not None or app.builder.format != "html":
-        return
-    target = Path(app.outdir) / "_static" / "playground"
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    for script in prepare(Path(app.srcdir)).glob("*.js"):
-        shutil.copyfile(script, target / script.name)
-
-
-def setup(app: Sphinx) -> None:
-    app.add_directive("postx-playground", Playground)
-    app.connect("build-finished", copy_weights)
+def page(root: Path, arguments: list) -> str:
+    """The HTML of the directive, and of its still picture."""
+    folder = prepare(root)
+    read = json.loads((folder / "curves.json").read_text(encoding="utf8"))
+    if arguments:
+        data = one(root, folder, arguments[0])
+        bits = read["curves"][arguments[0]]
+        alt = f"One model reads {len(bits):,} bytes that it has not seen: bits for each, the last 64 at a time."
+        still = draw_one(bits)
+    else:
+        data = told(root, folder) | {"long": read["long"]}
+        alt = (f"Three models read a text of {len(read['long']):,} bytes. Up to {trained(RACERS[0])}, the length "
+               "of their training, their lines run together; then attention climbs, hybrid and SSD stay low.")
+        still = draw(read["curves"])
+    picture = widget("playground", data, alt=alt, still=still, caption=CAPTION)
+    return picture._repr_mimebundle_()[0]["text/html"]

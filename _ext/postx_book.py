@@ -26,7 +26,7 @@ from _ext import (
     mixers_page,
     pages,
     planner_page,
-    playground_page,
+    playground,
     site,
     terms,
     typography,
@@ -126,7 +126,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("html-page-context", mend_body)
     app.connect("build-finished", redirect_old_names)
     app.connect("build-finished", forget_failed_build)
-    written = (evidence_page, mixers_page, planner_page, playground_page)  # pages, or parts of one, that code writes
+    written = (evidence_page, mixers_page, planner_page, playground)  # pages, or parts of one, that code writes
     for part in (cells, citations, guess, head, icons, marks, site, terms, typography, *written):
         part.setup(app)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

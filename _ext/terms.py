@@ -12,10 +12,8 @@ from docutils import nodes
 from sphinx.application import Sphinx
 
 from _ext import letters, pages
-from postx.explore.html import json_of
-from postx.shapes import LETTERS
 
-NAME = re.compile(rf'(?:(?<=class="n">)|(?<=class="pre">))[A-Za-z]\w*_([{"".join(LETTERS)}]{{2,}})(?=</span>)')
+NAME = r'(?:(?<=class="n">)|(?<=class="pre">))[A-Za-z]\w*_([%s]{2,})(?=</span>)'
 NO_TENSORS = ("O_WRONLY", "read_MB")
 
 
@@ -81,16 +79,19 @@ def link(app: Sphinx, doctree, docname: str) -> None:
 
 def carry(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
     """Put the lines of a page's terms and letters on the page."""
-    body = context.get("body", "")
-    names = sorted({m[0] for m in NAME.finditer(body)} - set(NO_TENSORS))
-    used = set(re.findall(r'href="[^"]*#(term-[\w-]+)"', body))
-    chapter = doctree is not None and pages.NUMBER.match(pagename.rpartition("/")[2])
-    sizes = sorted(letters.known(doctree)) if chapter else []
-    if doctree is None or not (names or used or sizes):
+    if doctree is None:
         return
-    axes = {letter: LETTERS[letter] for letter in (*sizes, *"".join(name.rpartition("_")[2] for name in names))}
+    body, known = context.get("body", ""), letters.axes()
+    names = sorted({m[0] for m in re.finditer(NAME % "".join(known), body)} - set(NO_TENSORS))
+    used = set(re.findall(r'href="[^"]*#(term-[\w-]+)"', body))
+    sizes = sorted(letters.known(doctree)) if pages.NUMBER.match(pagename.rpartition("/")[2]) else []
+    if not (names or used or sizes):
+        return
+    axes = {letter: known[letter] for letter in (*sizes, *"".join(name.rpartition("_")[2] for name in names))}
     told = {own: [term, line] for term, (own, line) in lines(app).items() if own in used}
     notation = app.builder.get_relative_uri(pagename, pages.docname("notation", Path(app.srcdir)))
+    from postx.explore.html import json_of  # imports matplotlib
+
     data = json_of({"terms": told, "names": names, "sizes": sizes, "letters": axes, "notation": notation})
     context["body"] = f'{body}<script type="application/json" id="px-terms">{data}</script>'
 

@@ -13,13 +13,20 @@ postx.live = (figure, code) => {
     data.drag.x = sliders[data.drag.slider].map((value) => pixel(data.drag.axis, value));
   }
 
-  const say = (parts, at, numbers) =>
-    parts
-      .map((part) => {
-        if (typeof part === "string") return part;
-        return part.length > 1 ? format(numbers[part[0]], part[1]) : texts[part[0]][at[part[0]]];
-      })
-      .join("");
+  const names = [...figure.querySelectorAll(".px-name")].map((e) => e.textContent.split(" ").filter((word) => /^\w+s$/.test(word)));
+
+  const say = (parts, at, numbers) => {
+    const told = parts.map((part) => {
+      if (typeof part === "string") return part;
+      return part.length > 1 ? format(numbers[part[0]], part[1]) : texts[part[0]][at[part[0]]];
+    });
+    // "1 text", as sliders.py has it: the words that name a slider which stands at 1.
+    const ones = names.flatMap((words, i) => (texts[i][at[i]] === "1" ? words : []));
+    return ones.reduce(
+      (all, word) => all.replace(new RegExp(`(?<![\\w.,])1 ${word}\\b`, "g"), `1 ${word.slice(0, -1)}`),
+      told.join(""),
+    );
+  };
 
   postx.handles(figure, data, texts, groups, (at) => {
     const values = at.map((place, i) => sliders[i][place] ?? NaN);

@@ -26,7 +26,7 @@ from matplotlib.layout_engine import PlaceHolderLayoutEngine
 
 from postx import style
 from postx.explore import axes, html, svg
-from postx.explore.sliders import Choice, Int, Log, Real, Slider, check, check_frames
+from postx.explore.sliders import Choice, Int, Log, Real, Slider, check, check_frames, singular
 
 __all__ = ["Choice", "Int", "Log", "Real", "explore", "show"]
 
@@ -167,7 +167,7 @@ class Explorer(Picture):
     @property
     def alt(self):
         texts = {name: slider.text(self.values[name]) for name, slider in self.sliders.items()}
-        return self._alt.format(**texts)
+        return singular(self._alt.format(**texts), self.sliders, self.values)
 
     @property
     def size(self):
@@ -198,8 +198,8 @@ class Explorer(Picture):
             )
         if readout is not None and not isinstance(readout, str):
             raise TypeError(f"update must return a sentence or None, got {type(readout).__name__}")
-        self.values, self.readout = values, readout
-        return readout
+        self.values, self.readout = values, readout and singular(readout, self.sliders, values)
+        return self.readout
 
     def _build_page(self):
         start, drag = dict(self.values), self._drag()

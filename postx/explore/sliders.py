@@ -1,6 +1,7 @@
 """The sliders of explore(): a list of values, where it starts, and how a value is written."""
 
 import math
+import re
 import string
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -140,6 +141,16 @@ class Real(Slider):
         start = start if start is None else float(start)
         super().__init__(tuple(grid), start, **({"fmt": "{:.3g}"} | look))
         object.__setattr__(self, "rule", {"low": lo, "high": hi, "n": stops, "log": log})  # a page need not list them
+
+
+def singular(text, sliders, values):
+    """The text with "1 bit" where it says "1 bits", for the words that name a slider which stands at 1."""
+    for key, slider in sliders.items():
+        if slider.text(values[key]) == "1":
+            for word in {key, *slider.name(key).split()}:
+                if word.endswith("s"):
+                    text = re.sub(rf"(?<![\w.,])1 {re.escape(word)}\b", f"1 {word[:-1]}", text)
+    return text
 
 
 def check(sliders, alt):

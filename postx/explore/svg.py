@@ -4,8 +4,10 @@ Every artist draws inside its own numbered group, a slot. A frame is the list of
 agree in a slot share it. The x and y axes cost the most time, so they are drawn again only when they changed.
 """
 
+import copy
 import hashlib
 import io
+import itertools
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from postx.style import SHADES
 SLOT, XLINK = "px-slot-", "{http://www.w3.org/1999/xlink}"
 RC = {key: x for key, x in matplotlib.rcParamsDefault.items() if key.startswith(("savefig.", "svg."))}  # not the user's
 RC |= {"svg.fonttype": "none", "svg.hashsalt": "postx", "image.composite_image": False}
+FEW = 8  # markers in a row that are elements of their own
 NUMBER = re.compile(r"-?\d*\.?\d+(?:e-?\d+)?")
 
 
@@ -151,6 +154,7 @@ def frames(stage, moves, start, marked=()):
         move()
         seen.append(axes.told(stage.fig))
         tree, same = stage.svg()
+        _dots(tree)
         names = _definitions(tree, definitions)
         groups = {g.get("id"): g for g in tree.iter() if g.get("id", "").startswith(SLOT)}
         if order is None:
@@ -162,25 +166,95 @@ def frames(stage, moves, start, marked=()):
                 last[name] = "".join(_write(child, names) for child in group)
             variants = looks.setdefault(name, {})
             picks.setdefault(name, []).append(variants.setdefault(last[name], len(variants)))
-    inside = {
-        name: list(looks[name])[picks[name][start]]
-        if len(looks[name]) == 1 and _number(name) not in marked
-        else f'<g data-slot="{_number(name)}">{list(looks[name])[picks[name][start]]}</g>'
-        for name in order
-    }
+    inside = {name: list(looks[name])[picks[name][start]] for name in order}
+    changing = []
+    for run in _runs(first, {name for name in order if len(looks[name]) > 1 or _number(name) in marked}, marked):
+        for names, run_looks, run_picks in _joined(run, {name: (list(looks[name]), picks[name]) for name in run}):
+            number = _number(names[0])
+            inside |= dict.fromkeys(names, "")
+            inside[names[0]] = f'<g data-slot="{number}">{run_looks[run_picks[start]]}</g>'
+            if len(run_looks) > 1:
+                changing.append((number, run_looks, run_picks))
     body = "".join(_write(child, first_names, inside) for child in first)
+    drawn = "".join([body, *(look for _, looks, _ in changing for look in looks)])
+    definitions = {name: content for name, content in definitions.items() if name in drawn}
     least = words.least(float(first.get("viewBox").split()[2]))
     prefix = "px" + hashlib.sha256((body + "".join(definitions.values())).encode()).hexdigest()[:8]
     changing = tuple(
-        (_number(name), [words.readable(_named(look, prefix), least) for look in looks[name]], picks[name])
-        for name in order
-        if len(looks[name]) > 1
+        (number, [words.readable(_named(look, prefix), least) for look in looks], picks)
+        for number, looks, picks in changing
     )
     shared = f"<defs>{''.join(definitions.values())}</defs>" if definitions else ""
     head = f'<svg viewBox="{first.get("viewBox")}" style="--px-small:{least}px" xmlns="http://www.w3.org/2000/svg" '
     head += 'role="img" aria-label="\0alt\0" fill="currentColor" stroke-linejoin="round" stroke-linecap="butt">'
     svg = words.readable(_named(f"{head}{shared}{body}</svg>", prefix), least)
     return Frames(svg, changing, axes.fixed(seen))
+
+
+def _runs(tree, wanted, marked):
+    """The wanted slots in order, in lists of those with nothing between them; a marked slot is a list of its own."""
+    runs = []
+    for parent in tree.iter():
+        near = False
+        for child in parent:
+            name = child.get("id", "")
+            if name in wanted:
+                alone = _number(name) in marked
+                if near and not alone:
+                    runs[-1].append(name)
+                else:
+                    runs.append([name])
+                near = not alone
+            else:
+                near = False
+    return runs
+
+
+def _joined(run, known):
+    """Neighbors that change together as one slot, which a page swaps at once: as long as that costs no bytes.
+
+    `known` has the looks and picks of each name; yields the names, looks and picks of each slot that is left.
+    """
+    names, (looks, picks) = run[:1], known[run[0]]
+    for name in run[1:]:
+        more, choices = known[name]
+        pairs = {}
+        both = [pairs.setdefault(pair, len(pairs)) for pair in zip(picks, choices, strict=True)]
+        new = [looks[i] + more[j] for i, j in pairs]
+        if sum(map(len, new)) <= sum(map(len, looks)) + sum(map(len, more)) + 2 * len(picks):  # a list of picks less
+            names, looks, picks = [*names, name], new, both
+        else:
+            yield names, looks, picks
+            names, looks, picks = [name], more, choices
+    yield names, looks, picks
+
+
+def _dots(tree):
+    """Many equal markers in a row as one line that is not drawn but has them at its corners.
+
+    A browser makes a tree of elements for every `use`: a cloud of dots is what a drag waits for (benchmarks/drag.py).
+    """
+    shapes = {item.get("id"): item for defs in tree.iter() if _tag(defs) == "defs" for item in defs}
+    for parent in list(tree.iter()):
+        kind = lambda e: (_tag(e), e.get(XLINK + "href"), e.get("style"))  # noqa: E731
+        for (tag, target, style), run in [(k, list(run)) for k, run in itertools.groupby(list(parent), kind)]:
+            if tag != "use" or len(run) < FEW:
+                continue
+            name = target[1:] + hashlib.sha256(style.encode()).hexdigest()[:6]
+            space = run[0].tag.removesuffix("use")
+            marker = ElementTree.Element(f"{space}marker", id=name, overflow="visible", markerUnits="userSpaceOnUse")
+            shape = copy.deepcopy(shapes[target[1:]])
+            del shape.attrib["id"]
+            ElementTree.SubElement(marker, f"{space}g", style=style).append(shape)
+            corners = " ".join(f"{_digits(float(e.get('x')), 2)} {_digits(float(e.get('y')), 2)}" for e in run)
+            line = ElementTree.Element(f"{space}polyline", points=corners, style=f"fill:none;marker:url(#{name})")
+            at = list(parent).index(run[0])
+            for e in run:
+                parent.remove(e)
+            parent.insert(at, line)
+            defs = ElementTree.Element(f"{space}defs")
+            defs.append(marker)
+            parent.insert(at, defs)
 
 
 def _number(name):

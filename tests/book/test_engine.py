@@ -1,15 +1,18 @@
 """The page's engine in a real browser, on pages made here: handles, formulas, guesses, terms."""
 
+import io
 import json
 import re
 
 import browser
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import expect
 from sphinx.application import Sphinx
 
-from postx.explore import Choice, Int, Real, explore
+from postx.explore import Choice, Int, Real, explore, svg
 from postx.explore.live import Live
 
 STATIC = browser.ROOT / "_static"
@@ -188,6 +191,41 @@ def test_the_picture_before_stays_as_a_ghost_without_words(monkeypatch, shown):
     assert ghost.get_attribute("d") == before, "of the move's beginning, not of its last step"
     expect(page.locator(".px-ghost text")).to_have_count(0)
     assert page.eval_on_selector(".px-ghost", "e => getComputedStyle(e).opacity") == "0.25"
+
+
+def test_markers_on_a_line_are_painted_as_each_by_itself(monkeypatch, shown):
+    """Half transparent ones that lie on each other, and squares, pixel for pixel."""
+    x, y = np.random.default_rng(0).normal(size=(2, 60))
+
+    def cloud(fig):
+        ax = fig.subplots()
+        dots = [ax.plot(x, y + i, mark, color=c, ms=9, alpha=0.5)[0] for i, (mark, c) in enumerate(("or", "sb"))]
+        return lambda t: plt.setp(dots, xdata=x * t / 3) and None
+
+    seen, counts = [], []
+    for few in (8, 10**6):
+        monkeypatch.setattr(svg, "FEW", few)
+        page = shown(figure(monkeypatch, cloud, t=Int(1, 3))[1])
+        page.locator("input").press("End")
+        counts.append(page.locator("svg use").count())
+        seen.append(np.asarray(Image.open(io.BytesIO(page.locator("svg").first.screenshot()))).astype(int))
+    assert counts[1] == counts[0] + 2 * len(x)
+    assert np.abs(seen[0] - seen[1]).max() <= 8  # of 255: an edge may fall between two pixels in another way
+    assert seen[0].min() < 100
+
+
+def test_a_formula_says_one_text(monkeypatch, shown):
+    def draw(fig):
+        import sympy as sp
+
+        B = sp.symbols("B", positive=True)
+        (dot,) = fig.subplots().plot([1], [1], "o")
+        return Live({dot: (B, B)}, say="{B} texts, 11 texts.")
+
+    page = shown(figure(monkeypatch, draw, B=Int(1, 9, label="texts at once"))[1])
+    for key, words in (("End", "9 texts, 11 texts."), ("Home", "1 text, 11 texts.")):
+        page.locator("input").press(key)
+        says(page, words)
 
 
 def formula(fig):

@@ -377,6 +377,73 @@ def test_every_frame_equals_a_picture_drawn_afresh(draw):
         assert drawing(tree) == drawing(fresh)
 
 
+def cloud(fig):
+    ax = fig.subplots()
+    lines = [ax.plot(X, X, mark, color=style.FAMILY["ssm"], ms=4, alpha=0.5)[0] for mark in ("o", "s")]
+    words = style.label(ax, 0.5, 0.5, "start")
+
+    def update(power):
+        for line in lines:
+            line.set_ydata(X**power)
+        words.set_text(f"to the {power}")
+
+    return update
+
+
+def test_many_markers_are_the_corners_of_one_line_and_neighbors_change_at_once(page):
+    html, data = page(draw=cloud)
+    slot, words = data["slots"]  # the axis is drawn between them
+    assert len(words["looks"]) == 4
+    tree = ElementTree.fromstring(re.search("<svg.*?</svg>", html)[0])
+    markers = {e.get("id"): e for e in tree.iter() if e.tag.endswith("marker")}
+    assert len(markers) == 2
+    for power, look in enumerate(slot["looks"], 1):
+        lines = ElementTree.fromstring(f"<g>{look}</g>").findall(".//polyline")
+        assert {line.get("style").split("#")[1].rstrip(")") for line in lines} == set(markers)
+        for line in lines:
+            x, y = np.array(line.get("points").split(), dtype=float).reshape(-1, 2).T
+            assert len(x) == 50  # those that lie on each other too
+            assert np.corrcoef(y, X**power)[0, 1] < -0.99999  # downward
+            assert np.corrcoef(x, X)[0, 1] > 0.99999
+    assert "<use" not in "".join(slot["looks"])
+
+
+def test_neighbors_stay_apart_where_joining_them_would_repeat_what_is_long(page):
+    def draw(fig):
+        ax = fig.subplots()
+        (line,) = ax.plot(X, X)
+        (other,) = ax.plot([0, 1], [0, 1])
+
+        def update(power, shape):
+            line.set_ydata(X**power)
+            other.set_ydata([0, 1] if shape == "round" else [1, 0])
+
+        return update
+
+    _, data = page(draw=draw, power=Int(1, 4, start=2), shape=Choice("round", "square"))
+    assert [len(slot["looks"]) for slot in data["slots"]] == [4, 2]
+
+
+def test_one_is_not_plural(page):
+    def draw(fig):
+        (line,) = fig.subplots().plot(X, X)
+
+        def update(bits, n):
+            line.set_ydata(X * bits * n)
+            return f"{bits} bits, 11 bits, 1 bitsy, 0.1 bits, {n} spikes."
+
+        return update
+
+    sliders = {"bits": Int(1, 3), "n": Int(1, 2, label="spikes planted")}
+    alt = "A straight line that rises at {bits} bits, {n} spikes."
+    picture = make(draw, alt, **sliders)
+    assert picture.readout == "1 bit, 11 bits, 1 bitsy, 0.1 bits, 1 spike."
+    assert picture.alt == "A straight line that rises at 1 bit, 1 spike."
+    assert picture.move(bits=2, n=2) == "2 bits, 11 bits, 1 bitsy, 0.1 bits, 2 spikes."
+    _, data = page(draw, alt, **sliders)
+    assert [text.split(",")[0] for text in data["readouts"]][::2] == ["1 bit", "2 bits", "3 bits"]
+
+
 def drawing(tree):
     """What is painted, in order: without the wrappers of slots and the names of definitions."""
     for defs in tree.findall("{*}defs"):
