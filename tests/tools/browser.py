@@ -181,9 +181,10 @@ SMALL = """size => [...document.querySelectorAll('figure.px-fig svg')].filter(e 
     .map(([i, least]) => `figure ${i}: ${least.toFixed(1)} px`)"""
 
 def phone_faults(page, walk=True) -> list[str]:
-    """What is cut without a cue, or covered by its number or (`walk`: at any stop) a word, or too small to read."""
+    """What is cut without a cue, covered by its number or (`walk`: at any stop) a word, or too small to read."""
     tiny = [f"{at} is at {size:.2f} of its size" for size, at in page.evaluate(SHRUNK) if size < SMALLEST]
-    return sum(map(page.evaluate, (CUT, OUTSIDE, COVERED, *[figures.FRAMES] * walk)), tiny) + page.evaluate(SMALL, LEAST)
+    looked = map(page.evaluate, (CUT, OUTSIDE, COVERED, *[figures.FRAMES] * walk))
+    return sum(looked, tiny) + page.evaluate(SMALL, LEAST)
 
 
 def page_faults(page, on_search: bool) -> list[str]:
