@@ -16,6 +16,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 from _ext import evidence, findings, pages
+from _ext.keys import code_digest
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,22 @@ FINDINGS = (
     "in brackets the 95% interval over pairs (mostly seeds), or the smallest and largest ratio of two times."
 )
 BREAK = nodes.raw("", "<br>", format="html")
+
+
+# What the page reads besides the code, in many small files; each finding is evaluated on records in these folders.
+SOURCES = ("evidence", "chapters", "tests", "benchmarks")
+DRAWN = "postx_evidence"
+
+
+def drawn_from(root: Path) -> str:
+    return code_digest(root, SOURCES)
+
+
+def outdated(app: Sphinx, env, added: set, changed: set, removed: set) -> list[str]:
+    """Pages of evidence that were drawn from other files than today's."""
+    drawn = {docname: about[DRAWN] for docname, about in env.metadata.items() if DRAWN in about}
+    today = drawn_from(Path(app.srcdir)) if drawn else ""
+    return [docname for docname, files in drawn.items() if files != today]
 
 
 class PageLink(nodes.General, nodes.Inline, nodes.Element):
@@ -113,7 +130,7 @@ class Evidence(Drawing):
     """``{postx-evidence}``: claims, equations, coverage and agreement, each a section."""
 
     def draw(self):
-        self.env.note_reread()  # its sources are many small files: read them at every build
+        self.env.metadata[self.env.docname][DRAWN] = drawn_from(self.root)
         parts = [self.draw_findings(), self.draw_claims(), self.draw_equations(), *self.draw_coverage()]
         rows = evidence.agreement(self.root)
         return parts if rows is None else [*parts, self.draw_agreement(rows)]
@@ -278,4 +295,5 @@ def setup(app: Sphinx) -> None:
     app.add_node(PageLink)
     app.add_directive("postx-evidence", Evidence)
     app.add_directive("postx-tests", Tests)
+    app.connect("env-get-outdated", outdated)
     app.connect("doctree-resolved", resolve_links)

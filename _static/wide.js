@@ -1,11 +1,13 @@
 // What is wider than its column: a formula first shrinks, down to a floor; what still does not fit scrolls in its own
-// box, and its edge fades (.px-more) for as long as there is more behind it.
+// box, and its edge fades (.px-more) for as long as there is more behind it. What a cell prints shrinks where that makes
+// it fit.
 (() => {
   const FLOOR = 0.72;
+  const PRINTED = 0.78; // 9 px on a phone
   const FORMULAS = "mjx-container[display=true]";
   const OTHERS = ".bd-article pre, .pst-scrollable-table-container";
   const whole = new WeakMap(); // the size that MathJax gave a formula
-  const fitted = new WeakMap(); // the width of the box for which a formula was last fitted
+  const fitted = new WeakMap(); // the width of the box for which it was last fitted
 
   const fit = (formulas) => {
     formulas.forEach((box) => {
@@ -22,6 +24,19 @@
     });
   };
 
+  const fitPrinted = (boxes) => {
+    boxes.forEach((box) => (box.style.fontSize = ""));
+    const sizes = boxes.map((box) => {
+      const { paddingLeft, paddingRight, fontSize } = getComputedStyle(box);
+      const [left, right, size] = [paddingLeft, paddingRight, fontSize].map(parseFloat);
+      fitted.set(box, box.clientWidth);
+      if (box.scrollWidth <= box.clientWidth) return "";
+      const share = (box.clientWidth - left - right) / (box.scrollWidth - left);
+      return share < PRINTED ? "" : `${Math.floor(99.5 * share * size) / 100}px`;
+    });
+    boxes.forEach((box, i) => (box.style.fontSize = sizes[i]));
+  };
+
   const cue = (box) => {
     const more = box.scrollWidth - box.clientWidth > 1;
     box.classList.toggle("px-more", more && box.scrollWidth - box.clientWidth - box.scrollLeft > 1);
@@ -32,6 +47,7 @@
   const look = (boxes) => {
     boxes = boxes.filter((box) => box.clientWidth > 0); // not while it is folded away
     fit(boxes.filter((box) => box.matches(FORMULAS) && fitted.get(box) !== box.clientWidth));
+    fitPrinted(boxes.filter((box) => box.matches(".cell_output pre") && fitted.get(box) !== box.clientWidth));
     boxes.forEach(cue);
   };
 

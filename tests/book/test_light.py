@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 from browser import ROOT
 
-from _ext import playground, playground_page
+from _ext import evidence_page, playground, playground_page
 
 HEAVY = ("torch", "numba", "matplotlib", "rfc3987_syntax.syntax_helpers")
 
@@ -41,3 +41,19 @@ def test_weights_are_copied_where_they_are_missing_or_the_page_was_read_again(tm
     build("three", read=True, fails=ValueError())
     build("three", read=False)
     assert there.read_text() == "three"
+
+
+def test_the_evidence_is_drawn_again_when_any_file_of_it_changed_or_came(tmp_path):
+    def env():
+        return SimpleNamespace(metadata={"chapters/evidence": {evidence_page.DRAWN: drawn}, "chapters/intro": {}})
+
+    app = SimpleNamespace(srcdir=tmp_path)
+    for folder in evidence_page.SOURCES:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "old.toml").write_text("one")
+    for folder in evidence_page.SOURCES:
+        for name in ("old.toml", "new.json"):
+            drawn = evidence_page.drawn_from(tmp_path)
+            assert evidence_page.outdated(app, env(), set(), set(), set()) == []
+            (tmp_path / folder / name).write_text("two")
+            assert evidence_page.outdated(app, env(), set(), set(), set()) == ["chapters/evidence"]

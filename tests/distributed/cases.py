@@ -5,6 +5,7 @@ Rank 0 writes {case: {"error": ..., "bytes": [of each rank]}} to found.json in t
 
 import json
 import sys
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -37,32 +38,38 @@ def apart(a, b):
     return (a - b).abs().max().item() / max(1.0, b.abs().max().item()) if a.numel() else 0.0
 
 
-def compare(wire, layout, want, got, name, sent):
-    """want and got: (per-token tensors of the whole text or this rank, tensors whose shares add up)."""
-    error = 0.0
-    for ours, theirs in zip(got[0], want[0], strict=True):
-        error = max(error, apart(layout.join(gathered(wire, ours)), theirs.detach()))
-    for ours, theirs in zip(got[1], want[1], strict=True):
-        error = max(error, apart(sum(gathered(wire, ours)), theirs.detach()))
+def compare(wire, layout, whole, got, name, sent):
+    """What whole() is on one process against got, each (per-token tensors, tensors whose shares add up).
+
+    Rank 0 alone asks for the whole, and asks once for all numbers of ranks (`cache`).
+    """
+    parts = [[layout.join(gathered(wire, x)) for x in got[0]], [sum(gathered(wire, x)) for x in got[1]]]
     counts = gathered(wire, torch.tensor(sent))
     if wire.rank == 0:
+        pairs = [pair for ours, theirs in zip(parts, whole(), strict=True) for pair in zip(ours, theirs, strict=True)]
+        error = max(apart(ours, theirs.detach()) for ours, theirs in pairs)
         FOUND[name] = {"error": error, "bytes": [c.tolist() for c in counts]}
 
 
-def weights_of(y):
-    return torch.randn(y.shape, generator=torch.Generator().manual_seed(5), dtype=y.dtype)
+def weights_of(y, T):
+    """Of a whole text of T tokens, whatever part of it y is."""
+    shape = (y.shape[0], T, *y.shape[2:])
+    return torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=y.dtype)
+
+
+@cache
+def passed_whole(name, T):
+    mixer = mixers.load(name)
+    z, w = mixer.example(T)
+    z, w = [leaf(x) for x in z], {k: leaf(x) if torch.is_tensor(x) else x for k, x in w.items()}
+    y = mixer.recurrent(*z, **w)[0]
+    (y * weights_of(y, T)).sum().backward()
+    return [y, *grads(z)], grads([x for x in w.values() if torch.is_tensor(x)])
 
 
 def passed_case(wire, name, how, T=23, form="auto"):
     mixer, layout = mixers.load(name), distributed.Layout(T, wire.ranks)
     z, w = mixer.example(T)
-    whole_z, whole_w = [leaf(x) for x in z], {k: leaf(x) if torch.is_tensor(x) else x for k, x in w.items()}
-    y = mixer.recurrent(*whole_z, **whole_w)[0]
-    weight = weights_of(y)
-    (y * weight).sum().backward()
-    tensors = [x for x in whole_w.values() if torch.is_tensor(x)]
-    want = [y, *grads(whole_z)], grads(tensors)
-
     mine = [leaf(layout.split(x, wire.rank)) for x in z]
     own_w = {k: leaf(x) if torch.is_tensor(x) else x for k, x in w.items()}
     before = wire.sent
@@ -71,47 +78,58 @@ def passed_case(wire, name, how, T=23, form="auto"):
     tensors = [x for x in own_w.values() if torch.is_tensor(x)]
     asked = [x for x in (*mine, *tensors) if x.requires_grad]
     # asked for by name, which walks only what lies on the way to them
-    shares = torch.autograd.grad((y * layout.split(weight, wire.rank)).sum(), asked, allow_unused=True)
+    shares = torch.autograd.grad((y * layout.split(weights_of(y, T), wire.rank)).sum(), asked, allow_unused=True)
     for x, share in zip(asked, shares, strict=True):
         x.grad = share
-    got = [y, *grads(mine)], grads(tensors)
-    compare(wire, layout, want, got, f"passed {name} {how} {form} T{T} P{wire.ranks}", [forward, wire.sent - before])
+    got, case = ([y, *grads(mine)], grads(tensors)), f"passed {name} {how} {form} T{T} P{wire.ranks}"
+    compare(wire, layout, partial(passed_whole, name, T), got, case, [forward, wire.sent - before])
+
+
+@cache
+def ring_whole(T, window, H, G, K, V, slopes):
+    z = [leaf(x) for x in attention.example(T, H=H, G=G, K=K, V=V)[0]]
+    y = attention.parallel(*z, window=window, slopes_H=attention.alibi_slopes(H).double() if slopes else None)[0]
+    (y * weights_of(y, T)).sum().backward()
+    return [y, *grads(z)], []
 
 
 def ring_case(wire, kind, T=26, window=None, H=4, G=2, K=8, V=8, impl="torch", slopes=False):
     layout, w = distributed.Layout(T, wire.ranks, kind), {"window": window}
     z, _ = attention.example(T, H=H, G=G, K=K, V=V)
     w["slopes_H"] = attention.alibi_slopes(H).double() if slopes else None
-    whole = [leaf(x) for x in z]
-    y = attention.parallel(*whole, **w)[0]
-    weight = weights_of(y)
-    (y * weight).sum().backward()
-    want = [y, *grads(whole)]
     mine = [leaf(layout.split(x, wire.rank)) for x in z]
     before = wire.sent
     y = distributed.attend(*mine, layout, wire, impl=impl, **w)
     forward = wire.sent - before
-    (y * layout.split(weight, wire.rank)).sum().backward()
+    (y * layout.split(weights_of(y, T), wire.rank)).sum().backward()
     name = f"ring {kind} T{T} W{window} H{H} G{G} V{V} {impl}{' slopes' if slopes else ''} P{wire.ranks}"
-    compare(wire, layout, (want, []), ([y, *grads(mine)], []), name, [forward, wire.sent - before])
+    whole = partial(ring_whole, T, window, H, G, K, V, slopes)
+    compare(wire, layout, whole, ([y, *grads(mine)], []), name, [forward, wire.sent - before])
+
+
+def layer_of(name, options, T, D):
+    torch.manual_seed(3)
+    part = mixers.load(name).Layer(D, **dict(options)).double()
+    return part, torch.randn(2, T, D, dtype=torch.float64)
+
+
+@cache
+def layer_whole(name, options, T, D):
+    part, x = layer_of(name, options, T, D)
+    x = leaf(x)
+    y = part(x)[0]
+    (y * weights_of(x, T)).sum().backward()
+    return [y, *grads([x])], grads(part.parameters())
 
 
 def layer_case(wire, name, options, kind="straight", T=22, D=16, how="turn"):
-    layout = distributed.Layout(T, wire.ranks, kind)
-    torch.manual_seed(3)
-    part = mixers.load(name).Layer(D, **options).double()
-    x = torch.randn(2, T, D, dtype=torch.float64)
-    weight = weights_of(x)
-    whole = leaf(x)
-    y = part(whole)[0]
-    (y * weight).sum().backward()
-    want = [y, *grads([whole])], [g.clone() for g in grads(part.parameters())]
-    part.zero_grad()
+    layout, told = distributed.Layout(T, wire.ranks, kind), tuple(options.items())
+    part, x = layer_of(name, told, T, D)
     mine = leaf(layout.split(x, wire.rank))
     y = distributed.layer(part, mine, layout, wire, how=how)
-    (y * layout.split(weight, wire.rank)).sum().backward()
-    got = [y, *grads([mine])], grads(part.parameters())
-    compare(wire, layout, want, got, f"layer {name} {options} {kind} P{wire.ranks}", [0, 0])
+    (y * layout.split(weights_of(x, T), wire.rank)).sum().backward()
+    got, case = ([y, *grads([mine])], grads(part.parameters())), f"layer {name} {options} {kind} P{wire.ranks}"
+    compare(wire, layout, partial(layer_whole, name, told, T, D), got, case, [0, 0])
 
 
 def refused(call):

@@ -180,10 +180,11 @@ SMALL = """size => [...document.querySelectorAll('figure.px-fig svg')].filter(e 
     return [i + 1, Math.min(...sizes)]; }).filter(([, least]) => least < size)
     .map(([i, least]) => `figure ${i}: ${least.toFixed(1)} px`)"""
 
-def phone_faults(page) -> list[str]:
-    """What is cut without a cue, or covered by its number or by another word, or shrunk beyond reading."""
+def phone_faults(page, walk=True) -> list[str]:
+    """What is cut without a cue, covered by its number or (`walk`: at any stop) a word, or too small to read."""
     tiny = [f"{at} is at {size:.2f} of its size" for size, at in page.evaluate(SHRUNK) if size < SMALLEST]
-    return sum(map(page.evaluate, (CUT, OUTSIDE, COVERED, figures.FRAMES)), tiny) + page.evaluate(SMALL, LEAST)
+    looked = map(page.evaluate, (CUT, OUTSIDE, COVERED, *[figures.FRAMES] * walk))
+    return sum(looked, tiny) + page.evaluate(SMALL, LEAST)
 
 
 def page_faults(page, on_search: bool) -> list[str]:
