@@ -6,6 +6,7 @@ import nbformat
 import pytest
 
 from _ext import pages
+from postx import fieldmap
 
 # Words of prose when this was written, rounded up to fifty. Lower a number when its chapter gets shorter.
 MOST = {
@@ -14,6 +15,7 @@ MOST = {
     "recall_lab": 5300, "hybrids": 3996, "quantization_error": 3914, "sub_four_bit": 4950, "liquid_networks": 3964,
     "diffusion": 4621, "beyond_one_machine": 2315, "the_race": 4500, "whole_machine": 1990,
 }  # fmt: skip
+CORE = 26_650  # of the core path together, the last chapter's 1,990 with it
 NO_PROSE = re.compile(r"^(`{3,})\{?(?:python|code)\b.*?^\1|\$\$.*?\$\$|^[`:]{3,}.*?$|^:\w+:.*?$", re.M | re.S)
 
 
@@ -33,3 +35,7 @@ def test_a_chapter_does_not_grow(name):
     found = words("\n".join(cell.source for cell in cells if cell.cell_type == "markdown"))
     assert name in MOST, f"{name}: {found} words; a new chapter names its limit here"
     assert found <= MOST[name], f"{name}: {found} words, {MOST[name]} allowed: what can go?"
+
+
+def test_the_core_path_does_not_grow():
+    assert sum(MOST[name] for name in fieldmap.CORE) <= CORE, "what can go from a chapter of the core path?"
