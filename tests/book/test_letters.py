@@ -27,7 +27,7 @@ EXPLAINED = {
     "rnn_comeback": "C",
     "long_convolutions": "T",
     "recall_lab": "V",
-    "hybrids": "B",
+    "hybrids": "BE",
     "liquid_networks": "T",
     "diffusion": "BDLT",
     "beyond_one_machine": "DGKL",
