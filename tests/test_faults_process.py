@@ -163,7 +163,7 @@ def test_smooth_shading_is_shown_as_pixels(monkeypatch):
 
 
 def test_what_a_page_cannot_show_is_said(monkeypatch):
-    from postx.explore import svg
+    from postx.explore import compact
 
     with pytest.raises(ValueError, match="fig: a <path> of it refers to 'colorAdd'"):
-        svg._known({}, "colorAdd", "path")
+        compact._known({}, "colorAdd", "path")

@@ -4,16 +4,12 @@ Every artist draws inside its own numbered group, a slot. A frame is the list of
 agree in a slot share it. The x and y axes cost the most time, so they are drawn again only when they changed.
 """
 
-import copy
 import hashlib
 import io
-import itertools
-import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from xml.etree import ElementTree
-from xml.sax.saxutils import escape, quoteattr
 
 import matplotlib
 import numpy as np
@@ -25,14 +21,11 @@ from matplotlib.figure import SubFigure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from postx.explore import axes, pixels, words
-from postx.style import SHADES
+from postx.explore import axes, compact, words
 
-SLOT, XLINK = "px-slot-", "{http://www.w3.org/1999/xlink}"
+SLOT = "px-slot-"
 RC = {key: x for key, x in matplotlib.rcParamsDefault.items() if key.startswith(("savefig.", "svg."))}  # not the user's
 RC |= {"svg.fonttype": "none", "svg.hashsalt": "postx", "image.composite_image": False}
-FEW = 8  # markers in a row that are elements of their own
-NUMBER = re.compile(r"-?\d*\.?\d+(?:e-?\d+)?")
 
 
 def leaves(parent):
@@ -154,7 +147,7 @@ def frames(stage, moves, start, marked=()):
         move()
         seen.append(axes.told(stage.fig))
         tree, same = stage.svg()
-        _dots(tree)
+        compact.dots(tree)
         names = _definitions(tree, definitions)
         groups = {g.get("id"): g for g in tree.iter() if g.get("id", "").startswith(SLOT)}
         if order is None:
@@ -163,7 +156,7 @@ def frames(stage, moves, start, marked=()):
             raise ValueError("update must not change the drawing order (zorder, or the axes an artist is in)")
         for name, group in groups.items():
             if name not in same:
-                last[name] = "".join(_write(child, names) for child in group)
+                last[name] = "".join(compact.write(child, names) for child in group)
             variants = looks.setdefault(name, {})
             picks.setdefault(name, []).append(variants.setdefault(last[name], len(variants)))
     inside = {name: list(looks[name])[picks[name][start]] for name in order}
@@ -175,7 +168,7 @@ def frames(stage, moves, start, marked=()):
             inside[names[0]] = f'<g data-slot="{number}">{run_looks[run_picks[start]]}</g>'
             if len(run_looks) > 1:
                 changing.append((number, run_looks, run_picks))
-    body = "".join(_write(child, first_names, inside) for child in first)
+    body = "".join(compact.write(child, first_names, inside) for child in first)
     drawn = "".join([body, *(look for _, looks, _ in changing for look in looks)])
     definitions = {name: content for name, content in definitions.items() if name in drawn}
     least = words.least(float(first.get("viewBox").split()[2]))
@@ -229,34 +222,6 @@ def _joined(run, known):
     yield names, looks, picks
 
 
-def _dots(tree):
-    """Many equal markers in a row as one line that is not drawn but has them at its corners.
-
-    A browser makes a tree of elements for every `use`: a cloud of dots is what a drag waits for (benchmarks/drag.py).
-    """
-    shapes = {item.get("id"): item for defs in tree.iter() if _tag(defs) == "defs" for item in defs}
-    for parent in list(tree.iter()):
-        kind = lambda e: (_tag(e), e.get(XLINK + "href"), e.get("style"))  # noqa: E731
-        for (tag, target, style), run in [(k, list(run)) for k, run in itertools.groupby(list(parent), kind)]:
-            if tag != "use" or len(run) < FEW:
-                continue
-            name = target[1:] + hashlib.sha256(style.encode()).hexdigest()[:6]
-            space = run[0].tag.removesuffix("use")
-            marker = ElementTree.Element(f"{space}marker", id=name, overflow="visible", markerUnits="userSpaceOnUse")
-            shape = copy.deepcopy(shapes[target[1:]])
-            del shape.attrib["id"]
-            ElementTree.SubElement(marker, f"{space}g", style=style).append(shape)
-            corners = " ".join(f"{_digits(float(e.get('x')), 2)} {_digits(float(e.get('y')), 2)}" for e in run)
-            line = ElementTree.Element(f"{space}polyline", points=corners, style=f"fill:none;marker:url(#{name})")
-            at = list(parent).index(run[0])
-            for e in run:
-                parent.remove(e)
-            parent.insert(at, line)
-            defs = ElementTree.Element(f"{space}defs")
-            defs.append(marker)
-            parent.insert(at, defs)
-
-
 def _number(name):
     return int(name.removeprefix(SLOT))
 
@@ -273,100 +238,14 @@ def _definitions(tree, kept):
     """
     names = {}
     for parent in list(tree.iter()):
-        for defs in [child for child in parent if _tag(child) == "defs"]:
+        for defs in [child for child in parent if compact.tag_of(child) == "defs"]:
             parent.remove(defs)
             for item in defs:
                 old = item.attrib.pop("id", None)
                 if old is None:  # matplotlib's style element, which would restyle the whole page
                     continue
-                content = _write(item, names)
+                content = compact.write(item, names)
                 names[old] = "\0#" + hashlib.sha256(content.encode()).hexdigest()[:6]
-                tag = _tag(item)
+                tag = compact.tag_of(item)
                 kept[names[old]] = content.replace(f"<{tag}", f'<{tag} id="{names[old]}"', 1)
     return names
-
-
-def _tag(element):
-    return element.tag.rpartition("}")[2]
-
-
-def _write(element, names, slots=None):
-    """An element as compact SVG: colors and font of the page, short numbers, only the names that are used."""
-    tag = _tag(element)
-    if tag == "metadata":
-        return ""
-    own = element.get("id", "")
-    if slots is not None and own in slots:
-        return slots[own]
-    inside = "".join(_write(child, names, slots) for child in element)
-    attributes = {}
-    for key, value in element.attrib.items():
-        if key == "id":
-            continue
-        if key == XLINK + "href":
-            key = "href"
-            value = "#" + _known(names, value[1:], tag) if value.startswith("#") else pixels.small(value)
-        elif key == "style":
-            value = _style(value, any(_tag(e) in ("text", "tspan") for e in (element, *element)))
-        elif key == "d":
-            value = _path(value)
-        elif key in ("x", "y", "width", "height") or value.startswith(("translate(", "rotate(")):
-            value = NUMBER.sub(lambda m: _digits(float(m[0]), 2), value)
-            value = re.sub(r" ?rotate\(0[^)]*\)", "", value)
-        for old in re.findall(r"url\(#([^)]+)\)", value):
-            value = value.replace(old, _known(names, old, tag))
-        if value:
-            attributes[key.rpartition("}")[2]] = value
-    if tag == "g" and (not inside or not attributes):
-        return inside
-    text = escape(element.text) if tag in ("text", "tspan") and element.text else ""
-    head = tag + "".join(f" {key}={quoteattr(value)}" for key, value in attributes.items())
-    return f"<{head}>{text}{inside}</{tag}>" if text or inside else f"<{head}/>"
-
-
-def _known(names, old, tag):
-    if old in names:
-        return names[old]
-    raise ValueError(f"fig: a <{tag}> of it refers to {old!r}, which no page has; try set_rasterized(True)")
-
-
-def _style(value, is_text):
-    rules = [rule.partition(":")[::2] for rule in value.split(";") if rule.strip()]
-    kept = []
-    for key, setting in ((key.strip(), setting.strip()) for key, setting in rules):
-        if key == "font-family":  # the page's own font, but keep code as code
-            if "monospace" in setting:
-                kept.append("font-family:monospace")
-            continue
-        setting = {"#000000": "currentColor", "#ffffff": "var(--px-paper,#fff)"}.get(setting, setting)
-        if is_text and setting in SHADES:
-            setting = f"var({SHADES[setting]},{setting})"
-        kept.append(f"{key}:{setting}")
-    return ";".join(kept)
-
-
-def _digits(number, places):
-    text = f"{number:.{places}f}".rstrip("0").rstrip(".") if places else str(round(number))
-    return {"-0": "0", "": "0"}.get(text, text).replace("0.", ".", 1) if abs(number) < 1 else text
-
-
-def _path(data):
-    """Lines as steps of a tenth of a point, which compress well; curves and small markers only rounded."""
-    tokens = data.split()
-    if set(re.findall("[A-Za-z]", data)) - set("MLz") or len(tokens) < 24:
-        rounded = NUMBER.sub(lambda m: _digits(float(m[0]), 2), " ".join(tokens))
-        return re.sub(r" ?([A-Za-z]) ?", r"\1", rounded)
-    out, at, i = [], (0, 0), 0
-    while i < len(tokens):
-        if tokens[i] == "z":
-            out.append("z")
-            i += 1
-            continue
-        to = round(float(tokens[i + 1]) * 10), round(float(tokens[i + 2]) * 10)
-        if tokens[i] == "M":
-            out.append(f"M{_digits(to[0] / 10, 1)} {_digits(to[1] / 10, 1)}")
-        elif to != at:
-            step = _digits((to[0] - at[0]) / 10, 1), _digits((to[1] - at[1]) / 10, 1)
-            out.append("l" + step[0] + ("" if step[1].startswith("-") else " ") + step[1])
-        at, i = to, i + 3
-    return "".join(out)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from postx import style
-from postx.explore import Choice, Int, Log, Real, explore, show, svg
+from postx.explore import Choice, Int, Log, Real, compact, explore, show, svg
 
 ALT = "A curve to the power {power}, steeper as it grows."
 X = np.linspace(0, 1, 50)
@@ -583,10 +583,10 @@ def test_long_lines_are_steps_of_a_tenth():
     points = [(0, 0), (0.31, 1.0), (0.68, 1.96), (0.68, 1.97), *((i, 2) for i in range(1, 9))]
     data = "M" + " \nL".join(f" {x} {y}" for x, y in points)
     at, ends = np.zeros(2), []
-    for command, x, y in re.findall(r"([Ml])(-?[\d.]+?) ?(-?(?:\d+\.?\d*|\.\d+))(?=[Ml]|$)", svg._path(data)):
+    for command, x, y in re.findall(r"([Ml])(-?[\d.]+?) ?(-?(?:\d+\.?\d*|\.\d+))(?=[Ml]|$)", compact._path(data)):
         at = np.array([float(x), float(y)]) + (at if command == "l" else 0)
         ends.append(at)
     assert ends[-1] == pytest.approx((8, 2))
     assert max(min(np.abs(end - point).max() for end in ends) for point in points) <= 0.0501
     assert len(ends) == len(points) - 1  # a step of nothing is left out
-    assert svg._path("M 0 0 \nC 0.123456 1 2 3 4 -0.5 \nz \n") == "M0 0C.12 1 2 3 4 -.5z"
+    assert compact._path("M 0 0 \nC 0.123456 1 2 3 4 -0.5 \nz \n") == "M0 0C.12 1 2 3 4 -.5z"
