@@ -1,9 +1,10 @@
 // What is wider than its column: a formula first shrinks, down to a floor; what still does not fit scrolls in its own
 // box, and its edge fades (.px-more) for as long as there is more behind it. What a cell prints shrinks where that makes
-// it fit.
+// it fit; sentences that stay too long for a line break, columns scroll.
 (() => {
   const FLOOR = 0.72;
   const PRINTED = 0.78; // 9 px on a phone
+  const COLUMNS = /(^|[^.]) {2}|\t/; // two spaces in a row, not behind a full stop: something stands under something
   const FORMULAS = "mjx-container[display=true]";
   const OTHERS = ".bd-article pre, .pst-scrollable-table-container";
   const whole = new WeakMap(); // the size that MathJax gave a formula
@@ -25,7 +26,7 @@
   };
 
   const fitPrinted = (boxes) => {
-    boxes.forEach((box) => (box.style.fontSize = ""));
+    boxes.forEach((box) => (box.style.fontSize = box.style.whiteSpace = ""));
     const sizes = boxes.map((box) => {
       const { paddingLeft, paddingRight, fontSize } = getComputedStyle(box);
       const [left, right, size] = [paddingLeft, paddingRight, fontSize].map(parseFloat);
@@ -34,7 +35,10 @@
       const share = (box.clientWidth - left - right) / (box.scrollWidth - left);
       return share < PRINTED ? "" : `${Math.floor(99.5 * share * size) / 100}px`;
     });
-    boxes.forEach((box, i) => (box.style.fontSize = sizes[i]));
+    boxes.forEach((box, i) => {
+      box.style.fontSize = sizes[i];
+      if (!sizes[i] && !COLUMNS.test(box.textContent)) box.style.whiteSpace = "pre-wrap";
+    });
   };
 
   const cue = (box) => {
