@@ -22,7 +22,7 @@
     const live = make("span", { className: "pp-live" });
     const said = make("output", { className: "pp-said", ariaLive: "polite" });
     const heat = make("input", { type: "number", min: 0, max: 2, step: 0.1, value: 0.6 });
-    const seed = make("input", { type: "number", min: 0, max: 9999, value: 1 });
+    const seed = make("input", { type: "number", min: 0, max: 9999, value: 0 });
     const buttons = [button("Write 1 byte", () => write(1)), button(`Write ${WRITE}`, () => write(WRITE)), button("Stop", () => halt())];
     const names = { here: "this model" };
     const text = page.bytesView((at) => {
