@@ -195,8 +195,9 @@ def test_what_came_is_named_though_another_was_chosen_meanwhile(opened):
 
 def test_a_set_piece_keeps_the_focus_and_can_be_had_again(opened):
     page, asked = opened("http", "dark", 390)
-    page.evaluate("window.postx.playground.reader = async () => { throw new Error('offline') }")
-    button, said = "document.activeElement", "document.activeElement.parentElement.querySelector('.pp-said').textContent"
+    page.evaluate("() => { window.postx.playground.reader = async () => { throw new Error('offline'); }; }")
+    button = "document.activeElement"
+    said = f"{button}.parentElement.querySelector('.pp-said').textContent"
     for piece in ("Let three models", "Let both write", "Fill the hole"):
         page.focus(f"text={piece}")
         for _ in range(2):  # it may be tried again
@@ -204,7 +205,7 @@ def test_a_set_piece_keeps_the_focus_and_can_be_had_again(opened):
             page.wait_for_function(f"{said} === 'Nothing was loaded: offline.'")
             assert page.evaluate(f"{button}.textContent").startswith(piece)
             page.wait_for_function(f"!{button}.hasAttribute('aria-disabled')")
-            page.evaluate("document.activeElement.parentElement.querySelector('.pp-said').textContent = ''")
+            page.evaluate(f"{said} = ''")
     assert asked == []
 
 
