@@ -5,7 +5,7 @@
   const FLOOR = 0.72;
   const PRINTED = 0.78; // 9 px on a phone
   const CODE = 0.82; // 11.5 px at a desk
-  const COLUMNS = /(^|[^.]) {2}|	/; // two spaces in a row, not behind a full stop: something stands under something
+  const COLUMNS = /(^|[^.]) {2}|\t/; // two spaces in a row, not behind a full stop: something stands under something
   const FORMULAS = "mjx-container[display=true]";
   const OTHERS = ".bd-article pre, .pst-scrollable-table-container";
   const whole = new WeakMap(); // the size that MathJax gave a formula
