@@ -4,7 +4,7 @@
 (() => {
   const FLOOR = 0.72;
   const PRINTED = 0.78; // 9 px on a phone
-  const COLUMNS = / {2}|\t/; // two spaces in a row: something stands under something
+  const COLUMNS = /(^|[^.]) {2}|\t/; // two spaces in a row, not behind a full stop: something stands under something
   const FORMULAS = "mjx-container[display=true]";
   const OTHERS = ".bd-article pre, .pst-scrollable-table-container";
   const whole = new WeakMap(); // the size that MathJax gave a formula

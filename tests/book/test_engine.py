@@ -233,6 +233,18 @@ def test_what_a_cell_prints_shrinks_only_where_that_makes_it_fit(shown, letters)
     assert box.evaluate("e => parseFloat(getComputedStyle(e).fontSize)") == 14.6
 
 
+@pytest.mark.parametrize(
+    ("text", "breaks"), [("sixteen words " * 8 + "end.  And on", True), ("a  1 " + "m " * 40, False)]
+)
+def test_sentences_that_a_cell_prints_break_and_columns_scroll(shown, text, breaks):
+    style = "pre { font: 14.6px 'DejaVu Sans Mono', monospace; padding: 4px; overflow: auto; margin: 0 }"
+    page = shown(f'<style>{style}</style><div class="bd-article cell_output" style="width:404px"><pre>{text}</pre>'
+                 f'</div><script src="{(STATIC / "wide.js").as_uri()}"></script>')  # fmt: skip
+    browser.drawn(page)
+    assert page.locator("pre").evaluate("e => e.scrollWidth - e.clientWidth <= 1") == breaks
+    assert page.locator("pre").evaluate("e => !e.classList.contains('px-more')") == breaks
+
+
 def test_a_formula_says_one_text(monkeypatch, shown):
     def draw(fig):
         import sympy as sp
