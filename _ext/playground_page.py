@@ -53,7 +53,7 @@ CODE = """def read_lines(path, encoding="utf-8"):
 
 """
 CAPTION = "What the page computes, drawn in Python: this reader runs no scripts."
-RECORD = "experiments/results/quant.jsonl"
+RECORD, SPREAD = "experiments/results/quant.jsonl", "experiments/results/page_bits.json"
 MEASURED = 8, 2048  # windows spread over an unseen text, and their length, for what rounding costs beyond the record
 SOURCES = ("postx/export.py", "postx/models/experts.py", "postx/models/quantized.py", "postx/quant/gptq.py",
            "postx/quant/__init__.py", "postx/quant/_pack.py", "postx/quant/uniform.py",
@@ -105,16 +105,35 @@ def _curves(models, folder, weights):
     return {"long": long.decode(), "curves": found}
 
 
-def _measured(root, models, folder, weights):
-    """{model: {width: bits a byte}} of the models that the record of the chapter on fewer bits does not have."""
-    found = {}
+def _measured(root, models, folder, weights, anew=False):
+    """{model: {width: bits a byte}} of the models that the record of the chapter on fewer bits does not have.
+
+    Reading takes a minute, so what it gave is kept in SPREAD beside the hash of the weights; other weights are read.
+    """
+    path, found = root / SPREAD, {}
+    kept = json.loads(path.read_text(encoding="utf8")) if path.exists() and not anew else {}
     for model in [name for name, widths in models.items() if None not in widths and not _recorded(root, name)]:
+        if kept.get(model, {}).get("sha256") == _sha(model, weights):
+            found[model] = kept[model]["bits"]
+            continue
         data = text.packages_slice().test if _of_packages(model, weights) else text.load().test
         places = {bits: (f"{model}_{bits}", folder) for bits in models[model]}
         places[export.width(model, weights)] = model, weights
         found[model] = {str(bits): round(float(_losses(*where, spread(data)).mean()), 4)
                         for bits, where in places.items()}  # fmt: skip
     return found
+
+
+def _sha(model, weights):
+    return hashlib.sha256((Path(weights) / f"{model}.safetensors").read_bytes()).hexdigest()
+
+
+def record(root: Path) -> None:
+    """Read all that SPREAD keeps anew (`python -m _ext.playground_page`)."""
+    models, weights = offered(), checkpoints.FOLDER
+    found = _measured(root, models, prepare(root), weights, anew=True)
+    rows = {model: {"sha256": _sha(model, weights), "bits": bits} for model, bits in found.items()}
+    (root / SPREAD).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf8")
 
 
 def spread(data):
@@ -254,3 +273,7 @@ def page(root: Path, arguments: list) -> str:
         still = draw(read["curves"])
     picture = widget("playground", data, alt=alt, still=still, caption=CAPTION)
     return picture._repr_mimebundle_()[0]["text/html"]
+
+
+if __name__ == "__main__":
+    record(Path(__file__).resolve().parent.parent)

@@ -1,5 +1,6 @@
 """Which models the playground offers: those whose weights are kept, and what it says of each, on small stand-ins."""
 
+import hashlib
 import json
 import re
 
@@ -71,6 +72,18 @@ def test_a_model_is_offered_where_its_weights_are_kept(root, later):
     read = json.loads((folder / "curves.json").read_text())
     assert len(read["long"]) == 2 * T
     assert ("whole_machine" in read["curves"]) == ("whole_machine" in later)
+
+
+def test_what_rounding_costs_is_kept_for_todays_weights():
+    """python -m _ext.playground_page makes the record; one row of it is read here again."""
+    kept = json.loads((ROOT / playground_page.SPREAD).read_text(encoding="utf8"))
+    assert {name: row["sha256"] for name, row in kept.items()} == {
+        name: hashlib.sha256((checkpoints.FOLDER / f"{name}.safetensors").read_bytes()).hexdigest() for name in LATER
+    }
+    data = playground_page.spread(texts.packages_slice().test)
+    read = playground_page._losses("whole_machine", checkpoints.FOLDER, data)
+    assert read.shape == (8, 2048)
+    assert float(read.mean()) == pytest.approx(kept["whole_machine"]["bits"]["8"], abs=5e-4)
 
 
 @NEEDS_NODE
