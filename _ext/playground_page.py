@@ -53,8 +53,8 @@ CODE = """def read_lines(path, encoding="utf-8"):
 
 """
 CAPTION = "What the page computes, drawn in Python: this reader runs no scripts."
-RECORD = "experiments/results/quant.jsonl"
-MEASURED = 2, 2048  # windows of unseen text, and their length, for what is not in the record
+RECORD, SPREAD = "experiments/results/quant.jsonl", "experiments/results/page_bits.json"
+MEASURED = 8, 2048  # windows spread over an unseen text, and their length, for what rounding costs beyond the record
 SOURCES = ("postx/export.py", "postx/models/experts.py", "postx/models/quantized.py", "postx/quant/gptq.py",
            "postx/quant/__init__.py", "postx/quant/_pack.py", "postx/quant/uniform.py",
            "postx/models/packed.py", "postx/models/checkpoints.py")  # fmt: skip
@@ -105,18 +105,41 @@ def _curves(models, folder, weights):
     return {"long": long.decode(), "curves": found}
 
 
-def _measured(root, models, folder, weights):
-    """{model: {width: bits a byte}} of the models that the record of the chapter on fewer bits does not have."""
-    windows, T = MEASURED
-    found = {}
+def _measured(root, models, folder, weights, anew=False):
+    """{model: {width: bits a byte}} of the models that the record of the chapter on fewer bits does not have.
+
+    Reading takes a minute, so what it gave is kept in SPREAD beside the hash of the weights; other weights are read.
+    """
+    path, found = root / SPREAD, {}
+    kept = json.loads(path.read_text(encoding="utf8")) if path.exists() and not anew else {}
     for model in [name for name, widths in models.items() if None not in widths and not _recorded(root, name)]:
+        if kept.get(model, {}).get("sha256") == _sha(model, weights):
+            found[model] = kept[model]["bits"]
+            continue
         data = text.packages_slice().test if _of_packages(model, weights) else text.load().test
-        read = [bytes(data[i * T : (i + 1) * T]) for i in range(windows)]
-        places = [(bits, f"{model}_{bits}", folder) for bits in models[model]]
-        places.append((export.width(model, weights), model, weights))
-        found[model] = {str(bits): round(float(np.mean([curve(name, at, part) for part in read])), 3)
-                        for bits, name, at in places}  # fmt: skip
+        places = {bits: (f"{model}_{bits}", folder) for bits in models[model]}
+        places[export.width(model, weights)] = model, weights
+        found[model] = {str(bits): round(float(_losses(*where, spread(data)).mean()), 4)
+                        for bits, where in places.items()}  # fmt: skip
     return found
+
+
+def _sha(model, weights):
+    return hashlib.sha256((Path(weights) / f"{model}.safetensors").read_bytes()).hexdigest()
+
+
+def record(root: Path) -> None:
+    """Read all that SPREAD keeps anew (`python -m _ext.playground_page`)."""
+    models, weights = offered(), checkpoints.FOLDER
+    found = _measured(root, models, prepare(root), weights, anew=True)
+    rows = {model: {"sha256": _sha(model, weights), "bits": bits} for model, bits in found.items()}
+    (root / SPREAD).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf8")
+
+
+def spread(data):
+    """MEASURED windows of a text, from its beginning to its end: the first ones alone are all of one file."""
+    windows, T = MEASURED
+    return np.stack([data[at : at + T] for at in np.linspace(0, len(data) - T, windows).astype(int)])
 
 
 def trained(model, weights=checkpoints.FOLDER):
@@ -163,14 +186,19 @@ def _loss(root, folder, model, bits, weights):
     if bits is None:
         known = checkpoints.record(model, weights)["test_bits"]
         return f"On unseen text {known:.2f} bits a byte with inputs rounded as in training; here they are not rounded."
-    lost, where = _recorded(root, model), "unseen text"
-    if not lost:
-        read = json.loads((folder / "bits.json").read_text(encoding="utf8"))[model]
-        lost, where = {int(key): value for key, value in read.items()}, f"{math.prod(MEASURED):,} bytes of unseen text"
+    if lost := _recorded(root, model):
+        return f"On unseen text {lost[bits]:.3f} bits a byte{_more(lost, bits)}."
+    read = json.loads((folder / "bits.json").read_text(encoding="utf8"))[model]
+    lost = {int(key): value for key, value in read.items()}
+    cost = _more(lost, bits)
+    says = f"On unseen text {checkpoints.record(model, weights)['test_bits']:.3f} bits a byte before any rounding"
+    return f"{says}; on {math.prod(MEASURED):,} bytes of it{cost.removeprefix(',')}." if cost else f"{says}."
+
+
+def _more(lost, bits):
     kept = max(lost)
     more = lost[bits] - lost[kept]
-    against = "" if bits == kept else f", {abs(more):.3f} {'more' if more >= 0 else 'less'} than at {kept} bits"
-    return f"On {where} {lost[bits]:.3f} bits a byte{against}."
+    return "" if bits == kept else f", {abs(more):.3f} {'more' if more >= 0 else 'less'} than at {kept} bits"
 
 
 def _long(n):
@@ -181,18 +209,22 @@ def _long(n):
 
 def curve(name, folder, read):
     """Bits of each byte of the text, from a packed model, in float32."""
+    return [round(float(x), 3) for x in _losses(name, folder, np.frombuffer(read, np.uint8)[None])[0]]
+
+
+def _losses(name, folder, read):
+    """Bits of each byte of some texts, (B, T) bytes."""
     lm = checkpoints.load(name, folder)
-    ids = torch.tensor([[0, *read]])
+    read_BT = torch.from_numpy(np.asarray(read, np.int64))
     with torch.no_grad():
-        logits = lm(ids[:, :-1], form=_at_once)[0][0]
-    loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
-    return [round(float(x) / 0.6931471805599453, 3) for x in loss]
+        logits = lm(torch.nn.functional.pad(read_BT, (1, 0))[:, :-1], form=_at_once)[0]
+    return torch.nn.functional.cross_entropy(logits.mT, read_BT, reduction="none") / math.log(2)
 
 
 def _at_once(mixer, *z, **more):
-    """The form of a mixer that needs no compiling; of a delta rule the loop, a tenth of its chunks' time in torch."""
-    form = "recurrent" if hasattr(mixer, "chunked") and mixer.__name__.endswith(DELTA) else "parallel"
-    return getattr(mixer, form, getattr(mixer, "chunked", None))(*z, **more)
+    """The fastest form here; of a delta rule that is the loop, a tenth of its chunks' time in torch."""
+    form = "recurrent" if mixer.__name__.endswith(DELTA) else "chunked" if hasattr(mixer, "chunked") else "parallel"
+    return getattr(mixer, form)(*z, **more)
 
 
 def one(root: Path, folder: Path, model: str) -> dict:
@@ -241,3 +273,7 @@ def page(root: Path, arguments: list) -> str:
         still = draw(read["curves"])
     picture = widget("playground", data, alt=alt, still=still, caption=CAPTION)
     return picture._repr_mimebundle_()[0]["text/html"]
+
+
+if __name__ == "__main__":
+    record(Path(__file__).resolve().parent.parent)

@@ -1,9 +1,11 @@
 // What is wider than its column: a formula first shrinks, down to a floor; what still does not fit scrolls in its own
 // box, and its edge fades (.px-more) for as long as there is more behind it. What a cell prints shrinks where that makes
-// it fit.
+// it fit, and its code a little less; printed sentences that stay too long for a line break, columns scroll.
 (() => {
   const FLOOR = 0.72;
   const PRINTED = 0.78; // 9 px on a phone
+  const CODE = 0.82; // 11.5 px at a desk
+  const COLUMNS = /(^|[^.]) {2}|\t/; // two spaces in a row, not behind a full stop: something stands under something
   const FORMULAS = "mjx-container[display=true]";
   const OTHERS = ".bd-article pre, .pst-scrollable-table-container";
   const whole = new WeakMap(); // the size that MathJax gave a formula
@@ -25,16 +27,20 @@
   };
 
   const fitPrinted = (boxes) => {
-    boxes.forEach((box) => (box.style.fontSize = ""));
+    boxes.forEach((box) => (box.style.fontSize = box.style.whiteSpace = ""));
     const sizes = boxes.map((box) => {
       const { paddingLeft, paddingRight, fontSize } = getComputedStyle(box);
       const [left, right, size] = [paddingLeft, paddingRight, fontSize].map(parseFloat);
       fitted.set(box, box.clientWidth);
       if (box.scrollWidth <= box.clientWidth) return "";
       const share = (box.clientWidth - left - right) / (box.scrollWidth - left);
-      return share < PRINTED ? "" : `${Math.floor(99.5 * share * size) / 100}px`;
+      return share < (box.closest(".cell_output") ? PRINTED : CODE) ? "" : `${Math.floor(99.5 * share * size) / 100}px`;
     });
-    boxes.forEach((box, i) => (box.style.fontSize = sizes[i]));
+    boxes.forEach((box, i) => {
+      box.style.fontSize = sizes[i];
+      const breaks = box.closest(".cell_output") && !sizes[i] && !COLUMNS.test(box.textContent);
+      if (breaks) box.style.whiteSpace = "pre-wrap";
+    });
   };
 
   const cue = (box) => {
@@ -47,7 +53,7 @@
   const look = (boxes) => {
     boxes = boxes.filter((box) => box.clientWidth > 0); // not while it is folded away
     fit(boxes.filter((box) => box.matches(FORMULAS) && fitted.get(box) !== box.clientWidth));
-    fitPrinted(boxes.filter((box) => box.matches(".cell_output pre") && fitted.get(box) !== box.clientWidth));
+    fitPrinted(boxes.filter((box) => box.matches(".cell pre") && fitted.get(box) !== box.clientWidth));
     boxes.forEach(cue);
   };
 

@@ -26,7 +26,8 @@ import browser  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "playground.json"
 SLOWER, BYTES = 4, 200
-MODELS = ("hybrid_4", "attention_4", "ssd_4", "ternary_trits")
+MODELS = ("hybrid_4", "attention_4", "ssd_4", "gated_deltanet_4", "rwkv7_4", "whole_machine_4", "ternary_trits",
+          "hybrid_16", "rwkv7_8")  # fmt: skip
 NAMES, FAR = ("zorbin_count", "quillfeather", "makemossle"), (0, 100, 400, 1000)
 TOLD = "The attribute {} is the number of open files.\n\n"
 ASKED = "\n\nThe attribute "

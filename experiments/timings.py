@@ -36,7 +36,7 @@ def agree(name, slower, faster):
     times = found[a]["ms"][0] / found[b]["ms"][0]
     verdict = AGREES if slower > faster else DISAGREES
     return (
-        f"Recorded ({found[a]['device']}, {found[a]['date']}): {a} {times:.0f} times as long as {b}.\n"
+        f"Recorded ({found[a]['device']}, {found[a]['date']}):\n{a} {times:.0f} times as long as {b}.\n"
         f"{verdict}: {slower / faster:.0f} times."
     )
 

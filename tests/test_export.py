@@ -194,6 +194,16 @@ def test_the_exponential_has_ten_digits():
     np.testing.assert_allclose(np.array(node("exp", x.tolist()), float), np.exp(x), rtol=1e-10)
 
 
+def test_bytes_written_one_by_one_are_those_written_at_once(tmp_path):
+    script = export.script(export.write(small(tmp_path, "SA"), 4, tmp_path, tmp_path))
+    once, pieces, singly = node("draws", [40, 8, 1], script)
+    assert once == pieces == singly
+    x = np.array(node("numbers", [[seed, place] for seed in range(10) for place in range(1000)])).reshape(10, 1000)
+    assert np.abs(np.sort(x) - np.linspace(0, 1, 1000)).max() < 1.95 / np.sqrt(1000)  # Kolmogorov's, at 1 of 1,000
+    assert np.abs(np.corrcoef(x) - np.eye(10)).max() < 0.15
+    assert np.abs(np.mean((x[:, 1:] - 0.5) * (x[:, :-1] - 0.5)) * 12) < 0.04  # one place and the next
+
+
 def test_draws_follow_the_probabilities():
     logits = [0.0, 2.0, 1.0]
     p = np.exp(np.array(logits) / 0.5) / np.exp(np.array(logits) / 0.5).sum()

@@ -147,6 +147,16 @@ def test_the_answer_under_the_drawn_bill():
         assert said in text
 
 
+def test_the_batch_that_is_worked_by_hand():
+    llama, chip = published.LLAMA3_8B, published.H100
+    weights, cache = 2 * llama.matrix_weights(), llama.kv_bytes(8192)
+    assert 2 * 2 * llama.L * llama.G * llama.K == llama.kv_bytes(1) == 131_072
+    assert [round(weights / 2e9, 1), round(weights / 1e9), round(cache / 1e9, 2)] == [7.5, 15, 1.07]
+    assert round((weights + cache) / 1e9, 1) == 16.1
+    assert round(1e3 * (weights + cache) / chip.bandwidth, 1) == 4.8
+    assert round(weights / cache) == 14
+
+
 def test_the_mixer_reports_the_cost_of_the_page():
     work = attention.cost(100, B=1, H=4, G=2, K=8, V=8, window=10)
     assert work == cost.softmax_attention(100, H=4, G=2, K=8, window=10)
@@ -179,6 +189,12 @@ def test_the_numbers_in_the_prose():
         full = (chip.memory - 2 * model.weights()) / model.kv_bytes(1)
         assert full == pytest.approx(tokens, rel=0.005)
         assert cost.roofline(model.prefill(int(full)), chip).seconds == pytest.approx(seconds, rel=0.02)
+    llama = published.LLAMA3_8B
+    price = llama.prefill(8192).flops / 8192
+    assert price / (llama.prefill(131_072).flops / 131_072) == pytest.approx(1 / 3, abs=0.005)
+    assert bill.lines(bill.STATE, 0, 0, 16, 32768, 64).write_bytes == pytest.approx(50e9, rel=0.01)
+    latent, one_key = published.DEEPSEEK_V3, 4 * 128  # per key and head: a score and a weighted value
+    assert [2 * (2 * latent.latent + latent.rotary), one_key] == [2176, 512]
     path = Path(__file__).resolve().parents[2] / "experiments" / "results" / "attention_gpu.json"
     ms = {(row["form"], row["tokens"]): row["ms"] for row in json.loads(path.read_text(encoding="utf8"))["rows"]}
     assert round(ms["stored", 16384] / ms["cudnn", 16384]) == 18
@@ -197,4 +213,5 @@ def test_the_recorded_blocks_say_what_the_page_says():
     counted = cost.transformer_block(131_072, D=2048).flops / (2 * cost.mamba2_block(131_072, D=2048).flops)
     assert ratio[2048] < 1 < ratio[4096] < ratio[16_384] < ratio[131_072]
     assert [round(ms[who, 131_072]) for who in ("attention and MLP", "two Mamba-2")] == [252, 85]
-    assert [round(ratio[131_072]), round(counted)] == [3, 5]
+    assert [round(ratio[4096], 2), round(ratio[131_072], 1), round(counted, 1)] == [1.25, 3.0, 5.3]
+    assert round(counted / ratio[131_072], 1) == 1.8  # the rates of FLOPs, one over the other

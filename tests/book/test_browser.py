@@ -135,7 +135,7 @@ WIDE = """() => [...document.querySelectorAll('main *')]
 
 
 def sliders_answer_the_keyboard(page):
-    """Every slider changes the picture: with the others at their start, or else at their end."""
+    """Every slider changes the picture as the page opens, with the others at their start."""
     page.evaluate(
         "document.querySelectorAll('details, .toggle-hidden').forEach(e => { e.open = true; "
         "e.classList.remove('toggle-hidden') })"
@@ -148,24 +148,12 @@ def sliders_answer_the_keyboard(page):
             ).strip()
             assert label, "a slider has no label"
             assert figure.evaluate(PICTURE), f"slider {label!r} has no picture"
-            changed = moves(figure, slider)
-            if not changed:  # it may matter only where the others stand further along
-                for other in (s for s in sliders if s != slider):
-                    other.press("End")
-                for row in figure.query_selector_all("[role=radiogroup]"):
-                    row.query_selector_all("input")[-1].check()
-                changed = moves(figure, slider)
-            assert changed, f"slider {label!r} changes nothing along its range"
+            assert moves(figure, slider), f"slider {label!r} changes nothing along its range"
             figure.evaluate(RESET)
         for row in figure.query_selector_all("[role=radiogroup]"):
             label = row.get_attribute("aria-label")
             assert label, "a row of buttons has no label"
-            changed = options(figure, row)
-            if not changed:
-                for slider in sliders:
-                    slider.press("End")
-                changed = options(figure, row)
-            assert changed, f"no button of {label!r} changes anything"
+            assert options(figure, row), f"no button of {label!r} changes anything"
             figure.evaluate(RESET)
 
 

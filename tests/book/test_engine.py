@@ -214,23 +214,37 @@ def test_markers_on_a_line_are_painted_as_each_by_itself(monkeypatch, shown):
     assert seen[0].min() < 100
 
 
-@pytest.mark.parametrize("letters", [40, 50, 60, 80])
-def test_what_a_cell_prints_shrinks_only_where_that_makes_it_fit(shown, letters):
-    """A column of 400 pixels holds 45 letters of its size, and 57 of the smallest."""
+@pytest.mark.parametrize(("part", "least", "most"), [("output", 0.78, 57), ("input", 0.82, 54)])
+@pytest.mark.parametrize("letters", [40, 50, 56, 60, 80])
+def test_what_a_cell_shows_shrinks_only_where_that_makes_it_fit(shown, part, least, most, letters):
+    """A column of 400 pixels holds 45 letters of its size, and `most` of the smallest."""
     style = "pre { font: 14.6px 'DejaVu Sans Mono', monospace; padding: 4px; overflow: auto; margin: 0 }"
     text = "m" * letters + "\nend"
-    page = shown(f'<style>{style}</style><div class="bd-article cell_output" style="width:404px"><pre>{text}</pre>'
-                 f'</div><script src="{(STATIC / "wide.js").as_uri()}"></script>')  # fmt: skip
+    page = shown(f'<style>{style}</style><div class="bd-article" style="width:404px"><div class="cell">'
+                 f'<div class="cell_{part}"><pre>{text}</pre></div></div></div>'
+                 f'<script src="{(STATIC / "wide.js").as_uri()}"></script>')  # fmt: skip
     browser.drawn(page)
     box = page.locator("pre")
     size = box.evaluate("e => parseFloat(getComputedStyle(e).fontSize)")
-    assert (box.evaluate("e => e.scrollWidth - e.clientWidth") > 1) == (letters > 57)
-    assert (size < 14.6) == (letters == 50)
-    assert size > 0.78 * 14.6
-    assert box.evaluate("e => e.classList.contains('px-more')") == (letters > 57)
+    assert (box.evaluate("e => e.scrollWidth - e.clientWidth") > 1) == (letters > most)
+    assert (size < 14.6) == (45 < letters <= most)
+    assert size > least * 14.6
+    assert box.evaluate("e => e.classList.contains('px-more')") == (letters > most)
     page.locator("div").first.evaluate("e => { e.style.width = '740px' }")
     browser.drawn(page)
     assert box.evaluate("e => parseFloat(getComputedStyle(e).fontSize)") == 14.6
+
+
+@pytest.mark.parametrize(
+    ("text", "breaks"), [("sixteen words " * 8 + "end.  And on", True), ("a  1 " + "m " * 40, False)]
+)
+def test_sentences_that_a_cell_prints_break_and_columns_scroll(shown, text, breaks):
+    style = "pre { font: 14.6px 'DejaVu Sans Mono', monospace; padding: 4px; overflow: auto; margin: 0 }"
+    page = shown(f'<style>{style}</style><div class="bd-article cell_output" style="width:404px"><pre>{text}</pre>'
+                 f'</div><script src="{(STATIC / "wide.js").as_uri()}"></script>')  # fmt: skip
+    browser.drawn(page)
+    assert page.locator("pre").evaluate("e => e.scrollWidth - e.clientWidth <= 1") == breaks
+    assert page.locator("pre").evaluate("e => !e.classList.contains('px-more')") == breaks
 
 
 def test_a_formula_says_one_text(monkeypatch, shown):

@@ -162,6 +162,53 @@ def test_a_text_that_is_full_is_said_to_be(opened):
     assert page.evaluate(SAID) == "The text is full: 3,000 bytes."
 
 
+def test_what_came_is_named_though_another_was_chosen_meanwhile(opened):
+    page, _ = opened()
+    page.evaluate("""() => {
+      const { reader } = window.postx.playground;
+      window.postx.playground.reader = async (id, on) => {
+        const made = await reader(id, on);
+        await new Promise((done) => (window.arrive ??= {})[id] = done);
+        return made;
+      };
+    }""")
+    page.click(".pp-main")
+    page.check("text=Gated DeltaNet")
+    page.wait_for_function("!!window.arrive?.hybrid_4")
+    page.evaluate("window.arrive.hybrid_4()")
+    page.wait_for_function(f"{SAID}.includes('bits a byte')", timeout=120_000)
+    line = page.text_content(".pp-desk .pp-curve")
+    assert "hybrid" in line
+    assert "trained on 512 bytes" in line
+    assert page.inner_text(".pp-main").startswith("Load Gated DeltaNet")
+    page.click(".pp-main")
+    page.check("text=ternary")
+    page.click(".pp-main")
+    page.wait_for_function("!!(window.arrive.ternary_trits && window.arrive.gated_deltanet_4)")
+    page.evaluate("window.arrive.ternary_trits()")
+    page.wait_for_function("document.querySelector('.pp-desk .pp-curve').textContent.includes('ternary')")
+    page.evaluate("window.arrive.gated_deltanet_4()")  # asked for first, and too late
+    page.wait_for_timeout(300)
+    assert page.inner_text(".pp-main") == "ternary, 1.6 bits: loaded"
+    assert "ternary" in page.text_content(".pp-desk .pp-curve")
+
+
+def test_a_set_piece_keeps_the_focus_and_can_be_had_again(opened):
+    page, asked = opened("http", "dark", 390)
+    page.evaluate("() => { window.postx.playground.reader = async () => { throw new Error('offline'); }; }")
+    button = "document.activeElement"
+    said = f"{button}.parentElement.querySelector('.pp-said').textContent"
+    for piece in ("Let three models", "Let both write", "Fill the hole"):
+        page.focus(f"text={piece}")
+        for _ in range(2):  # it may be tried again
+            page.keyboard.press("Enter")
+            page.wait_for_function(f"{said} === 'Nothing was loaded: offline.'")
+            assert page.evaluate(f"{button}.textContent").startswith(piece)
+            page.wait_for_function(f"!{button}.hasAttribute('aria-disabled')")
+            page.evaluate(f"{said} = ''")
+    assert asked == []
+
+
 def test_without_scripts_the_picture_stays(reader, bases):
     context = reader.new_context(java_script_enabled=False)
     page = context.new_page()

@@ -306,7 +306,7 @@ def test_derive():
 
 def test_code_entropy():
     scope = solution("ex-quant-entropy")
-    rate, error = scope["document"]
+    rate, error = scope["program"]
     assert (rate, error) == pytest.approx((1.24, 0.33), abs=0.005)
     assert error * 4**rate == pytest.approx(1.85, abs=0.01)
     assert scope["best"] == pytest.approx(1.04, abs=0.02)

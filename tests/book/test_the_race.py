@@ -101,13 +101,15 @@ def test_what_the_page_says_about_memory():
     assert round(fit(hybrid, 24e9, 16) / fit(llama, 24e9, 16), 1) == 7.6
     assert round(fit(llama, 80e9, 4.125) / fit(llama, 80e9, 16), 1) == 1.2
     assert round(fit(hybrid, 80e9, 16) / fit(llama, 80e9, 16)) == 8
-    bend = {b: planner.plan(llama, batch=16, weight_bits=b).found["cache_crossing"] for b in (16, 4.125)}
-    assert [round(bend[16], -2), round(bend[4.125], -2)] == [7700, 2000]
+    crossing = solution("ex-race-derive")["crossing"]  # of what is read, the embedding not among it
+    read = {name: planner.row(name).numbers()["matrix"] for name in (llama, hybrid)}
+    bend = {b: crossing(read[llama], 0, 131_072, 16, b) for b in (16, 4)}
+    assert [round(bend[16], -2), round(bend[4], -2)] == [7200, 1800]
+    later = crossing(read[hybrid], *PAGE.function("growth")(hybrid), 16, 16)
+    assert [round(2 * read[llama] / 1e9), round(later, -3)] == [15, 45_000]
     h100 = next(d for d in facts.table()["device"] if d["name"] == "H100, 80 GB")
     assert round(h100["flops"] / h100["bandwidth"]) == 295  # the batch from which on arithmetic is the longer
-    later = planner.plan(hybrid, batch=16).found["cache_crossing"] / bend[16]
     copies = PAGE.function("growth")(hybrid)
-    assert 7 < later < 8.1
     assert round(copies[0] / 1e6) == 104
     assert round(copies[0] / copies[1], -2) == 6300
     assert round(32 * 5 * copies[0] / 1e9) == 17
@@ -123,6 +125,8 @@ def test_the_table_of_decisions_agrees_with_those_who_survive():
 
     one = alive(24e9, "RTX 4090", 8192, 1)
     assert one["Llama-3-8B"].weight_bits == 16
+    speed = {name: round(verdict.plan.found["tokens_a_second"]) for name, verdict in one.items()}
+    assert [speed[name] for name in ("Llama-3-8B", "Nemotron-H-8B", "Nemotron-3-Nano-30B-A3B")] == [63, 65, 556]
     many = alive(24e9, "RTX 4090", 16384, 32)
     assert not {"Llama-3-8B", "Llama-3-70B", "Mixtral-8x7B"} & set(many)
     assert many["Nemotron-3-Nano-30B-A3B"].weight_bits == 4.125
@@ -259,13 +263,15 @@ def test_the_cache_is_counted_at_the_length_that_was_asked():
 def test_predict():
     scope = solution("ex-race-predict")
     assert scope["nemotron"] == pytest.approx(16.1e9, rel=0.01)
+    assert round((0.9 * 24e9 - scope["nemotron"]) / 1e9, 1) == 5.5
     assert scope["llama"] == pytest.approx(72.8e9, rel=0.01)
 
 
 def test_derive():
     scope = solution("ex-race-derive")
     assert scope["moved"] == pytest.approx(4.125 / 16)
-    assert 20 < scope["batch"] < 21
+    assert round(scope["batch"], 1) == 18.8
+    assert round(planner.row("Nemotron-H-8B").numbers()["matrix"] / 1e9, 2) == 7.56
     T = scope["crossing"](8.03e9, 256, 131_072, 16, 16)
     assert pytest.approx(2 * 8.03e9) == 16 * (2 * 256 + 131_072 * T)
 
@@ -292,5 +298,8 @@ def test_explore_the_field():
     shares = sorted(scope["share"].values())
     assert shares[0] == pytest.approx(min(s.count("attention") / len(s.mixers) for s in scope["recent"]))
     assert shares[-1] == 1
+    assert len(shares) == 14
+    assert [len(scope["bands"][low]) for low in (1 / 2, 1 / 4, 1 / 8)] == [3, 8, 13]
+    assert sum(0.24 < share < 0.26 for share in shares) == 4
     assert all(s.date >= "2025" for s in scope["recent"])
     assert len(stripes.FIELD) == 21

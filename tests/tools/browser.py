@@ -117,12 +117,43 @@ SHRUNK = """() => [...document.querySelectorAll('mjx-container[display=true]')]
 TOOLS = """() => [...document.querySelectorAll('.cell_input pre')].filter(e => !e.closest('.px-checks'))
     .flatMap(e => e.textContent.split('\\n')).filter(line => /^(assert\\b|# NBVAL)/.test(line))"""
 
-# A line of prose has at most some 80 letters, its title aside; a keyboard does not stop at every copy button.
+# A line of prose has at most some 80 letters, its title aside; a keyboard stops at no copy button and at no mark of
+# a heading.
 TIRING = """() => [...document.querySelectorAll('.bd-article p:not(.admonition-title)')]
     .filter(e => e.clientWidth > 44.5 * parseFloat(getComputedStyle(document.documentElement).fontSize))
     .map(e => `${e.clientWidth} px wide: ${e.textContent.slice(0, 50)}`)
-    .concat([...document.querySelectorAll('button.copybtn')].filter(e => e.tabIndex >= 0).map(e => e.outerHTML)
-      .slice(0, 1))"""
+    .concat([...document.querySelectorAll('button.copybtn, a.headerlink')].filter(e => e.tabIndex >= 0)
+      .map(e => e.outerHTML).slice(0, 1))"""
+
+# A higher heading looks stronger than a lower one; links have one color and no line under a space; a slider's value
+# stands beside its handle; a small number in a picture is 10⁻⁵, not 1e-05; a recurrence has a line of its own.
+LOOKS = """() => {
+    const all = (what) => [...document.querySelectorAll(`.bd-article ${what}`)].filter(e => e.checkVisibility());
+    const [h2, h3] = ['section > h2', 'section > h3'].map(h => all(h)[0]).map(h => h && getComputedStyle(h));
+    const weak = h2 && h3 && (parseFloat(h2.fontSize) <= parseFloat(h3.fontSize) || +h2.fontWeight < +h3.fontWeight);
+    const links = all(':is(p, td, li) a.reference:not(.px-term)').filter(e => !e.closest('figure'));
+    const colors = new Set(links.map(e => getComputedStyle(e).color));
+    const far = all('.px-row:has(> input[type=range])').filter(row => {
+      const [handle, value] = ['input', '.px-value'].map(e => row.querySelector(e).getBoundingClientRect());
+      const words = document.createRange();
+      words.selectNodeContents(row.querySelector('.px-value'));
+      const apart = words.getBoundingClientRect().left - handle.right;
+      return value.top < handle.bottom && handle.top < value.bottom && apart > 24; });
+    return [...(weak ? ['h3 looks stronger than h2'] : []),
+      ...(colors.size > 1 ? [`links in ${[...colors].join(' and ')}`] : []),
+      ...links.filter(e => /^\\s|\\s$/.test(e.textContent)).map(e => `underlined space: ${e.textContent}`),
+      ...far.map(row => `its value is far from its handle: ${row.textContent.trim().slice(0, 40)}`),
+      ...all('.px-mixers td code').filter(e => getComputedStyle(e).display !== 'block')
+        .map(e => `not on a line of its own: ${e.textContent}`),
+      ...all('figure.px-fig svg text').filter(e => /\\de[-+]\\d\\d$/.test(e.textContent.trim()))
+        .map(e => `a number of a computer in a picture: ${e.textContent}`)]; }"""
+
+# Code and outputs that would fit a little smaller do (wide.js).
+UNFIT = f"""() => [...document.querySelectorAll('.bd-article .cell pre')].filter({VISIBLE}).filter(e => {{
+    const {{ paddingLeft, paddingRight }} = getComputedStyle(e), left = parseFloat(paddingLeft);
+    const share = (e.clientWidth - left - parseFloat(paddingRight)) / (e.scrollWidth - left);
+    return e.scrollWidth - e.clientWidth > 1 && share > (e.closest('.cell_output') ? 0.79 : 0.83); }})
+    .map(e => `would fit a little smaller: ${{e.textContent.slice(0, 50)}}`)"""
 
 # A number of an equation says which page it is from.
 LOOSE = """() => [...document.querySelectorAll('.bd-article a.reference.internal, .bd-article .eqno')]
@@ -190,5 +221,5 @@ def phone_faults(page, walk=True) -> list[str]:
 def page_faults(page, on_search: bool) -> list[str]:
     """What no page should load or show."""
     loaded = set(page.evaluate(SCRIPTS)) & set(HEAVY[:1] if on_search else HEAVY)
-    looked = map(page.evaluate, (ICONLESS, FONTS, TOOLS, TIRING, LOOSE))
+    looked = map(page.evaluate, (ICONLESS, FONTS, TOOLS, TIRING, LOOSE, LOOKS, UNFIT))
     return [f"loads {name}" for name in sorted(loaded)] + sum(looked, [])

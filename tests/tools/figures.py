@@ -50,6 +50,7 @@ FRAMES = """() => {
     return [...found].map(([what, at]) => `${what} (at ${at})`); }"""
 
 # A line that is drawn on a heat map, which keeps its colors in the dark, is seen on it: half of it has 1.3:1 or more.
+# On a dark page no spot of a heat map is brighter than the words.
 FAINT = """async () => {
     const light = (c) => [0.2126, 0.7152, 0.0722].reduce((sum, share, i) => { const v = c[i] / 255;
       return sum + share * (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); }, 0);
@@ -67,7 +68,13 @@ FAINT = """async () => {
         const pen = canvas.getContext('2d', { willReadFrequently: true });
         pen.fillStyle = paper;
         pen.fillRect(0, 0, picture.width, picture.height);
+        pen.filter = getComputedStyle(image).filter;
         pen.drawImage(picture, 0, 0);
+        const spots = pen.getImageData(0, 0, picture.width, picture.height).data;
+        let most = 0;
+        for (let i = 0; i < spots.length; i += 4) most = Math.max(most, light(spots.subarray(i, i + 3)));
+        const words = light(getComputedStyle(figure).color.match(/[\\d.]+/g).map(Number));
+        if (words > 0.5 && most > 1.1 * words) found.add(`figure ${number + 1}: white of ${most.toFixed(2)}`);
         const upright = image.getScreenCTM().d > 0; // matplotlib turns an image over
         for (const line of image.closest('svg').querySelectorAll('path, line, polyline')) {
           const { stroke, strokeOpacity, opacity } = getComputedStyle(line);
@@ -88,4 +95,4 @@ FAINT = """async () => {
             found.add(`figure ${number + 1}: ${stroke}`);
         }
       }
-    return [...found].map((what) => `${what} is hardly seen on its heat map`); }"""
+    return [...found].map((what) => `${what} is hardly seen on its heat map, or glares`); }"""

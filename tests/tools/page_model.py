@@ -83,6 +83,15 @@ const jobs = {
   fill: () => ask.map((job) => m.filler(model.told, weights, () => {}).fill(job)),
   spell: () => ask.map((bytes) => { const text = page.text(bytes); return [text, page.bytes(text)]; }),
   exp: () => ask.map(m.exp),
+  numbers: () => ask.map(([seed, place]) => m.number(seed, place)),
+  draws: () => ask.map((pieces) => { // 40 bytes at temperature 1, so many of them at a time
+    const reader = m.reader(m.network(model.told, weights));
+    reader.read(new Uint8Array());
+    for (let left = 40; left; left -= pieces) {
+      reader.write(pieces, 1, 7);
+      while (reader.turn(0, () => 1)?.busy);
+    }
+    return reader.bytes; }),
   draw: () => ask.map(([logits, temperature, number]) => m.draw(Float32Array.from(logits), temperature, number)),
 };
 process.stdout.write(JSON.stringify(jobs[job]()));

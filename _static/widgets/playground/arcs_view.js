@@ -9,7 +9,7 @@
     const best = p.indexOf(p.reduce((a, b) => Math.max(a, b)));
     const back = p.length - 1 - best;
     const what = best ? `“${page.name(bytes[best - 1])}”, ${back} ${back === 1 ? "byte" : "bytes"} back` : "the start of the text";
-    const far = p.length > most ? ` ${page.percent(1 - near)} goes to what is further back than this strip.` : "";
+    const far = p.length > most ? ` In all, ${page.percent(1 - near)} goes to what is further back than this strip.` : "";
     return `Most, ${page.percent(p[best])}, goes to ${what}.${far}`;
   };
 
@@ -17,6 +17,7 @@
     const { make } = page;
     const picker = page.picker("Attention head", [], choose);
     const svg = make("svg:svg", { viewBox: `0 0 560 ${HIGH + 22}`, role: "img", class: "pp-arcs", "aria-label": "Arcs from the cursor: nothing is read yet" });
+    const width = page.widthOf(svg);
     const words = make("p", { className: "pp-words" });
     const box = make("section", { ariaLabel: "Attention" }, make("h2", {}, "Where attention looks from the cursor"), picker.label, svg, words);
     return {
@@ -27,7 +28,7 @@
         picker.select.replaceChildren(...heads.map(([key, name]) => make("option", { value: key }, name)));
       },
       show(p, bytes) {
-        const most = svg.clientWidth < 500 ? 25 : 40; // places on the strip
+        const most = width() < 500 ? 25 : 40; // places on the strip
         svg.setAttribute("viewBox", `0 0 ${most * STEP} ${HIGH + 22}`);
         const first = Math.max(0, p.length - most);
         const x = (i) => (i - first + 0.5) * STEP + (most - Math.min(most, p.length)) * STEP;

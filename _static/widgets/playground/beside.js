@@ -14,7 +14,7 @@
     let readers = null;
 
     const run = async () => {
-      go.disabled = true;
+      said.textContent = "";
       view.hidden = false;
       const start = Uint8Array.from(page.bytes(box.value));
       const texts = files.map(() => []);
@@ -23,18 +23,23 @@
         texts[i].splice(from, Infinity, ...news.map(([byte]) => byte));
         outs[i].textContent = page.text(texts[i]);
         if (busy || texts[i].length < start.length + WRITE || --left) return;
-        go.disabled = false;
+        again(words);
         const apart = texts[0].findIndex((byte, at) => byte !== texts[1][at]);
-        said.textContent = apart < 0 ? `The same ${WRITE} bytes.` : `They part after ${apart - start.length} bytes.`;
+        const after = apart - start.length;
+        said.textContent = apart < 0 ? `The same ${WRITE} bytes.` : after ? `They part after ${after} ${after === 1 ? "byte" : "bytes"}.` : "They part at once.";
         if (apart >= 0) texts.forEach((text, at) => outs[at].replaceChildren(page.text(text.slice(0, apart)), make("mark", {}, page.text(text.slice(apart)))));
       };
       try {
-        const on = files.map(() => ({}));
+        const failed = (why) => {
+          said.textContent = `A model stopped: ${why}`;
+          readers = null;
+          again();
+        };
+        const on = files.map(() => ({ failed }));
         readers ??= await Promise.all(files.map(({ id }, i) => page.reader(id, on[i]).then((reader) => [reader, on[i]])));
       } catch (error) {
         said.textContent = `Nothing was loaded: ${error.message}.`;
-        go.disabled = false;
-        return;
+        return again();
       }
       readers.forEach(([reader, on], i) => {
         on.rows = rows(i);
@@ -43,8 +48,8 @@
         reader.ask("write", { n: WRITE, temperature: 0, seed: 0 });
       });
     };
-    const go = make("button", { type: "button", className: "pp-button", onclick: run },
-      `Let both write ${WRITE} bytes (${page.megabytes(total)})`);
+    const words = `Let both write ${WRITE} bytes`;
+    const { go, again } = page.once(`${words} (${page.megabytes(total)})`, run);
     return make("section", { className: "pp-piece", ariaLabel: "At 4 bits and at 2" },
       make("h2", {}, `The ${models[first].name} at 4 bits and at 2`), make("label", { className: "pp-text" }, "They go on from", box), go, view);
   };

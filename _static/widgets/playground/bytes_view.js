@@ -11,8 +11,15 @@
     const table = make("details", { className: "pp-hard" }, make("summary", {}, "The hardest bytes, as a table"),
       make("table", {}, make("thead", {}, head), rows));
     const [bytes, bits, spans] = [[], [], []];
-    let marked = null;
+    let [marked, stay, follows] = [null, false, 0]; // stay: the reader has scrolled up
+    box.addEventListener("scroll", () => (stay = box.scrollHeight - box.scrollTop - box.clientHeight > 40), { passive: true });
     box.onclick = ({ target }) => spans.includes(target) && pick(spans.indexOf(target));
+
+    // To the end of the text, in the frame that lays it out: before that, to ask where the end is costs a layout.
+    const follow = () => {
+      follows = 0;
+      if (!stay) box.scrollTop = box.scrollHeight;
+    };
 
     // A character of several bytes stands at its first; its others are dots.
     const paint = (from) => {
@@ -45,7 +52,6 @@
       bits,
       // [byte, bits] from place `from` on; what stood there is gone.
       put(from, news) {
-        const stay = box.scrollHeight - box.scrollTop - box.clientHeight > 40;
         spans.splice(from).forEach((span) => span.remove());
         bytes.length = bits.length = from;
         const fresh = news.map(([byte, loss]) => {
@@ -58,7 +64,7 @@
         });
         box.append(...fresh);
         paint(from);
-        if (!stay) box.scrollTop = box.scrollHeight;
+        if (!follows && !stay) follows = requestAnimationFrame(follow);
         show();
       },
       // Only the first n bytes are still there.

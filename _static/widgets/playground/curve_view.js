@@ -11,12 +11,15 @@
   page.curveView = (names) => {
     const { make } = page;
     const svg = make("svg:svg", { viewBox: `0 0 600 ${HIGH}`, role: "img", class: "pp-curve", "aria-label": "Bits a byte along the text: nothing is read yet" });
+    const width = page.widthOf(svg);
     const y = (bits) => HIGH - 22 - (Math.min(bits, TOP) / TOP) * (HIGH - 30);
     // trained: bytes of the texts that the models were trained on.
     const show = (lines, trained) => {
-      const wide = Math.max(300, Math.min(600, svg.clientWidth)); // so that words are as large on a phone
+      const wide = Math.max(300, Math.min(600, width())); // so that words are as large on a phone
       svg.setAttribute("viewBox", `0 0 ${wide} ${HIGH}`);
-      const right = wide - 38 - 8 * Math.max(...Object.keys(lines).map((name) => names[name].length));
+      const room = (name) => 38 + 8 * names[name].length; // for a line's words, which one line alone has above it
+      const several = Object.keys(lines).length > 1;
+      const right = wide - (several ? Math.max(...Object.keys(lines).map(room)) : 12);
       const longest = Math.max(1.17 * trained, ...Object.values(lines).map((bits) => bits.length));
       const x = (i) => 24 + (i / longest) * (right - 24);
       const text = (at, up, words, more = {}) => make("svg:text", { x: at, y: up, ...more }, words);
@@ -26,7 +29,7 @@
       ]);
       drawn.push(text(30, 16, "bits a byte, over the last 64"));
       drawn.push(make("svg:line", { x1: x(trained), x2: x(trained), y1: 6, y2: HIGH - 22, class: "pp-trained" }),
-        text(Math.max(x(trained), 78), HIGH - 7, `trained on ${trained.toLocaleString("en-US")} bytes`, { "text-anchor": "middle" }));
+        text(Math.max(78, Math.min(x(trained), wide - 82)), HIGH - 7, `trained on ${trained.toLocaleString("en-US")} bytes`, { "text-anchor": "middle" }));
       const ends = [];
       const said = Object.entries(lines).filter(([, bits]) => bits.length > 16).map(([name, bits]) => {
         const means = page.means(bits);
@@ -39,7 +42,8 @@
       });
       ends.sort((a, b) => a[0] - b[0]).forEach((end, i) => {
         if (i) end[0] = Math.max(end[0], ends[i - 1][0] + 15); // labels do not lie on each other
-        drawn.push(text(end[3] + 5, end[0], `${names[end[1]]} ${end[2].toFixed(1)}`, { class: `pp-word pp-of-${end[1]}` }));
+        const at = several ? [end[3] + 5, end[0]] : [Math.min(end[3] + 5, wide - room(end[1])), end[0] - 14];
+        drawn.push(text(...at, `${names[end[1]]} ${end[2].toFixed(1)}`, { class: `pp-word pp-of-${end[1]}` }));
       });
       svg.replaceChildren(...drawn);
       svg.setAttribute("aria-label", `Bits a byte over the last 64 bytes: ${said.join(", ") || "nothing is read yet"}`);

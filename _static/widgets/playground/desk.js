@@ -9,7 +9,7 @@
 
   page.desk = (data) => {
     const { make } = page;
-    let [model, bits, reader, place, writing, picked, trained] = [data.first, "4", null, 0, false, false, 0];
+    let [model, bits, reader, place, writing, picked, trained, latest] = [data.first, "4", null, 0, false, false, 0, null];
     const file = () => data.models[model].files[bits];
 
     // ---- the parts
@@ -22,7 +22,7 @@
     const live = make("span", { className: "pp-live" });
     const said = make("output", { className: "pp-said", ariaLive: "polite" });
     const heat = make("input", { type: "number", min: 0, max: 2, step: 0.1, value: 0.6 });
-    const seed = make("input", { type: "number", min: 0, max: 9999, value: 1 });
+    const seed = make("input", { type: "number", min: 0, max: 9999, value: 0 });
     const buttons = [button("Write 1 byte", () => write(1)), button(`Write ${WRITE}`, () => write(WRITE)), button("Stop", () => halt())];
     const names = { here: "this model" };
     const text = page.bytesView((at) => {
@@ -64,7 +64,7 @@
     const write = (n) => {
       if (text.bytes.length >= MOST) return (said.textContent = `The text is full: ${MOST.toLocaleString("en-US")} bytes.`);
       writing = true;
-      reader.ask("write", { n: Math.min(n, MOST - text.bytes.length), temperature: Number(heat.value), seed: Number(seed.value) });
+      reader.ask("write", { n: Math.min(n, MOST - text.bytes.length), temperature: Math.max(0, Number(heat.value)), seed: Number(seed.value) });
     };
     const halt = () => {
       writing = false;
@@ -106,20 +106,25 @@
     };
 
     const start = async () => {
-      const mine = file();
+      const [mine, one] = [file(), data.models[model]]; // another may be chosen while this one comes
+      latest = mine.id;
       idle(true);
       load.textContent = "Loading…";
       try {
-        const old = reader;
-        reader = await page.reader(mine.id, on);
-        old?.end();
+        const heard = {}; // what it says is not for the reader's eyes before it takes the other's place
+        const fresh = await page.reader(mine.id, heard);
+        if (latest !== mine.id) return fresh.end();
+        reader?.end();
+        Object.assign(heard, on);
+        reader = fresh;
       } catch (error) {
+        if (latest !== mine.id) return;
         said.textContent = `Nothing was loaded: ${error.message}.`;
         return offer();
       }
       buttons.forEach((each) => (each.disabled = false));
-      names.here = data.models[model].name;
-      trained = data.models[model].trained;
+      names.here = one.name;
+      trained = one.trained;
       arcs.offer(headsOf(reader.told, (mixer) => mixer === "attention"));
       table.offer(headsOf(reader.told, (mixer) => mixer !== "attention"));
       experts.box.hidden = !reader.told.blocks.some(({ E }) => E);

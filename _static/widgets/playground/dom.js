@@ -28,6 +28,24 @@
     return { label: make("label", {}, `${label} `, select), select };
   };
 
+  // () => how wide an element is, kept up to date: to ask for clientWidth after a change is to wait for a layout.
+  page.widthOf = (element) => {
+    let wide = 0;
+    new ResizeObserver(([{ contentRect }]) => (wide = contentRect.width)).observe(element);
+    return () => wide || element.clientWidth;
+  };
+
+  // A button that is at work keeps the focus, which one that is disabled loses to nothing.
+  page.once = (words, work) => {
+    const go = page.make("button", { type: "button", className: "pp-button" }, words);
+    go.onclick = async () => {
+      if (go.getAttribute("aria-disabled") === "true") return;
+      go.setAttribute("aria-disabled", true);
+      await work();
+    };
+    return { go, again: (next) => (go.removeAttribute("aria-disabled"), next && (go.textContent = next)) };
+  };
+
   page.megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
   page.kibibytes = (bytes) => `${Math.round(bytes / 1024).toLocaleString("en-US")} KiB`;
   page.percent = (p) => (p < 0.001 ? "< 0.1 %" : `${(100 * p).toFixed(p < 0.1 ? 1 : 0)} %`);

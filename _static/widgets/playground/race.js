@@ -16,7 +16,7 @@
 
     const run = async () => {
       running.splice(0).forEach((reader) => reader.end());
-      go.disabled = true;
+      said.textContent = "";
       view.hidden = false;
       let left = files.length;
       for (const [name, { id }] of files) {
@@ -25,24 +25,24 @@
           lines[name].splice(from, Infinity, ...news.map(([, bits]) => bits));
           curve.show(lines, trained);
           if (busy || --left) return;
-          go.disabled = false;
-          go.textContent = "Run it again";
-          said.textContent = `After ${bytes.length} bytes, bits a byte over the last 64: ${racers.map((each) => `${names[each]} ${page.means(lines[each]).at(-1).toFixed(1)}`).join(", ")}.`;
+          again("Run it again");
+          said.textContent = `After ${bytes.length.toLocaleString("en-US")} bytes, bits a byte over the last 64: ${racers.map((each) => `${names[each]} ${page.means(lines[each]).at(-1).toFixed(1)}`).join(", ")}.`;
         };
         try {
-          const failed = (words) => (said.textContent = `${names[name]} stopped: ${words}`);
+          const failed = (words) => {
+            said.textContent = `${names[name]} stopped: ${words}`;
+            again();
+          };
           const reader = await page.reader(id, { rows, failed });
           running.push(reader);
           reader.ask("read", { bytes });
         } catch (error) {
           said.textContent = `Nothing was loaded: ${error.message}.`;
-          go.disabled = false;
-          return;
+          return again();
         }
       }
     };
-    const go = make("button", { type: "button", className: "pp-button", onclick: run },
-      `Let three models read ${bytes.length.toLocaleString("en-US")} bytes (${page.megabytes(total)})`);
+    const { go, again } = page.once(`Let three models read ${bytes.length.toLocaleString("en-US")} bytes (${page.megabytes(total)})`, run);
     return make("section", { className: "pp-piece", ariaLabel: "Longer than it was trained for" },
       make("h2", {}, "Longer than they were trained for"), go, view);
   };

@@ -5,16 +5,13 @@
   const TURN = 24; // milliseconds of work between two looks at what the page has asked meanwhile
   const surprise = (logits, byte) => -Math.log2(m.softmax(logits)[byte]);
 
-  // Numbers in [0, 1) that depend on the seed alone (a 32-bit linear congruential generator with mixed output).
-  m.numbers = (seed) => {
-    let state = seed >>> 0;
-    return () => {
-      state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-      let x = Math.imul(state ^ (state >>> 16), 0x45d9f3b);
-      x = Math.imul(x ^ (x >>> 16), 0x45d9f3b);
-      return ((x ^ (x >>> 16)) >>> 0) / 2 ** 32;
-    };
+  // A number in [0, 1) that depends on a seed and a place alone: bytes written one by one are those written at once.
+  const mix = (x) => {
+    x = Math.imul(x ^ (x >>> 16), 0x45d9f3b);
+    x = Math.imul(x ^ (x >>> 16), 0x45d9f3b);
+    return x ^ (x >>> 16);
   };
+  m.number = (seed, place) => (mix(mix(seed + 0x9e3779b1) + place) >>> 0) / 2 ** 32;
 
   // A byte drawn from softmax(logits / temperature); at temperature 0 the likeliest, the first of equals.
   m.draw = (logits, temperature, number) => {
@@ -44,7 +41,7 @@
         news = true;
       },
       write(n, temperature, seed) {
-        plan = { left: n, temperature, next: m.numbers(seed) };
+        plan = { left: n, temperature, seed };
       },
       stop() {
         plan = null;
@@ -58,7 +55,7 @@
           if (!behind()) {
             if (!plan?.left) break;
             plan.left--;
-            bytes.push(m.draw(logits[bytes.length], plan.temperature, plan.next()));
+            bytes.push(m.draw(logits[bytes.length], plan.temperature, m.number(plan.seed, bytes.length)));
           }
           logits[net.length] = net.step(net.length ? bytes[net.length - 1] : 0);
           steps++;

@@ -33,11 +33,12 @@
         const image = pen.createImageData(V, K);
         const most = table.reduce((a, b) => Math.max(a, Math.abs(b)), 1e-9);
         table.forEach((value, i) => {
-          image.data.set(value < 0 ? BELOW : ABOVE, 4 * i);
+          const color = value < 0 ? BELOW : ABOVE;
+          for (let c = 0; c < 3; c++) image.data[4 * i + c] = color[c];
           image.data[4 * i + 3] = 255 * Math.sqrt(Math.abs(value) / most);
         });
         pen.putImageData(image, 0, 0);
-        words.textContent = `A row for each channel of the key, a column for each of the value. ${page.fadingWords(kind, halves)}`;
+        words.textContent = `A row for each channel of the key, a column for each of the value; red is above zero, blue below. ${page.fadingWords(kind, halves)}`;
         canvas.setAttribute("aria-label", `A table of ${K} times ${V} numbers, the largest ${most.toFixed(1)}. ${words.textContent}`);
       },
     };
