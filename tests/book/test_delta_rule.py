@@ -108,13 +108,6 @@ def test_a_scan_gives_the_same_table():
     assert (S - PAGE.function("by_delta")(k, v, beta)).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_two_layers_of_reflections_count_to_three(seed):
-    x = torch.randint(2, (500,), generator=torch.Generator().manual_seed(seed))
-    count = PAGE.functions("parity_by_reflection", "count_by_two_layers")[1]
-    assert torch.equal(count(x), x.cumsum(0) % 3)
-
-
 def test_the_doors_of_the_first_slider():
     by_delta = PAGE.function("by_delta")
     says = torch.eye(2, dtype=torch.float64)

@@ -260,10 +260,6 @@ def test_the_recorded_race_says_what_the_page_says():
     assert max(max(line) for line in ratios.values()) < 5
     for cell in ("LTC", "LTC, synapses"):
         assert all(ratio < 1 for task in race.TASKS for ratio in ratios[task, cell][1:])
-    first = {r["run"]["lr"]: r["metrics"]["test"] for r in race.read(race.RESULTS / "liquid.jsonl")
-             if r["run"]["task"] == "pendulum" and r["run"]["cell"] == "GRU" and r["run"]["width"] == 4
-             and r["run"]["seed"] == 0}  # fmt: skip
-    assert first[0.003] > 10 * min(first.values())
 
 
 @pytest.mark.parametrize("cell", race.CELLS)
