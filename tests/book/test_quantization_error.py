@@ -116,9 +116,11 @@ def test_at_six_bits_the_range_of_an_endless_row_loses_to_the_largest_weight():
     assert 2.7 < float(W.abs().amax(1).mean()) < 3.0 < 32 * uniform.gaussian_step(6)[0]
 
 
-def test_where_the_best_outermost_levels_stand():
-    ends = {bits: uniform.gaussian_step(bits)[0] * (2**bits - 1) / 2 for bits in (2, 3, 4, 8)}
-    assert ends == pytest.approx({2: 1.49, 3: 2.05, 4: 2.51, 8: 3.92}, abs=0.006)
+def test_the_best_clip_grows_and_that_of_the_repaired_program_shrinks():
+    best = {bits: uniform.gaussian_step(bits)[0] * 2 ** (bits - 1) for bits in (2, 5, 8)}
+    program = {bits: 3 + 3 / (2**bits - 1) for bits in best}  # its outermost level is at 3, half a step inside
+    assert best == pytest.approx({2: 1.99, 5: 3.01, 8: 3.94}, abs=0.006)
+    assert program == pytest.approx({2: 4.00, 5: 3.10, 8: 3.01}, abs=0.006)
 
 
 @pytest.mark.equation("eq-scale-mixture")
