@@ -224,6 +224,12 @@ def test_the_recorded_scorecard_says_what_the_page_says():
     assert abs(bits["ssd", longest] / bits["ssd", 512] - 1) < 0.02
     assert bits["hybrid", longest] < bits["attention", 1024] / 2
     assert bits["ssd", 512] - bits["attention", 512] == pytest.approx(0.11, abs=0.005)
+    slow, fast = (rows["time", name, 2048]["token_ms_16"] for name in ("attention", "ssd"))
+    assert round(slow[0] / fast[0], 1) == 8.7
+    assert slow[1] / fast[1] > 10
+    for name in ("ssd", "gated_deltanet", "rwkv7"):
+        near, far = (rows["time", name, T]["token_ms_16"] for T in (512, 2048))
+        assert max(near[1], far[1]) <= min(near[2], far[2])
 
 
 def test_the_two_full_rows_of_the_four_axes():

@@ -1,7 +1,9 @@
 """Chapter "one whole machine": its steps, its bill, and the solutions of its exercises, on a small machine."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,7 +91,11 @@ def test_the_weights_that_a_byte_reads_are_as_the_exercise_says(tmp_path):
     path = export.write("whole_machine", 4, tmp_path)
     full, codes = checkpoints.load("whole_machine"), checkpoints.packed(path.name, tmp_path)
     moved = sum(row[1] for row in PAGE.function("bill")(full, codes, 0))
-    assert moved == pytest.approx(1.3e6, abs=0.05e6)
+    assert moved == pytest.approx(1.34e6, abs=0.005e6)
+    rows, found = PAGE.function("bill")(full, codes, 0)[1:-1], solution("ex-machine-derive")
+    mixers = {letter: row[1] for letter, row in zip(full.pattern, rows[::2], strict=True)}
+    every = moved + full.pattern.count("S") * (mixers["A"] - mixers["S"])
+    assert found["all_attention"] == pytest.approx(every / (len(full.pattern) * found["c"] / 2), rel=0.01)
 
 
 def test_a_packed_folder_writes_from_the_shell(tmp_path):
@@ -125,7 +131,26 @@ def test_a_batch_meets_nearly_all_experts():
 def test_the_cache_outgrows_the_weights():
     found = solution("ex-machine-derive")
     assert found["c"] == 1536
-    assert found["T"] == pytest.approx(850, abs=10)
+    assert found["T"] == pytest.approx(870, abs=5)
+    assert found["all_attention"] == pytest.approx(160, abs=5)
+    assert found["all_attention"] < found["T"] / 5
+
+
+def test_what_a_longer_text_adds_is_above_its_bytes_by_as_much_as_the_page_says():
+    rows = json.loads((Path(__file__).parents[2] / "benchmarks/results/writing.json").read_text())["rows"]
+    for model, first, last, whole in (("attention", (1.4, 0.7), 1.10, 1.22), ("hybrid", (0.5, 0.25), 1.05, 1.18)):
+        at = {r["context"]: (1e3 / r["tokens_per_s"], 1e3 * r["bytes_of_state"] / 4.8e12) for r in rows
+              if (r["model"], r["who"], r["batch"]) == (model, "graph", 1)}  # fmt: skip
+
+        def added(near, far, at=at):
+            return [b - a for a, b in zip(at[near], at[far], strict=True)]
+
+        took, said = added(1024, 2**17)
+        assert [round(took, 1), said] == pytest.approx([*first], abs=0.05)
+        assert took / said == pytest.approx(2, abs=0.2)
+        for start, ratio in ((2**17, last), (1024, whole)):
+            took, said = added(start, 2**20)
+            assert took / said == pytest.approx(ratio, abs=0.006)
 
 
 def test_an_expert_is_taken_out():
