@@ -12,7 +12,7 @@ from PIL import Image
 from playwright.sync_api import expect
 from sphinx.application import Sphinx
 
-from postx.explore import Choice, Int, Real, explore, svg
+from postx.explore import Choice, Int, Real, compact, explore
 from postx.explore.live import Live
 
 STATIC = browser.ROOT / "_static"
@@ -204,7 +204,7 @@ def test_markers_on_a_line_are_painted_as_each_by_itself(monkeypatch, shown):
 
     seen, counts = [], []
     for few in (8, 10**6):
-        monkeypatch.setattr(svg, "FEW", few)
+        monkeypatch.setattr(compact, "FEW", few)
         page = shown(figure(monkeypatch, cloud, t=Int(1, 3))[1])
         page.locator("input").press("End")
         counts.append(page.locator("svg use").count())
@@ -240,7 +240,7 @@ def test_what_a_cell_shows_shrinks_only_where_that_makes_it_fit(shown, part, lea
 )
 def test_sentences_that_a_cell_prints_break_and_columns_scroll(shown, text, breaks):
     style = "pre { font: 14.6px 'DejaVu Sans Mono', monospace; padding: 4px; overflow: auto; margin: 0 }"
-    page = shown(f'<style>{style}</style><div class="bd-article cell_output" style="width:404px"><pre>{text}</pre>'
+    page = shown(f'<style>{style}</style><div class="bd-article cell cell_output" style="width:404px"><pre>{text}</pre>'
                  f'</div><script src="{(STATIC / "wide.js").as_uri()}"></script>')  # fmt: skip
     browser.drawn(page)
     assert page.locator("pre").evaluate("e => e.scrollWidth - e.clientWidth <= 1") == breaks
