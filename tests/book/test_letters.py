@@ -18,7 +18,7 @@ from postx.shapes import LETTERS
 # notation page says? In state_space_models K is a filter, in ssd_duality N the width of a key, in sub_four_bit H a
 # Hessian.
 EXPLAINED = {
-    "attention_cost": "BGHKLRTV",
+    "attention_cost": "BGHKLRTVW",
     "state_space_models": "DNT",
     "selective_ssm": "DNTY",
     "ssd_duality": "T",
@@ -31,7 +31,8 @@ EXPLAINED = {
     "liquid_networks": "T",
     "diffusion": "BDLT",
     "beyond_one_machine": "DGKL",
-    "the_race": "BT",
+    "the_race": "BGKT",
+    "whole_machine": "BT",
 }
 
 
