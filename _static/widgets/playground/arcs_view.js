@@ -16,8 +16,28 @@
   page.arcsView = (choose) => {
     const { make } = page;
     const picker = page.picker("Attention head", [], choose);
-    const svg = make("svg:svg", { viewBox: `0 0 560 ${HIGH + 22}`, role: "img", class: "pp-arcs", "aria-label": "Arcs from the cursor: nothing is read yet" });
+    const svg = make("svg:svg", { role: "img", class: "pp-arcs", "aria-label": "Arcs from the cursor: nothing is read yet" });
     const width = page.widthOf(svg);
+    // Letters lie on a strip that is pushed on, so that a byte changes one of them; arcs stay and change in strength.
+    let [letters, arcs, strip, last] = [[], [], null, null];
+    const lay = (most) => {
+      svg.setAttribute("viewBox", `0 0 ${most * STEP} ${HIGH + 22}`);
+      const end = (most - 0.5) * STEP;
+      letters = Array.from({ length: most }, () => make("svg:text", { y: HIGH + 14, "text-anchor": "middle" }));
+      strip = make("svg:g", {}, ...letters);
+      arcs = Array.from({ length: most - 1 }, (_, k) => {
+        const x = (k + 0.5) * STEP;
+        const rise = Math.min(HIGH - 6, 12 + (end - x) * 0.3);
+        return make("svg:path", { d: `M${end} ${HIGH}C${end} ${HIGH - rise} ${x} ${HIGH - rise} ${x} ${HIGH}` });
+      });
+      svg.replaceChildren(strip, ...arcs);
+    };
+    const letter = (i, words, most) => {
+      const own = letters[((i % most) + most) % most];
+      if (own.at !== i) own.setAttribute("x", ((own.at = i) + 0.5) * STEP);
+      page.say(own, words);
+      return own;
+    };
     const words = make("p", { className: "pp-words" });
     const box = make("section", { ariaLabel: "Attention" }, make("h2", {}, "Where attention looks from the cursor"), picker.label, svg, words);
     return {
@@ -29,20 +49,18 @@
       },
       show(p, bytes) {
         const most = width() < 500 ? 25 : 40; // places on the strip
-        svg.setAttribute("viewBox", `0 0 ${most * STEP} ${HIGH + 22}`);
-        const first = Math.max(0, p.length - most);
-        const x = (i) => (i - first + 0.5) * STEP + (most - Math.min(most, p.length)) * STEP;
-        const end = x(p.length - 1);
-        const parts = [];
-        for (let i = first; i < p.length; i++) {
-          const name = i ? page.name(bytes[i - 1]) : "▷";
-          parts.push(make("svg:text", { x: x(i), y: HIGH + 14, "text-anchor": "middle", class: i === p.length - 1 ? "pp-asks" : "" }, name));
-          if (i === p.length - 1 || p[i] < 0.004) continue;
-          const rise = Math.min(HIGH - 6, 12 + (end - x(i)) * 0.3);
-          parts.push(make("svg:path", { d: `M${end} ${HIGH}C${end} ${HIGH - rise} ${x(i)} ${HIGH - rise} ${x(i)} ${HIGH}`,
-            "stroke-width": (0.6 + 7 * p[i]).toFixed(2), "stroke-opacity": Math.min(1, 0.25 + p[i]).toFixed(2) }));
+        if (letters.length !== most) lay(most);
+        const first = p.length - most; // below 0 where the strip is longer than the text
+        strip.setAttribute("transform", `translate(${-first * STEP})`);
+        last?.classList.remove("pp-asks");
+        for (let k = 0; k < most; k++) {
+          const i = first + k;
+          last = letter(i, i > 0 ? page.name(bytes[i - 1]) : i ? "" : "▷", most);
+          if (k === most - 1) continue;
+          const share = i < 0 || p[i] < 0.004 ? 0 : p[i];
+          arcs[k].style.cssText = share ? `stroke-width: ${(0.6 + 7 * share).toFixed(2)}; stroke-opacity: ${Math.min(1, 0.25 + share).toFixed(2)}` : "display: none";
         }
-        svg.replaceChildren(...parts);
+        last.classList.add("pp-asks");
         words.textContent = page.lookWords(Array.from(p), bytes, most);
         svg.setAttribute("aria-label", `Arcs from the cursor. ${words.textContent}`);
       },

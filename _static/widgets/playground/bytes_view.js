@@ -11,15 +11,9 @@
     const table = make("details", { className: "pp-hard" }, make("summary", {}, "The hardest bytes, as a table"),
       make("table", {}, make("thead", {}, head), rows));
     const [bytes, bits, spans] = [[], [], []];
-    let [marked, stay, follows] = [null, false, 0]; // stay: the reader has scrolled up
+    let [here, marked, stay, drawn] = [0, null, false, 0]; // stay: the reader has scrolled up; drawn: bytes that are, as they are
     box.addEventListener("scroll", () => (stay = box.scrollHeight - box.scrollTop - box.clientHeight > 40), { passive: true });
     box.onclick = ({ target }) => spans.includes(target) && pick(spans.indexOf(target));
-
-    // To the end of the text, in the frame that lays it out: before that, to ask where the end is costs a layout.
-    const follow = () => {
-      follows = 0;
-      if (!stay) box.scrollTop = box.scrollHeight;
-    };
 
     // A character of several bytes stands at its first; its others are dots.
     const paint = (from) => {
@@ -29,21 +23,46 @@
         const own = page.bytes(sign);
         own.forEach((byte, i) => {
           const odd = own.length === 1 && byte !== 10 && (byte < 32 || byte > 126);
-          spans[at + i].textContent = i ? "·" : byte === 10 ? "⏎\n" : odd ? page.name(byte) : sign;
+          spans[at + i].textContent = i ? "·" : byte === 10 ? "⏎" : odd ? page.name(byte) : sign;
           spans[at + i].className = i || odd || byte === 10 ? "pp-odd" : "";
         });
         at += own.length;
       }
     };
 
-    const show = () => {
+    const hardest = () => {
       if (!table.open) return;
       const order = bits.map((_, i) => i).sort((a, b) => bits[b] - bits[a]).slice(0, 10);
       rows.replaceChildren(...order.map((i) =>
         make("tr", {}, make("th", { scope: "row" }, page.name(bytes[i])), make("td", {}, String(i + 1)),
           make("td", {}, bits[i].toFixed(1)), make("td", {}, page.text(bytes.slice(Math.max(0, i - 24), i)).replace(/\n/g, "⏎")))));
     };
-    table.ontoggle = show;
+    table.ontoggle = hardest;
+
+    const mark = () => {
+      marked?.classList.remove("pp-here");
+      marked = spans[here - 1];
+      marked?.classList.add("pp-here");
+    };
+
+    const draw = () => {
+      if (drawn < Math.max(spans.length, bytes.length)) {
+        const from = drawn;
+        spans.splice(from).forEach((span) => span.remove());
+        while (box.lastChild && !box.lastChild.lastChild) box.lastChild.remove();
+        for (let i = from; i < bytes.length; i++) {
+          spans.push(make("span", { title: `${bits[i].toFixed(1)} bits` }));
+          spans[i].style.setProperty("--bits", `${Math.min(1, bits[i] / FULL) * 100}%`);
+          if (!i || bytes[i - 1] === 10) box.append(make("div")); // a line in a box of its own: one byte lays out one line
+          box.lastChild.append(spans[i]);
+        }
+        paint(from);
+        drawn = bytes.length;
+        hardest();
+      }
+      mark();
+      if (!stay) box.scrollTop = box.scrollHeight; // last: to ask where the end is lays out the text
+    };
 
     return {
       box,
@@ -52,29 +71,21 @@
       bits,
       // [byte, bits] from place `from` on; what stood there is gone.
       put(from, news) {
-        spans.splice(from).forEach((span) => span.remove());
         bytes.length = bits.length = from;
-        const fresh = news.map(([byte, loss]) => {
+        for (const [byte, loss] of news) {
           bytes.push(byte);
           bits.push(loss);
-          const span = make("span", { title: `${loss.toFixed(1)} bits` });
-          span.style.setProperty("--bits", `${Math.min(1, loss / FULL) * 100}%`);
-          spans.push(span);
-          return span;
-        });
-        box.append(...fresh);
-        paint(from);
-        if (!follows && !stay) follows = requestAnimationFrame(follow);
-        show();
+        }
+        drawn = Math.min(drawn, from);
+        page.later(box, draw);
       },
       // Only the first n bytes are still there.
       cut(n) {
         if (n < bytes.length) this.put(n, []);
       },
       mark(place) {
-        marked?.classList.remove("pp-here");
-        marked = spans[place - 1];
-        marked?.classList.add("pp-here");
+        here = place;
+        page.later(box, draw);
       },
       mean: (last = bits.length) => {
         const some = bits.slice(-last);

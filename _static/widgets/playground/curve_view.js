@@ -34,8 +34,10 @@
       const said = Object.entries(lines).filter(([, bits]) => bits.length > 16).map(([name, bits]) => {
         const means = page.means(bits);
         const step = Math.max(1, Math.floor(means.length / 300));
-        const points = means.map((mean, i) => [i, mean]).filter(([i]) => i >= 16 && (i % step === 0 || i === means.length - 1));
-        drawn.push(make("svg:polyline", { points: points.map(([i, mean]) => `${x(i).toFixed(1)},${y(mean).toFixed(1)}`).join(" "), class: `pp-line pp-of-${name}` }));
+        const points = [];
+        for (let i = 16; i < means.length; i += step) points.push(`${x(i).toFixed(1)},${y(means[i]).toFixed(1)}`);
+        points.push(`${x(means.length - 1).toFixed(1)},${y(means.at(-1)).toFixed(1)}`);
+        drawn.push(make("svg:polyline", { points: points.join(" "), class: `pp-line pp-of-${name}` }));
         const last = means.at(-1);
         ends.push([y(last) + 4, name, last, x(means.length)]);
         return `${names[name]} ${last.toFixed(1)}`;

@@ -82,9 +82,11 @@
         place = text.bytes.length;
       }
       text.mark(place);
-      meters.show({ cache, state: held });
-      live.textContent = `${ms.toFixed(1)} ms a byte`;
-      if (!busy || text.bytes.length % 8 === 0) curve.show({ here: text.bits }, trained);
+      page.later(meters, () => {
+        meters.show({ cache, state: held });
+        live.textContent = `${ms.toFixed(1)} ms a byte`;
+      });
+      page.later(curve, () => curve.show({ here: text.bits }, trained));
       ask();
       if (busy) return;
       state();
@@ -93,11 +95,11 @@
     };
     const on = {
       rows,
-      next: (told) => next.show(told.next),
+      next: (told) => page.later(next, () => next.show(told.next)),
       // An answer about bytes that have been deleted since comes too late.
-      look: ({ p }) => p.length <= text.bytes.length + 1 && arcs.show(p, text.bytes),
-      table: (told) => table.show(told),
-      experts: (told) => experts.show(told),
+      look: ({ p }) => page.later(arcs, () => p.length <= text.bytes.length + 1 && arcs.show(p, text.bytes)),
+      table: (told) => page.later(table, () => table.show(told)),
+      experts: (told) => page.later(experts, () => experts.show(told)),
       sharpest({ head }) {
         arcs.picker.value = head.join("/");
         look();

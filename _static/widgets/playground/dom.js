@@ -28,11 +28,31 @@
     return { label: make("label", {}, `${label} `, select), select };
   };
 
+  // Words that are there already are not laid out again.
+  page.say = (element, words) => element.textContent === words || (element.textContent = words);
+
   // () => how wide an element is, kept up to date: to ask for clientWidth after a change is to wait for a layout.
   page.widthOf = (element) => {
     let wide = 0;
     new ResizeObserver(([{ contentRect }]) => (wide = contentRect.width)).observe(element);
     return () => wide || element.clientWidth;
+  };
+
+  // later(view, draw): pictures are drawn one a frame, each as it was last asked for, and none in the frame of a key. All
+  // at once they would be one task of style, layout and paint, 25 ms on a slow machine, that the next key waits for.
+  const waiting = new Map();
+  let key = false;
+  addEventListener("keydown", () => (key = true), true);
+  const frame = () => {
+    const [[view, draw]] = waiting;
+    if (key) return (key = false), requestAnimationFrame(frame);
+    waiting.delete(view);
+    if (waiting.size) requestAnimationFrame(frame);
+    draw();
+  };
+  page.later = (view, draw) => {
+    if (!waiting.size) requestAnimationFrame(frame);
+    waiting.set(view, draw);
   };
 
   // A button that is at work keeps the focus, which one that is disabled loses to nothing.

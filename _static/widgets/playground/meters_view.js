@@ -15,9 +15,9 @@
       box: make("section", { ariaLabel: "Memory" }, make("h2", {}, "Memory between two bytes"), ...rows, words),
       show({ cache, state }) {
         const full = Math.max(1024 * 1024, cache, state); // the rail is 1 MiB long, or as long as the longest bar
-        words.textContent = `A full bar is ${page.kibibytes(full)}, in numbers of 32 bits.`;
+        page.say(words, `A full bar is ${page.kibibytes(full)}, in numbers of 32 bits.`);
         for (const [key, bytes] of [["cache", cache], ["state", state]]) {
-          lines[key].value.textContent = page.kibibytes(bytes);
+          page.say(lines[key].value, page.kibibytes(bytes));
           lines[key].bar.style.width = `${(100 * bytes) / full}%`;
         }
       },

@@ -3,15 +3,19 @@
   const page = (window.postx.playground ??= {});
   page.nextView = () => {
     const { make } = page;
-    const list = make("ol", { className: "pp-next" });
+    const bars = Array.from({ length: 8 }, () => {
+      const [name, share] = [make("b"), make("span")];
+      return { bar: make("li", {}, name, share), name, share };
+    });
+    const list = make("ol", { className: "pp-next" }, ...bars.map(({ bar }) => bar));
     return {
       box: make("section", { ariaLabel: "What comes next" }, make("h2", {}, "At the cursor it would write"), list),
       show(next) {
-        list.replaceChildren(...next.map(([byte, p]) => {
-          const bar = make("li", {}, make("b", {}, page.name(byte)), make("span", {}, ` ${page.percent(p)}`));
-          bar.style.setProperty("--p", `${100 * p}%`);
-          return bar;
-        }));
+        next.forEach(([byte, p], i) => {
+          page.say(bars[i].name, page.name(byte));
+          page.say(bars[i].share, ` ${page.percent(p)}`);
+          bars[i].bar.style.setProperty("--p", `${(100 * p).toFixed(1)}%`);
+        });
       },
     };
   };

@@ -30,8 +30,11 @@
   };
 
   const encoder = new TextEncoder();
-  page.bytes = (text) =>
-    [...text].flatMap((sign) => (/[\uf700-\uf7ff]/.test(sign) ? [sign.charCodeAt(0) - 0xf700] : [...encoder.encode(sign)]));
+  const own = /[\uf700-\uf7ff]/;
+  page.bytes = (text) => {
+    if (!own.test(text)) return Array.from(encoder.encode(text)); // sign by sign, three thousand bytes keep the next key waiting
+    return [...text].flatMap((sign) => (own.test(sign) ? [sign.charCodeAt(0) - 0xf700] : [...encoder.encode(sign)]));
+  };
 
   // One byte as a reader sees it.
   const NAMES = { 0: "end", 9: "⇥", 10: "⏎", 32: "␣" };
