@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from postx import export, text
+from postx import export, tasks, text
 from postx.explore.widget import widget
 from postx.models import checkpoints
 from postx.style import FAMILY
@@ -53,6 +53,9 @@ CODE = """def read_lines(path, encoding="utf-8"):
 
 """
 CAPTION = "What the page computes, drawn in Python: this reader runs no scripts."
+RECALL = checkpoints.FOLDER / "recall"  # small models of tokens (experiments/remember.py), as they are kept
+REMEMBER = {"recall_attention": "attention", "recall_hybrid": "hybrid", "recall_ssd": "SSD"}
+TOLD = "a7 k2 q9 d4 m1 x6 t3 h8"
 RECORD, SPREAD = "experiments/results/quant.jsonl", "experiments/results/page_bits.json"
 MEASURED = 8, 2048  # windows spread over an unseen text, and their length, for what rounding costs beyond the record
 SOURCES = ("postx/export.py", "postx/models/experts.py", "postx/models/quantized.py", "postx/quant/gptq.py",
@@ -72,6 +75,7 @@ def prepare(root: Path, weights=checkpoints.FOLDER) -> Path:
     models, digest = offered(weights), hashlib.sha256(sys.version.encode())
     parts = [root / name for name in SOURCES]
     parts += [Path(weights) / f"{model}{end}" for model in (*models, FILLER) for end in (".safetensors", ".json")]
+    parts += [RECALL / f"{model}.safetensors" for model in REMEMBER]
     for path in parts:
         digest.update(path.read_bytes())
     folder = root / "_build" / "playground" / digest.hexdigest()[:16]
@@ -82,6 +86,9 @@ def prepare(root: Path, weights=checkpoints.FOLDER) -> Path:
         if not _script(folder, model, bits).exists():
             ids_BT = export.calibration() if model == MACHINE else None
             export.script(export.write(model, bits, folder, weights, ids_BT))
+    for model in REMEMBER:
+        if not _script(folder, model, 16).exists():
+            export.script(export.write(model, 16, folder, RECALL))
     _once(folder / "curves.json", lambda: _curves(models, folder, weights))
     _once(folder / "bits.json", lambda: _measured(root, models, folder, weights))
     return folder
@@ -156,7 +163,18 @@ def told(root: Path, folder: Path, weights=checkpoints.FOLDER) -> dict:
     models = {model: about(root, folder, model, widths, weights) for model, widths in offered(weights).items()}
     filler = {"id": f"{FILLER}_4", "bytes": _script(folder, FILLER, 4).stat().st_size}
     return {"first": "hybrid", "racers": RACERS, "models": models, "filler": filler,
-            "start": START, "prompt": PROMPT, "hole": HOLE}  # fmt: skip
+            "start": START, "prompt": PROMPT, "hole": HOLE, "remember": _remember(folder)}  # fmt: skip
+
+
+def _remember(folder):
+    """The models that were told pairs, their tokens, and what they were trained on."""
+    known = {model: checkpoints.record(model, RECALL) for model in REMEMBER}
+    task = known["recall_ssd"]["task"]
+    alphabets = tasks.alphabets(**{name: task[name] for name in ("keys", "values", "fillers")})
+    models = [{"name": name, "id": f"{model}_16", "bytes": _script(folder, model, 16).stat().st_size,
+               "weights": known[model]["parameters"]} for model, name in REMEMBER.items()]  # fmt: skip
+    return {"models": models, "gaps": task["gaps"], "most": max(task["pairs"]), "start": TOLD,
+            "tokens": {name: [ids.start, ids.stop] for name, ids in alphabets.items()}}  # fmt: skip
 
 
 def about(root, folder, model, widths, weights=checkpoints.FOLDER):

@@ -1,4 +1,4 @@
-"""How fast the model in the page is, and if it remembers a name: python -m benchmarks.playground [speed|sums|names]
+"""How fast the model in the page is, and if it remembers: python -m benchmarks.playground [speed|typing|sums|names]
 
 speed needs a built book and Chromium. Milliseconds a byte in the page's worker, on the wall's clock; the same sums on
 the page's own thread with the processor slowed 4 times (Chromium slows that thread only), on the wall's clock and, at
@@ -10,6 +10,7 @@ the other in turn, in one process, and the median over the turns of their ratio.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -96,13 +97,17 @@ def processor(session):
     return next(each["value"] for each in found if each["name"] == "TaskDuration")
 
 
-def typing(chrome, address, slower):
+def typing(chrome, address, slower, text=None):
     """The longest task of the page's thread, in milliseconds of the processor, while 60 keys are pressed."""
     page, session = open_page(chrome, address, slower)
+    if text:
+        page.fill("textarea", text)
     page.click(".pp-main")
     said = "document.querySelector('.pp-said').textContent"
     page.wait_for_function(f"{said}.includes('bits a byte')", timeout=120_000)
     page.focus("textarea")
+    page.keyboard.press("Control+End")
+    page.wait_for_timeout(1000)  # what was still to be drawn is
     session.send("Tracing.start", {"categories": "toplevel,devtools.timeline", "transferMode": "ReportEvents"})
     events = []
     session.on("Tracing.dataCollected", lambda event: events.extend(event["value"]))
@@ -114,17 +119,31 @@ def typing(chrome, address, slower):
         page.wait_for_timeout(50)
     page.context.close()
     main = {e["tid"] for e in events if e.get("name") == "thread_name" and e["args"]["name"] == "CrRendererMain"}
-    names = ("RunTask", "ThreadControllerImpl::RunTask")
-    tasks = [e["tdur"] / 1000 for e in events if e.get("name") in names and e.get("tid") in main and "tdur" in e]
+    tasks = [e["tdur"] / 1000 for e in events if e.get("name") == "RunTask" and e.get("tid") in main and "tdur" in e]
     return {"longest": max(tasks), "over_16": sum(t > 16 for t in tasks), "tasks": len(tasks)}
 
 
-def speed(html, repeat):
+def keys(chrome, address):
+    """`typing` at both speeds, behind the text that the page begins with and behind one that nearly fills it."""
+    long = "open the file and read it again\n" * 90
+    typed = {f"slowed_{rate}": typing(chrome, address, rate) for rate in (1, SLOWER)}
+    typed |= {f"slowed_{SLOWER}_behind_{len(long)}_bytes": typing(chrome, address, SLOWER, long)}
+    print(typed, flush=True)
+    return {name: {key: round(value, 1) for key, value in row.items()} for name, row in typed.items()}
+
+
+@contextlib.contextmanager
+def started(html):
     from playwright.sync_api import sync_playwright
 
-    address = (html.resolve() / "chapters" / "playground.html").as_uri()
     with sync_playwright() as play:
         chrome = play.chromium.launch(executable_path=browser.chromium(), args=browser.FLAGS)
+        yield chrome, (html.resolve() / "chapters" / "playground.html").as_uri()
+        chrome.close()
+
+
+def speed(html, repeat):
+    with started(html) as (chrome, address):
         rows = {}
         for name in MODELS:
             worker, plain, slow = [], [], []
@@ -144,12 +163,9 @@ def speed(html, repeat):
             rows[name] = {key: round(statistics.median(x), 2) for key, x in found.items()}
             rows[name]["bytes_a_second_slowed"] = round(1000 / statistics.median(slow), 1)
             print(name, rows[name], flush=True)
-        typed = {f"slowed_{rate}": typing(chrome, address, rate) for rate in (1, SLOWER)}
-        print(typed)
+        typed = keys(chrome, address)
         version = chrome.version
-        chrome.close()
-    return {"chromium": version, "bytes": BYTES, "models": rows,
-            "typing": {key: {k: round(v, 1) for k, v in x.items()} for key, x in typed.items()}}  # fmt: skip
+    return {"chromium": version, "bytes": BYTES, "models": rows, "typing": typed}
 
 
 def sums(rounds=30):
@@ -202,7 +218,7 @@ def bits(lm, before, name, torch):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("speed", "sums", "names"))
+    parser.add_argument("what", nargs="?", choices=("speed", "typing", "sums", "names"))
     parser.add_argument("--html", type=Path, default=browser.HTML, help="the folder of the built book")
     parser.add_argument("--repeat", type=int, default=3, help="visits; the median of them is kept")
     parser.add_argument("--note", default="", help="what else the machine was doing")
@@ -212,6 +228,9 @@ def main():
              "device": f"{platform.machine()}, {os.cpu_count()} cores"}  # fmt: skip
     if args.what in (None, "speed"):
         kept["speed"] = about | speed(args.html, args.repeat)
+    if args.what == "typing":
+        with started(args.html) as (chrome, address):
+            kept["speed"]["typing"] = about | keys(chrome, address)
     if args.what in (None, "sums"):
         kept["sums"] = about | sums()
     if args.what in (None, "names"):

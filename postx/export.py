@@ -101,13 +101,14 @@ def script(path):
 def _mixer(i, layer, both_ways):
     if isinstance(layer, attention.Layer):
         (H, K), (G, _), (_, V) = layer.heads
-        plain = (layer.window, layer.norms, layer.gate, layer.sub_norm, layer.scale, layer.conv.taps_DW, layer.q.bias)
+        plain = (layer.window, layer.norms, layer.gate, layer.sub_norm, layer.scale, layer.q.bias)
         rope = layer.rope
         if any(x is not None for x in (*plain, layer.out.bias)) or layer.alibi or layer.causal == both_ways:
             raise ValueError(f"lm: the attention of block {i} has options that the page has no code for")
         if not isinstance(rope, Rope) or rope != Rope(base=rope.base):
             raise ValueError(f"lm: block {i}: the page turns all channels of q and k in halves, got rope={rope}")
-        return {"mixer": "attention", "H": H, "G": G, "K": K, "V": V, "base": rope.base}
+        taps = 0 if layer.conv.taps_DW is None else layer.conv.taps_DW.shape[1]
+        return {"mixer": "attention", "H": H, "G": G, "K": K, "V": V, "base": rope.base, "taps": taps}
     if isinstance(layer, ssd.Layer):
         limited = layer.dt_limit != (0, float("inf")) or layer.gate_last or layer.inward.bias is not None
         if limited or layer.G != 1 or not isinstance(layer.norm, ssd.GroupNorm):

@@ -138,15 +138,26 @@ def test_shares_of_experts_follow_an_edit(tmp_path):
         assert {e for e, _ in place["chosen"]} == set(seen[0][-1].nonzero()[:, 0].tolist())
 
 
-@pytest.mark.parametrize("pattern", ["AA", "SA", "G7"])
-def test_an_edited_text_is_read_as_if_it_were_new(tmp_path, pattern):
-    script = export.script(path := export.write(small(tmp_path, pattern), 4, tmp_path, tmp_path))
+@pytest.mark.parametrize(("pattern", "taps"), [("AA", 0), ("AA", 4), ("SA", 0), ("SA", 3), ("G7", 0)])
+def test_an_edited_text_is_read_as_if_it_were_new(tmp_path, pattern, taps):
+    script = export.script(path := export.write(small(tmp_path, pattern, taps=taps), 4, tmp_path, tmp_path))
     whole, lm = text(170, 5), checkpoints.load(path.name, tmp_path)
     edits = [whole, whole[:140], whole[:100] + text(30, 6), whole[:3], [], whole, whole[:64], whole[:63] + [7]]
     for edit, told in zip(edits, node("edit", edits, script), strict=True):
         want = reference(lm, [0, *edit])[-1]
         assert told["rows"] <= len(edit)
         assert np.abs(np.array(told["logits"]) - want).max() <= 1e-4 * np.abs(want).max()
+
+
+@pytest.mark.parametrize(("pattern", "taps"), [("AA", 4), ("SA", 4), ("G7", 0)])
+def test_every_question_stands_directly_behind_the_context(tmp_path, pattern, taps):
+    script = export.script(path := export.write(small(tmp_path, pattern, taps=taps), 4, tmp_path, tmp_path))
+    lm, asked = checkpoints.load(path.name, tmp_path), [7, 99, 7]
+    told = [text(n, n) for n in (130, 64, 63, 1)]
+    for ids, got in zip(told, node("recall", [{"ids": ids, "asked": asked} for ids in told], script), strict=True):
+        for one, p in zip(asked, got, strict=True):
+            want = torch.from_numpy(reference(lm, [*ids, one])[-1]).double().softmax(-1).numpy()
+            np.testing.assert_allclose(p, want, rtol=1e-3, atol=1e-9)
 
 
 def tiny_denoiser(folder):

@@ -6,6 +6,6 @@ addEventListener("DOMContentLoaded", () =>
     figure.querySelectorAll("svg, figcaption").forEach((still) => still.remove());
     figure.setAttribute("aria-label", "A model in the page");
     figure.append(page.desk(data));
-    if (data.racers) figure.append(page.race(data), page.beside(data), page.fill(data)); // a chapter has one model
+    if (data.racers) figure.append(page.remember(data), page.race(data), page.beside(data), page.fill(data)); // a chapter has one model
   }),
 );

@@ -79,6 +79,9 @@ const jobs = {
     return { program: m.kernel(table, 4, 4) !== null, write: Array.from(table),
       times: Array.from(m.times(held(W), Float32Array.from(x), y.length)),
       mix: Array.from(m.mix(held(W), Float32Array.from(y), ones)) }; }),
+  recall: () => { // one reader, asked about one text after the other
+    const reader = m.reader(m.network(model.told, weights));
+    return ask.map(({ ids, asked }) => reader.recall(ids, asked).map((p) => Array.from(p))); },
   denoise: () => m.denoiser(model.told, weights)(ask).map((row) => Array.from(row)),
   fill: () => ask.map((job) => m.filler(model.told, weights, () => {}).fill(job)),
   spell: () => ask.map((bytes) => { const text = page.text(bytes); return [text, page.bytes(text)]; }),
@@ -107,10 +110,11 @@ def node(job, ask, script="", plain=False):
     return json.loads(done.stdout)
 
 
-def small(folder, pattern="AS", seed=0, name="small", mlp="F", **record):
+def small(folder, pattern="AS", seed=0, name="small", mlp="F", taps=0, **record):
     """A few blocks with random weights, norms and time steps of its own included, kept as a model is."""
     torch.manual_seed(seed)
-    config = {"D": 48, "Y": 256, "pattern": pattern, "mlp": mlp, "options": {k: OPTIONS[k] for k in {*pattern, *mlp}}}
+    options = {k: OPTIONS[k] | ({"conv_size": taps} if k == "A" else {}) for k in {*pattern, *mlp}}
+    config = {"D": 48, "Y": 256, "pattern": pattern, "mlp": mlp, "options": options}
     lm = LM(**config)
     with torch.no_grad():
         for p in lm.parameters():

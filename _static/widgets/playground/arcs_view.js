@@ -58,7 +58,8 @@
           last = letter(i, i > 0 ? page.name(bytes[i - 1]) : i ? "" : "▷", most);
           if (k === most - 1) continue;
           const share = i < 0 || p[i] < 0.004 ? 0 : p[i];
-          arcs[k].style.cssText = share ? `stroke-width: ${(0.6 + 7 * share).toFixed(2)}; stroke-opacity: ${Math.min(1, 0.25 + share).toFixed(2)}` : "display: none";
+          const look = share ? `stroke-width: ${(0.6 + 7 * share).toFixed(1)}; stroke-opacity: ${Math.min(1, 0.25 + share).toFixed(2)}` : "display: none";
+          if (arcs[k].look !== look) arcs[k].style.cssText = arcs[k].look = look;
         }
         last.classList.add("pp-asks");
         words.textContent = page.lookWords(Array.from(p), bytes, most);

@@ -16,14 +16,25 @@
 
   const PAGE = 128; // places whose keys, and values, lie together, head by head
 
-  (m.mixers ??= {}).attention = ({ H, G, K, V, base }, weights, D) => {
+  (m.mixers ??= {}).attention = ({ H, G, K, V, base, taps }, weights, D) => {
     const [Wq, Wk, Wv, Wo] = ["q", "k", "v", "out"].map((name) => weights(`${name}.weight`));
+    const [mixed, filter] = [H * K + G * (K + V), taps && weights("conv.taps_DW")];
+    const inputs = []; // of the short convolution, if there is one: each channel becomes a sum of its own last ones
     const [asked, keys, values] = [[], [], []]; // queries place by place, for the pictures; the others page by page
     let T = 0;
 
     const keep = (pages, x, width) => {
       const page = (pages[Math.floor(T / PAGE)] ??= m.floats(PAGE * G * width));
       for (let g = 0; g < G; g++) page.set(x.subarray(g * width, (g + 1) * width), (g * PAGE + (T % PAGE)) * width);
+    };
+    const mixing = (z) => {
+      inputs[T] = z;
+      const sum = (_, d) => {
+        let y = 0;
+        for (let j = 0; j < taps && j <= T; j++) y += filter[d * taps + taps - 1 - j] * inputs[T - j][d];
+        return y;
+      };
+      return z.map(sum);
     };
     // Rows of head h in each page, for the first n places: [first place, their number, the rows].
     const rows = (pages, width, h, n) => {
@@ -47,9 +58,14 @@
       kind: "attention",
       heads: H,
       step(x) {
-        asked[T] = m.turn(m.times(Wq, x, H * K), H, K, T, base);
-        keep(keys, m.turn(m.times(Wk, x, G * K), G, K, T, base), K);
-        keep(values, m.times(Wv, x, G * V), V);
+        const z = new Float32Array(mixed);
+        m.times(Wq, x, H * K, z.subarray(0, H * K));
+        m.times(Wk, x, G * K, z.subarray(H * K, H * K + G * K));
+        m.times(Wv, x, G * V, z.subarray(H * K + G * K));
+        const u = taps ? mixing(z) : z;
+        asked[T] = m.turn(u.subarray(0, H * K), H, K, T, base);
+        keep(keys, m.turn(u.subarray(H * K, H * K + G * K), G, K, T, base), K);
+        keep(values, u.subarray(H * K + G * K), V);
         T++;
         const y = new Float32Array(H * V);
         for (let h = 0; h < H; h++) {
@@ -65,7 +81,7 @@
       },
       // Bytes that grow with the text, and those that do not; queries are kept for the pictures only.
       cache: () => 4 * T * G * (K + V),
-      state: () => 0,
+      state: () => (taps ? 4 * (taps - 1) * mixed : 0),
     };
   };
 };

@@ -24,6 +24,7 @@
     const heat = make("input", { type: "number", min: 0, max: 2, step: 0.1, value: 0.6 });
     const seed = make("input", { type: "number", min: 0, max: 9999, value: 0 });
     const buttons = [button("Write 1 byte", () => write(1)), button(`Write ${WRITE}`, () => write(WRITE)), button("Stop", () => halt())];
+    const anew = make("button", { type: "button", className: "pp-button", onclick: () => again() }, "Start again");
     const names = { here: "this model" };
     const text = page.bytesView((at) => {
       box.focus();
@@ -70,6 +71,13 @@
       writing = false;
       reader.ask("stop");
     };
+    // The text and the cursor as the page began; the model stays.
+    const again = () => {
+      box.value = data.start;
+      box.setSelectionRange(data.start.length, data.start.length);
+      box.scrollTop = 0;
+      read();
+    };
     box.oninput = read;
     document.addEventListener("selectionchange", () => document.activeElement === box && moved());
 
@@ -91,7 +99,9 @@
       if (busy) return;
       state();
       if (!picked && !arcs.box.hidden) reader.ask("sharpest", { place });
-      if (text.bits.length) said.textContent = `${text.bits.length} bytes read: ${text.mean().toFixed(2)} bits a byte, the last 64 at ${text.mean(64).toFixed(2)}.`;
+      page.later(said, () => {
+        if (text.bits.length) said.textContent = `${text.bits.length} bytes read: ${text.mean().toFixed(2)} bits a byte, the last 64 at ${text.mean(64).toFixed(2)}.`;
+      });
     };
     const on = {
       rows,
@@ -165,7 +175,7 @@
     return make("section", { className: "pp-desk", ariaLabel: "A model at work" },
       make("div", { className: "pp-switches" }, switches, widths), note, load,
       make("label", { className: "pp-text" }, "Your text", box),
-      make("div", { className: "pp-write" }, ...buttons, make("label", {}, "temperature ", heat), make("label", {}, "seed ", seed)),
+      make("div", { className: "pp-write" }, ...buttons, anew, make("label", {}, "temperature ", heat), make("label", {}, "seed ", seed)),
       views);
   };
 })();

@@ -42,7 +42,7 @@
   // at once they would be one task of style, layout and paint, 25 ms on a slow machine, that the next key waits for.
   const waiting = new Map();
   let key = false;
-  addEventListener("keydown", () => (key = true), true);
+  window.addEventListener?.("keydown", () => (key = true), true);
   const frame = () => {
     const [[view, draw]] = waiting;
     if (key) return (key = false), requestAnimationFrame(frame);

@@ -70,6 +70,18 @@
         told = seen;
         return { from, rows, ms, cache: net.cache(), state: net.state(), busy: behind() || Boolean(plan?.left) };
       },
+      // What follows each of the tokens `asked` where some others, and nothing before them, have been read: probabilities.
+      recall(ids, asked) {
+        net.back(0);
+        const to = () => ids.slice(net.length).forEach((id) => net.step(id));
+        to();
+        return asked.map((id) => {
+          const p = m.softmax(net.step(id));
+          net.back(ids.length);
+          to(); // where a state was, there is a copy of it or the way from one
+          return p;
+        });
+      },
       // What may come at a place, where attention looks from there, and what a table holds now.
       next(place) {
         const p = m.softmax(logits[known(place)]);
@@ -127,6 +139,7 @@
       experts: ({ place }) => reader.logits.length && say("experts", reader.experts(place)),
       sharpest: ({ place }) => say("sharpest", { head: reader.sharpest(place) }),
       table: ({ block, head }) => reader.logits.length && say("table", { block, head, ...reader.table(block, head) }),
+      recall: ({ ids, asked }) => say("recall", { ids, asked, p: reader.recall(ids, asked) }),
       fill: (ask) => reader.fill(ask),
     };
     port.onmessage = ({ data }) => {
