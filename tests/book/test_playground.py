@@ -12,6 +12,8 @@ import torch
 from test_browser import axe
 
 from _ext import pages, playground_page
+from experiments import remember
+from postx import tasks
 from postx.models import checkpoints
 from postx.models.quantized import linears
 from postx.quant import uniform
@@ -123,6 +125,74 @@ def test_by_keyboard_alone(opened):
     page.click("text=Write 1 byte")
     page.wait_for_function(f"{SAID}.startsWith('17 bytes')", timeout=60_000)
     assert page.input_value(".pp-desk textarea").startswith(before)
+    page.focus("text=Start again")
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"{SAID}.startsWith('{len(playground_page.START)} bytes')", timeout=60_000)
+    assert page.evaluate("document.activeElement.textContent") == "Start again"
+    box = page.evaluate("(({ value, selectionStart }) => [value, selectionStart])(document.querySelector('textarea'))")
+    assert box == [playground_page.START, len(playground_page.START)]
+
+
+def test_pictures_are_drawn_one_a_frame_as_they_were_last_asked_for(opened):
+    page, _ = opened()
+    drawn = page.evaluate("""() => new Promise((done) => {
+      const all = [];
+      const one = (view, what) => window.postx.playground.later(view, () => {
+        all.push([what, document.timeline.currentTime]);
+        if (all.length === 3) done(all);
+      });
+      [["a", "old"], ["b", "b"], ["a", "new"], ["c", "c"]].forEach(([view, what]) => one(view, what)); })""")
+    assert [what for what, _ in drawn] == ["new", "b", "c"]
+    assert len({frame for _, frame in drawn}) == 3
+
+
+def test_three_models_are_asked_what_they_were_told(opened):
+    page, asked = opened("file", "dark", 390)
+    rows = ".pp-remember tbody tr"
+    said = "document.querySelector('.pp-remember').closest('.pp-piece').querySelector('.pp-said').textContent"
+    page.focus("text=Ask three models")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(rows)
+    box, between, wanted = (page.locator(f".pp-piece {part}").first for part in ("input", "select", "label + label select"))
+    models = page.evaluate("window.postx.data(document.querySelector('figure[data-widget=playground]')).remember.models")
+    assert len(asked) == len(models) == 3
+    assert sum(model["bytes"] for model in models) < 200_000
+    letters = tasks.alphabets(**remember.ALPHABETS)
+    for told, gap, key in ((playground_page.TOLD, 100, "a"), ("z3 b0 y3", 0, "y")):
+        box.fill(told)
+        between.select_option(str(gap))
+        wanted.select_option(key)
+        page.wait_for_function(f"{said}.startsWith('{key} was')")
+        pairs = [(letters["keys"][ord(letter) - 97], letters["values"][int(digit)]) for letter, digit in told.split()]
+        ids = page.evaluate("""([told, gap]) => { const page = window.postx.playground;
+          const { remember } = window.postx.data(document.querySelector('figure[data-widget=playground]'));
+          return page.tokens(page.pairs(told, remember.most), gap, remember.tokens); }""", [told, gap])
+        assert ids[: 2 * len(pairs)] == [token for pair in pairs for token in pair]
+        assert len(ids) == 2 * len(pairs) + gap
+        assert set(ids[2 * len(pairs) :]) <= set(letters["fillers"])
+        shown = page.eval_on_selector_all(rows, "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))")
+        at = [word[0] for word in told.split()].index(key)
+        for model, (name, answer, chance, share) in zip(models, shown, strict=True):
+            lm = checkpoints.load(model["id"].removesuffix("_16"), playground_page.RECALL)
+            with torch.no_grad():
+                logits_QY = lm(torch.tensor([[*ids, letter] for letter, _ in pairs]))[0][:, -1]
+            best, p = logits_QY.argmax(-1).tolist(), float(logits_QY[at].softmax(-1)[pairs[at][1]])
+            right = [id_ == digit for id_, (_, digit) in zip(best, pairs, strict=True)]
+            assert name == model["name"]
+            assert answer == f"{best[at] - letters['values'].start} {'✓' if right[at] else '✗'}"
+            assert share == f"{sum(right)} of {len(pairs)}"
+            assert chance == page.evaluate("p => window.postx.playground.percent(p)", p)
+            got = torch.tensor(page.evaluate(LOGITS, [model["id"], [*ids, pairs[at][0]]])[-1])
+            assert float((got - logits_QY[at]).abs().max()) <= 1e-3 * float(logits_QY[at].abs().max())
+    for told, why in (("a7 a3", "a is told twice"), ("a7 kk", "“kk” is not a letter and a digit")):
+        box.fill(told)
+        box.press("Enter")
+        assert page.evaluate(said) == f"These are no pairs: {why}."
+    page.click("text=16 pairs")
+    page.wait_for_function(f"document.querySelectorAll('{rows}').length === 3")
+    assert len(set(box.input_value().split())) == 16
+    assert axe(page, {}) == []
+    assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 390)])
@@ -198,7 +268,7 @@ def test_a_set_piece_keeps_the_focus_and_can_be_had_again(opened):
     page.evaluate("() => { window.postx.playground.reader = async () => { throw new Error('offline'); }; }")
     button = "document.activeElement"
     said = f"{button}.parentElement.querySelector('.pp-said').textContent"
-    for piece in ("Let three models", "Let both write", "Fill the hole"):
+    for piece in ("Ask three models", "Let three models", "Let both write", "Fill the hole"):
         page.focus(f"text={piece}")
         for _ in range(2):  # it may be tried again
             page.keyboard.press("Enter")

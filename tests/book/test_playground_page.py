@@ -63,7 +63,8 @@ def test_a_model_is_offered_where_its_weights_are_kept(root, later):
     assert list(told["models"])[:3] == ["hybrid", "attention", "ssd"]
     scripts = {path.stem for path in folder.glob("*.js")}
     files = [file for model in told["models"].values() for file in model["files"].values()]
-    assert scripts == {f"weights_{file['id']}" for file in files} | {"weights_masked_4"}
+    assert scripts == {f"weights_{file['id']}" for file in files} | {"weights_masked_4"} | {
+        f"weights_{model}_16" for model in playground_page.REMEMBER}
     for name in later:
         model = told["models"][name]
         assert model["trained"] == T
