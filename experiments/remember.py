@@ -3,9 +3,10 @@
     python -m experiments.remember [--only recall_ssd] [--steps 800]
 
 Attention, SSD, and one layer of each; equal parameters (to 5%), a short convolution in every mixer, the same texts,
-steps and rate. `postx.tasks.recall`: 2, 4, 8 or 16 pairs, then 0, 100, 400 or 1,000 other tokens, then questions. An
-SSD layer keeps 4 times 64 numbers, few on purpose. A CPU takes a minute or two for each. They are written in
-bf16 to postx/weights/recall, read back, and measured: what is kept beside them belongs to the files.
+steps and rate, one seed. `postx.tasks.recall`: 2, 4, 8 or 16 pairs, questions, and later in the training 0, 100, 400 or
+1,000 other tokens between them: from the start, hybrid and SSD stayed at naming any digit of the row. An SSD layer
+keeps 8 times 64 numbers, few on purpose. A CPU takes half a minute for each. They are written in bf16 to
+postx/weights/recall, read back, and measured: what is kept beside them belongs to the files.
 """
 
 import argparse
@@ -22,21 +23,22 @@ from postx.models.lm import LM
 FOLDER = checkpoints.FOLDER / "recall"
 PATTERNS = {"recall_attention": "AA", "recall_hybrid": "SA", "recall_ssd": "SS"}
 ALPHABETS = {"keys": 26, "values": 10, "fillers": 8}  # letters, digits, and tokens that mean nothing
-D, PARAMETERS = 32, 18_000
-TABLE = {"A": {"H": 1, "conv_size": 4}, "S": {"K": 4, "V": 32}}
-PAIRS, GAPS, ROWS = (2, 4, 8, 16), (0, 100, 400, 1000), 200
-STEPS, RATE, TOKENS = 800, 1e-2, 6144  # tokens of a batch, at most 64 rows
+D, PARAMETERS = 32, 18_500
+TABLE = {"A": {"H": 1, "conv_size": 4}, "S": {"K": 8, "V": 32}}
+PAIRS, GAPS, ROWS = (2, 4, 8, 16), (0, 100, 400, 1000), 100
+STEPS, NEAR, RATE = 700, 455, 2e-2  # NEAR: steps without a gap, before those with one
+TOKENS = 4096  # of a batch, in at most 64 rows
 
 
 def train(pattern, steps=STEPS, seed=0):
-    """A model, and how it is built. Pairs and gaps take turns; a row asks for all of its pairs."""
+    """A model, and how it is built. Pairs take turns, and after NEAR steps gaps; a row asks for all of its pairs."""
     torch.manual_seed(seed)
     built = config(pattern, D, tasks.vocabulary(**ALPHABETS), PARAMETERS, TABLE)
     lm = LM(**built, std=0.1)
     adam = torch.optim.AdamW(lm.parameters(), fused=True)
     pace = torch.optim.lr_scheduler.OneCycleLR(adam, RATE, total_steps=steps)
     for step in range(steps):
-        pairs, gap = PAIRS[step % len(PAIRS)], GAPS[step // len(PAIRS) % len(GAPS)]
+        pairs, gap = PAIRS[step % len(PAIRS)], GAPS[step // len(PAIRS) % len(GAPS)] if step >= NEAR else 0
         T = 4 * pairs + gap
         text = tasks.recall(min(64, max(4, TOKENS // T)), T, pairs=pairs, gap=gap, **ALPHABETS, seed=(seed, step))
         lm.loss(*text).backward()
@@ -50,7 +52,7 @@ def share(lm, pairs, gap, rows=ROWS):
     """Right answers to one question, of texts that no training saw."""
     ids, answers = tasks.recall(rows, 2 * pairs + gap + 1, pairs=pairs, gap=gap, questions=1, **ALPHABETS,
                                 seed=(10**6, pairs, gap))  # fmt: skip
-    return float((lm(ids)[0][:, -1].argmax(-1) == answers[:, -1]).float().mean())
+    return round(float((lm(ids)[0][:, -1].argmax(-1) == answers[:, -1]).float().mean()), 2)
 
 
 def main():
@@ -64,7 +66,7 @@ def main():
         begun = time.perf_counter()
         lm, built = train(PATTERNS[name], args.steps)
         about = {
-            "parameters": sum(p.numel() for p in lm.parameters()), "steps": args.steps, "rate": RATE, "seed": 0,
+            "parameters": sum(p.numel() for p in lm.parameters()), "steps": args.steps, "near": NEAR, "rate": RATE, "seed": 0,
             "task": {"name": "recall", "pairs": PAIRS, "gaps": GAPS, **ALPHABETS}, "torch": torch.__version__,
             "seconds": round(time.perf_counter() - begun), "date": datetime.date.today().isoformat(),
         }  # fmt: skip

@@ -13,7 +13,7 @@ from test_browser import axe
 
 from _ext import pages, playground_page
 from experiments import remember
-from postx import tasks
+from postx import export, tasks
 from postx.models import checkpoints
 from postx.models.quantized import linears
 from postx.quant import uniform
@@ -292,6 +292,28 @@ def test_the_page_says_what_was_recorded_of_names():
     gains = json.loads((browser.ROOT / "benchmarks/results/playground.json").read_text())["names"]["bits_gained"]
     words = " ".join((browser.ROOT / "chapters/playground.md").read_text(encoding="utf8").split())
     assert f"saved at most {max(gains.values())} bits a letter" in words
+
+
+def test_the_page_says_who_remembers():
+    """The table is what was recorded of the kept models, whose answers are measured again where that is quick."""
+    known = {model: checkpoints.record(model, playground_page.RECALL) for model in playground_page.REMEMBER}
+    page = (browser.ROOT / "chapters/playground.md").read_text(encoding="utf8")
+    for pairs in map(str, remember.PAIRS):
+        cells = []
+        for record in known.values():
+            low, high = (round(100 * end(record["right"][pairs].values())) for end in (min, max))
+            cells.append(f"{low} to {high}" if low < high else f"{low}")
+        assert f"| {pairs} | {' | '.join(cells)} |" in page
+    for model, record in known.items():
+        lm = checkpoints.load(model, playground_page.RECALL)
+        assert remember.share(lm, 16, 0) == pytest.approx(record["right"]["16"]["0"], abs=0.02)
+        gap = [share for row in record["right"].values() for share in row.values()]
+        assert max(record["right"]["16"].values()) < 0.5 if model == "recall_ssd" else min(gap) > 0.95
+    tables = [block["H"] * block["K"] * block["V"] for block in export.describe(lm)["blocks"]]
+    assert tables == [512, 512]
+    sizes = [record["parameters"] for record in known.values()]
+    assert max(abs(size / remember.PARAMETERS - 1) for size in sizes) < 0.05
+    assert sum(path.stat().st_size for path in playground_page.RECALL.iterdir()) < 150_000
 
 
 @LONG
