@@ -153,8 +153,10 @@ def test_three_models_are_asked_what_they_were_told(opened):
     page.focus("text=Ask three models")
     page.keyboard.press("Enter")
     page.wait_for_selector(rows)
-    box, between, wanted = (page.locator(f".pp-piece {part}").first for part in ("input", "select", "label + label select"))
-    models = page.evaluate("window.postx.data(document.querySelector('figure[data-widget=playground]')).remember.models")
+    parts = ("input", "select", "label + label select")
+    box, between, wanted = (page.locator(f".pp-piece {part}").first for part in parts)
+    data = "window.postx.data(document.querySelector('figure[data-widget=playground]')).remember"
+    models = page.evaluate(f"{data}.models")
     assert len(asked) == len(models) == 3
     assert sum(model["bytes"] for model in models) < 200_000
     letters = tasks.alphabets(**remember.ALPHABETS)
@@ -164,9 +166,8 @@ def test_three_models_are_asked_what_they_were_told(opened):
         wanted.select_option(key)
         page.wait_for_function(f"{said}.startsWith('{key} was')")
         pairs = [(letters["keys"][ord(letter) - 97], letters["values"][int(digit)]) for letter, digit in told.split()]
-        ids = page.evaluate("""([told, gap]) => { const page = window.postx.playground;
-          const { remember } = window.postx.data(document.querySelector('figure[data-widget=playground]'));
-          return page.tokens(page.pairs(told, remember.most), gap, remember.tokens); }""", [told, gap])
+        ids = page.evaluate(f"""([told, gap]) => {{ const [page, remember] = [window.postx.playground, {data}];
+          return page.tokens(page.pairs(told, remember.most), gap, remember.tokens); }}""", [told, gap])
         assert ids[: 2 * len(pairs)] == [token for pair in pairs for token in pair]
         assert len(ids) == 2 * len(pairs) + gap
         assert set(ids[2 * len(pairs) :]) <= set(letters["fillers"])
