@@ -67,8 +67,9 @@ def main():
         lm, built = train(PATTERNS[name], args.steps)
         about = {
             "parameters": sum(p.numel() for p in lm.parameters()), "steps": args.steps, "near": NEAR, "rate": RATE,
-            "seed": 0, "task": {"name": "recall", "pairs": PAIRS, "gaps": GAPS, **ALPHABETS}, "torch": torch.__version__,
-            "seconds": round(time.perf_counter() - begun), "date": datetime.date.today().isoformat(),
+            "seed": 0, "task": {"name": "recall", "pairs": PAIRS, "gaps": GAPS, **ALPHABETS},
+            "torch": torch.__version__, "seconds": round(time.perf_counter() - begun),
+            "date": datetime.date.today().isoformat(),
         }  # fmt: skip
         checkpoints.save(name, lm, built, about, FOLDER)
         kept = checkpoints.load(name, FOLDER)

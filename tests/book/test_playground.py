@@ -317,6 +317,12 @@ def test_the_page_says_who_remembers():
     assert sum(path.stat().st_size for path in playground_page.RECALL.iterdir()) < 150_000
 
 
+def test_their_training_can_be_repeated(monkeypatch):
+    monkeypatch.setattr(remember, "NEAR", 1)
+    (one, _), (again, _) = (remember.train("SA", steps=3) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(one.parameters(), again.parameters(), strict=True))
+
+
 @LONG
 def test_past_the_trained_length_attention_climbs(opened):
     page, asked = opened("file")
