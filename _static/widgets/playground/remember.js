@@ -44,7 +44,7 @@
     const said = make("output", { className: "pp-said", ariaLive: "polite" });
     const rows = make("tbody");
     const head = ["Model", "Answer", "Chance of the right one", "Right of all"].map((words) => make("th", { scope: "col" }, words));
-    const table = make("table", { className: "pp-remember" }, make("thead", {}, make("tr", {}, ...head)), rows);
+    const table = make("table", { className: "pp-remember", ariaLabel: "What three models answer" }, make("thead", {}, make("tr", {}, ...head)), rows);
     const view = make("div", { hidden: true }, make("div", { className: "pp-scroll" }, table), said);
 
     // The pairs that stand in the box, or null and why not.
