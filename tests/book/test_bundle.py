@@ -1,0 +1,56 @@
+"""A page waits for one file of styles and one of scripts, and finds in them what stood in many."""
+
+import re
+
+import browser
+import pytest
+
+from _ext import bundle
+
+LINK = re.compile(r'<link rel="stylesheet"[^>]* href="([^"?]+)|<script src="([^"?]+)')
+
+
+def test_styles_bring_those_they_import_and_keep_their_addresses(tmp_path):
+    for name, text in {
+        "_static/basic.css": 'a { background: url("file.png") }',
+        "_static/styles/theme.css": '@charset "utf-8"; @import "../basic.css"; b { src: url(../fonts/x.woff) }',
+        "_static/own.css": "i { background: url('data:image/svg+xml,<svg/>') } /*# sourceMappingURL=own.map */",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    name = bundle.write(tmp_path, ["_static/styles/theme.css", "_static/own.css"], "css")
+    head, *lines = (tmp_path / name).read_text().split("\n")
+    assert head == "/* _static/styles/theme.css _static/own.css */"
+    assert [line.strip() for line in lines] == [
+        'a { background: url("../file.png") } b { src: url(../fonts/x.woff) }',
+        "i { background: url('data:image/svg+xml,<svg/>') }",
+    ]
+
+
+def test_a_page_that_is_not_written_again_finds_todays_styles(tmp_path):
+    class Book:
+        outdir = tmp_path
+        builder = type("Builder", (), {"format": "html"})
+
+    (tmp_path / "_static").mkdir()
+    (tmp_path / "_static/a.css").write_text("a { color: red }")
+    (tmp_path / "_static/b.css").write_text("b {}")
+    kept, gone = (tmp_path / bundle.write(tmp_path, [f"_static/{name}.css"], "css") for name in "ab")
+    (tmp_path / "_static/a.css").write_text("a { color: blue }")
+    (tmp_path / "_static/b.css").unlink()
+    bundle.renew(Book, None)
+    assert "blue" in kept.read_text()
+    assert not gone.exists()
+
+
+@pytest.mark.skipif(not browser.HTML.exists(), reason="no built book: make book")
+@pytest.mark.parametrize("name", browser.pages() if browser.HTML.exists() else [])
+def test_a_page_waits_for_two_files(name):
+    head = (browser.HTML / name).read_text(encoding="utf8").partition("</head>")[0]
+    waited = ["".join(found) for found in LINK.findall(head)]
+    ours = [path for path in waited if bundle.FOLDER in path]
+    assert [path.rpartition(".")[2] for path in ours] == ["css", "js"]
+    assert ours == waited or name == "search.html", "the page of the search needs its tools at once"
+    for path in ((browser.HTML / name).parent / path for path in ours):
+        addresses = re.findall(r"""url\(["']?(?!data:)([^"')]+)""", path.read_text(encoding="utf8"))
+        assert not [address for address in addresses if not (path.parent / address.partition("?")[0]).exists()]
