@@ -4,6 +4,7 @@ import re
 
 import browser
 import pytest
+import tinycss2
 
 from _ext import bundle
 
@@ -38,7 +39,31 @@ def test_a_page_that_is_not_written_again_finds_todays_styles_and_those_that_cam
     (tmp_path / "_static/a.css").write_text("a { color: blue }")
     (tmp_path / "_static/late.css").write_text("b {}")
     bundle.renew(Book, None)
-    assert made.read_text() == "/* _static/a.css _static/late.css */\na { color: blue }\nb {}"
+    assert made.read_text() == "/* _static/a.css _static/late.css */\na{color: blue}\nb{}"
+
+
+def test_rules_stay_where_one_of_their_selectors_can_meet_something():
+    css = """.a,.gone{x:1} .gone .a{x:2} p.a:not(.gone)>i{x:3} .px-made{x:4} html[data-theme="dark"] b{x:5}
+    @media print{.gone{x:6} .a{x:7}} @media (min-width:9px){.gone{x:8}} @font-face{font-family:F} .x\\:y{x:9}"""
+    rules = tinycss2.parse_stylesheet(css, True, True)
+    assert bundle.used(rules, {"a", "x:y"}, ("px-",)).split("\n") == [
+        ".a{x:1}",
+        "p.a:not(.gone)>i{x:3}",
+        ".px-made{x:4}",
+        'html[data-theme="dark"] b{x:5}',
+        "@media print{.a{x:7}}",
+        "@font-face{font-family:F}",
+        ".x\\:y{x:9}",
+    ]
+
+
+def test_classes_are_looked_for_in_pages_and_scripts(tmp_path):
+    (tmp_path / "_static").mkdir()
+    (tmp_path / "a.html").write_text('<i class="one two"></i>')
+    (tmp_path / "_static/a.js").write_text("e.className = 'three'; e.classList.add(`px-${n}`, 'fa-' + n)")
+    known, beginnings = bundle.names_of(tmp_path)
+    assert {"one", "two", "three"} <= known
+    assert beginnings == ("px-",)
 
 
 @pytest.mark.skipif(not browser.HTML.exists(), reason="no built book: make book")
