@@ -62,7 +62,7 @@ def defer(app: Sphinx, pagename: str, templatename: str, context: dict, doctree)
     context["css_files"] = [file for file in context.get("css_files", []) if _wanted(file, used)]
     kept = []
     for script in context.get("script_files", []):
-        name = _name(script)
+        name = name_of(script)
         if (name == SEARCH and not on_search) or not _wanted(script, used):
             continue
         if name and name not in NOW and not on_search and "async" not in script.attributes:
@@ -70,10 +70,11 @@ def defer(app: Sphinx, pagename: str, templatename: str, context: dict, doctree)
             attributes = {"priority": script.priority, **script.attributes, "defer": "defer"}
             script = _JavaScript(script.filename, **attributes)
         kept.append(script)
-    context["script_files"] = sorted(kept, key=lambda script: NOW.index(name) if (name := _name(script)) in NOW else -1)
+    place = {name: i for i, name in enumerate(NOW)}
+    context["script_files"] = sorted(kept, key=lambda script: place.get(name_of(script), -1))
 
 
-def _name(file) -> str:
+def name_of(file) -> str:
     return str(file.filename or "").split("?")[0].rpartition("/")[2]
 
 
@@ -81,7 +82,7 @@ def _wanted(file, used: set) -> bool:
     """A widget NAME has widgets/NAME.js and NAME.css, and perhaps NAME-part.js, NAME.part.js or a folder NAME."""
     if of := re.search(r"(?:^|/)widgets/([^/.-]+)", str(file.filename or "")):
         return of[1] in used
-    name = _name(file)
+    name = name_of(file)
     return name not in ONLY or name in used
 
 
