@@ -6,8 +6,9 @@
     python -m _ext.notebooks --test    run nbval over them: outputs compared where they are comparable
 
 Normal form is what two runs write alike: no widget state, no timestamps, one kernel specification, adjacent
-streams merged. A cell with the tag ``nbval-ignore-output`` measures time, so no two runs agree on it; its
-committed output is kept as long as its source stays the same.
+streams merged. A cell with the tag ``nbval-ignore-output`` measures time, on which no two runs agree, or prints what
+no two machines agree on, such as a trained network's score, and asserts a band for it; its committed output is kept
+as long as its source stays the same.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """The committed notebooks are what `make notebooks` writes, nbval can go red, and the built pages are light."""
 
+import ast
 import gzip
 import importlib.metadata
 import os
@@ -58,6 +59,23 @@ def tiny(tmp_path, once):
 def test_committed_notebook_is_executed_light_and_in_normal_form(path):
     assert notebooks.faults(path) == []
     assert path.stat().st_size < NOTEBOOK_LIMIT
+
+
+def hidden_figures(source):
+    """Calls of show() and explore() after which their cell goes on: Jupyter displays the last expression only."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:  # a magic of IPython
+        return []
+    calls = [node.value.func for node in body[:-1] if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)]
+    return [call.id for call in calls if isinstance(call, ast.Name) and call.id in ("show", "explore")]
+
+
+def test_a_figure_that_is_made_is_displayed():
+    assert hidden_figures("show(fig, alt=alt)\nassert True") == ["show"]
+    for path in notebooks.chapters():
+        code = (cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+        assert [cell.id for cell in code if hidden_figures(cell.source)] == [], path.name
 
 
 def test_every_chapter_is_in_the_table_of_contents():

@@ -1,5 +1,6 @@
 """Orders of times: recorded, compared by the pages, and refused where outputs contradict them."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -35,6 +36,25 @@ def test_a_page_compares_each_with_its_machine_and_its_outputs_agree():
     assert set(said) == set(timings.ORDERS)
     for name, words in said.items():
         assert timings.AGREES in words, f"{name}: run `make notebooks`"
+
+
+CLOCK = re.compile(r"\b(seconds|took|timings|benchmark\w*|\w*_ms)\b")
+
+
+def test_what_is_printed_and_not_compared_is_a_time_or_asserted_to_be_in_a_band():
+    """nbval only runs such a cell, so a score that it prints could otherwise be anything."""
+    loose, bands = [], 0
+    for path in notebooks.chapters():
+        for cell in nbformat.read(path, as_version=4).cells:
+            if notebooks.TIMING not in cell.metadata.get("tags", []) or CLOCK.search(cell.source):
+                continue
+            prints = any(isinstance(node, ast.Name) and node.id == "print" for node in ast.walk(ast.parse(cell.source)))
+            asserts = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Assert)]
+            if prints and not asserts:
+                loose.append(f"{path.name}: {cell.id}")
+            bands += prints
+    assert loose == []
+    assert bands >= 8
 
 
 def test_agreement_is_of_the_order():
