@@ -172,5 +172,6 @@ def from_zero(color):
 
     Zero is quiet in light and in dark mode, where the dark end of a common map would look like much or like nothing.
     """
-    ends = [(*matplotlib.colors.to_rgb(FAMILY["neutral"]), 0.15), (*matplotlib.colors.to_rgb(color), 1)]
-    return matplotlib.colors.LinearSegmentedColormap.from_list("from zero", ends)
+    gray, rgb = (matplotlib.colors.to_rgb(one) for one in (FAMILY["neutral"], color))
+    stops = [(0, (*gray, 0.15)), (0.1, (*rgb, 0.28)), (1, (*rgb, 1))]  # a tenth is told from nothing in dark mode, too
+    return matplotlib.colors.LinearSegmentedColormap.from_list("from zero", stops)
