@@ -165,3 +165,13 @@ def log2_ticks(axis, low, high, every=1):
 def log10_ticks(axis, low, high, every=1):
     """Make `axis` a log axis from low to high, ticked at powers of ten: 10⁻⁶, 0.01, 1, 1k. As log2_ticks."""
     _ticks(axis, low, high, 10, every, decimal)
+
+
+def from_zero(color):
+    """A color map for shares from 0 to 1: a breath of neutral gray at 0, `color` at 1, the page shining through.
+
+    Zero is quiet in light and in dark mode, where the dark end of a common map would look like much or like nothing.
+    """
+    gray, rgb = (matplotlib.colors.to_rgb(one) for one in (FAMILY["neutral"], color))
+    stops = [(0, (*gray, 0.15)), (0.1, (*rgb, 0.28)), (1, (*rgb, 1))]  # a tenth is told from nothing in dark mode, too
+    return matplotlib.colors.LinearSegmentedColormap.from_list("from zero", stops)

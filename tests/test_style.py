@@ -153,3 +153,18 @@ def test_label_stands_beside_its_point_and_moves_with_it(side, dx, dy):
 def test_label_refuses_an_unknown_side():
     with pytest.raises(ValueError, match="side must be one of right"):
         style.label(axes(), 0, 0, "x", side="north")
+
+
+@pytest.mark.parametrize("page", ["#ffffff", DARK_PAGE])
+def test_zero_is_nearly_the_page_and_one_is_the_color(page):
+    """On paper of any color, and the larger a share, the farther from the page it looks."""
+    paper = np.array(matplotlib.colors.to_rgb(page))
+
+    def seen(share):
+        *rgb, alpha = style.from_zero(style.FAMILY["ssm"])(share)
+        return lab(linear(tuple(alpha * np.array(rgb) + (1 - alpha) * paper)))
+
+    away = [np.linalg.norm(seen(share) - lab(linear(page))) for share in np.linspace(0, 1, 11)]
+    assert away == sorted(away)
+    assert 2 < away[0] < 0.2 * away[-1]
+    assert np.allclose(seen(1.0), lab(linear(style.FAMILY["ssm"])))
