@@ -371,8 +371,7 @@ def test_a_mamba2_state_in_tokens_of_cache(residual):
     residual(0.0)
 
 
-@pytest.mark.equation("eq-ring-overlap")
-def test_ring_blocks_match_the_printed_table(residual):
+def test_ring_blocks_match_the_printed_table():
     for peak, link, printed in ((312e12, 300e9, 1.0e3), (312e12, 12.5e9, 24.5e3), (123e12, 112e9, 1.1e3)):
         block = cost.ring_block(peak, link)
         assert block == pytest.approx(printed, rel=0.05)
@@ -383,7 +382,6 @@ def test_ring_blocks_match_the_printed_table(residual):
     compute = cost.softmax_attention(c, H=32, K=d // 32, causal=False).flops / 312e12
     passing = cost.softmax_attention(c, H=32, K=d // 32).state_floats * 2 / 300e9
     assert compute == pytest.approx(passing, rel=1e-12)
-    residual(abs(compute / passing - 1))
 
 
 # ---------------------------------------------------------------- roofline

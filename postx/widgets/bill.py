@@ -137,7 +137,7 @@ def draw(fig):
             reach = Smaller(Larger(value / start, 1), 1e6 / start)
             moves[bar] = (start * reach ** (log(u) / log(2)), row)
     for low in (0, 2):
-        word = above.text(1, low, " binds", va="center", size=9)
+        word = above.text(1, low, "\u00a0binds", va="center", size=9)  # a page drops a plain space at the start
         first = times[low] >= times[low + 1]
         moves[word] = (Smaller(Larger(times[low], times[low + 1]), 1e5), Piecewise((low, first), (low + 1, True)))
     return Live(moves, over=(u, 1, 2), say=list(_says(times, sum(sizes) <= CHIP.memory / 1e9)),

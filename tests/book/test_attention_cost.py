@@ -185,23 +185,20 @@ def test_the_numbers_in_the_prose():
     assert chip.flops / 3.9e12 / (4 * 128) == pytest.approx(0.5, rel=0.02)  # one exp to the FLOPs of a pair
     attention_at_a_million = cost.softmax_attention(10**6, H=32, K=128).flops
     assert attention_at_a_million / (attention_at_a_million + 24 * d**2 * 10**6) == pytest.approx(0.95, abs=0.01)
-    for model, tokens, seconds in ((published.LLAMA2_7B, 127_000, 6), (published.LLAMA3_8B, 488_000, 70)):
-        full = (chip.memory - 2 * model.weights()) / model.kv_bytes(1)
-        assert full == pytest.approx(tokens, rel=0.005)
-        assert cost.roofline(model.prefill(int(full)), chip).seconds == pytest.approx(seconds, rel=0.02)
     llama = published.LLAMA3_8B
     price = llama.prefill(8192).flops / 8192
     assert price / (llama.prefill(131_072).flops / 131_072) == pytest.approx(1 / 3, abs=0.005)
-    assert bill.lines(bill.STATE, 0, 0, 16, 32768, 64).write_bytes == pytest.approx(50e9, rel=0.01)
-    latent, one_key = published.DEEPSEEK_V3, 4 * 128  # per key and head: a score and a weighted value
-    assert [2 * (2 * latent.latent + latent.rotary), one_key] == [2176, 512]
+    latent = published.DEEPSEEK_V3
+    assert [latent.latent, latent.rotary, latent.K] == [512, 64, 128]
+    one_by_one = [math.exp(1 - 3), 1 + math.exp(1 - 3), 1 + math.exp(3 - 5) * (1 + math.exp(1 - 3))]
+    assert [round(x, 3) for x in one_by_one[:2]] == [0.135, 1.135]
+    assert round(one_by_one[2], 2) == round(1.135 * 0.135 + 1, 2) == 1.15
+    assert one_by_one[-1] == pytest.approx(sum(math.exp(s - 5) for s in (1, 3, 5)))
     path = Path(__file__).resolve().parents[2] / "experiments" / "results" / "attention_gpu.json"
     ms = {(row["form"], row["tokens"]): row["ms"] for row in json.loads(path.read_text(encoding="utf8"))["rows"]}
     assert round(ms["stored", 16384] / ms["cudnn", 16384]) == 18
-    work = cost.softmax_attention(131072, H=32, K=128).flops
-    assert round(work / ms["cudnn", 131072] / 1e9) == 561
-    one_block = cost.roofline(cost.softmax_attention(131072, K=128, tile=128), chip)
-    assert round(cost.softmax_attention(131072, K=128, tile=128).flops / one_block.seconds / 1e12) == 428
+    floor = cost.roofline(cost.softmax_attention(131072, H=32, K=128), chip).seconds
+    assert 1.3 < 1e-3 * ms["cudnn", 131072] / floor < 2
 
 
 def test_the_recorded_blocks_say_what_the_page_says():

@@ -18,7 +18,7 @@ from postx.shapes import LETTERS
 # notation page says? In state_space_models K is a filter, in ssd_duality N the width of a key, in sub_four_bit H a
 # Hessian.
 EXPLAINED = {
-    "attention_cost": "BGHKLRTVW",
+    "attention_cost": "BGHKLNRTVW",
     "state_space_models": "DNT",
     "selective_ssm": "DNTY",
     "ssd_duality": "T",
