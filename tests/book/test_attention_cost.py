@@ -179,15 +179,9 @@ def test_the_recorded_gpu_run_says_what_it_is_and_obeys_the_arithmetic():
 
 def test_the_numbers_in_the_prose():
     d, chip = 4096, published.H100
-    exponentials = 2 * 2 * d * 16  # two Mamba blocks, each twice as wide, N = 16
-    assert exponentials == 262_144
-    assert exponentials / 3.9e12 / (24 * d**2 / chip.flops) == pytest.approx(1 / 6, rel=0.02)
     assert chip.flops / 3.9e12 / (4 * 128) == pytest.approx(0.5, rel=0.02)  # one exp to the FLOPs of a pair
     attention_at_a_million = cost.softmax_attention(10**6, H=32, K=128).flops
     assert attention_at_a_million / (attention_at_a_million + 24 * d**2 * 10**6) == pytest.approx(0.95, abs=0.01)
-    llama = published.LLAMA3_8B
-    price = llama.prefill(8192).flops / 8192
-    assert price / (llama.prefill(131_072).flops / 131_072) == pytest.approx(1 / 3, abs=0.005)
     latent = published.DEEPSEEK_V3
     assert [latent.latent, latent.rotary, latent.K] == [512, 64, 128]
     one_by_one = [math.exp(1 - 3), 1 + math.exp(1 - 3), 1 + math.exp(3 - 5) * (1 + math.exp(1 - 3))]
@@ -199,6 +193,26 @@ def test_the_numbers_in_the_prose():
     assert round(ms["stored", 16384] / ms["cudnn", 16384]) == 18
     floor = cost.roofline(cost.softmax_attention(131072, H=32, K=128), chip).seconds
     assert 1.3 < 1e-3 * ms["cudnn", 131072] / floor < 2
+
+
+def test_where_the_weights_stop_being_most_of_the_bill():
+    llama, T = published.LLAMA3_8B, 131_072
+    blocks = llama.matrix_weights() - llama.Y * llama.D
+    assert int(llama.crossover() / 1e3) == 28
+    assert llama.crossover("prefill", weights=blocks) == 53_248
+    assert int(2 * llama.matrix_weights() / llama.kv_bytes(1) / 1e3) == 114
+    for model in (published.LLAMA2_7B, llama, published.LLAMA3_70B):
+        longest = model.crossover("prefill", weights=model.matrix_weights() - model.Y * model.D)
+        assert 12 <= longest / model.D <= 13
+    two = 2 * cost.mamba_block(2048, D=4096).flops / 2048 / (24 * 4096**2)
+    assert [round(two, 2), round(2 * 2048 * 4096 / (24 * 4096**2), 2)] == [1.05, 0.04]
+    many = bill.lines(bill.STATE, 0, 0, 16, 32768, 64)
+    assert [round(float(x) / 1e9, 1) for x in (many.cache, many.write_bytes)] == [17.6, 50.2]
+    keys, whole = T**2 / 2048 * published.LLAMA2_7B.kv_bytes(1), bill.lines(bill.OWN, 0, 0, 16, T, 1).read_bytes
+    stored = bill.lines(bill.OWN, 1, 0, 16, T, 1).read_bytes
+    assert [round(float(x) / 1e12, 1) for x in (keys, whole)] == [4.4, 4.5]
+    assert round(8 * 1024 * T**2 / 1e12) == 141
+    assert round(float(stored / whole)) == 31
 
 
 def test_the_recorded_blocks_say_what_the_page_says():

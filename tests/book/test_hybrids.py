@@ -180,17 +180,38 @@ def test_attention_that_skips_nothing_is_attention():
     assert not torch.allclose(moba.parallel(*z, block=8, keep=6)[0], attention.parallel(*z)[0])
 
 
-def test_one_window_explains_eight():
-    window_recall, found = page_function("window_recall", WINDOW=32), recorded()
-    for point in (("rglru", 1, "first"), ("rglru", 8, "spread")):
-        assert abs(np.mean(found[point]) - window_recall(32)) < 0.04
-    for n in (2, 4):  # never learned, at either rate and seed: the commonest value, as the page says
-        pattern = {points[0]: pattern for pattern, points in hybrids.patterns().items()}["rglru", n, "spread"]
-        runs = [r for r in results.read(results.RESULTS / "hybrids.jsonl") if r["run"]["pattern"] == pattern]
-        asked = [r["metrics"]["by_pairs"] for r in runs if r["run"]["task"]["name"] == "recall"]
-        assert len(asked) == 3
-        for pairs in hybrids.PAIRS:
-            assert max(abs(by[str(pairs)] - window_recall(pairs, 0)) for by in asked) < 0.03
+def test_two_or_four_windows_were_not_trained():
+    """Never learned, at either rate and seed: they name the commonest value, as the page says; one window does not."""
+    sizes = {"keys": 64, "values": 64, "fillers": 16}
+    pattern = {points[0]: pattern for pattern, points in hybrids.patterns().items()}
+    runs = [r for r in results.read(results.RESULTS / "hybrids.jsonl") if r["run"]["task"]["name"] == "recall"]
+    for pairs in hybrids.PAIRS:
+        rows = [row for i in range(4) for row in tasks.recall(64, 128, pairs=pairs, seed=(10**6, i), **sizes)[0]]
+        common = np.mean([np.bincount(row.numpy()[1 : 2 * pairs : 2]).max() / pairs for row in rows])
+        for n in (2, 4):
+            asked = [r for r in runs if r["run"]["pattern"] == pattern["rglru", n, "spread"]]
+            assert len(asked) == 3
+            assert max(abs(r["metrics"]["by_pairs"][str(pairs)] - common) for r in asked) < 0.03
+    assert round(np.mean([best["8"] for best in one_window()]), 2) == 0.71
+
+
+def one_window():
+    """Recall by pairs of the seeds with a single window, at the bottom, at the better rate."""
+    pattern = {points[0]: pattern for pattern, points in hybrids.patterns().items()}["rglru", 1, "first"]
+    runs = results.read(results.RESULTS / "hybrids.jsonl")
+    asked = [r for r in runs if r["run"]["pattern"] == pattern and r["run"]["task"]["name"] == "recall"]
+    first = max((r for r in asked if r["run"]["seed"] == 0), key=lambda r: r["metrics"]["accuracy"])
+    return [r["metrics"]["by_pairs"] for r in asked if r["run"]["lr"] == first["run"]["lr"]]
+
+
+def test_the_bound_that_is_worked_by_hand():
+    scope, T = serving(), 32_768
+    caches, states = 4 * T * scope["KEYS"], 28 * scope["STATE"]
+    users = int((scope["card"].memory - scope["WEIGHTS"]) // (caches + states))
+    moved = scope["WEIGHTS"] + users * (caches + 2 * states)
+    assert [round(caches / 1e9, 2), round(states / 1e9, 2), users, round(moved / 1e9)] == [0.54, 0.12, 97, 91]
+    assert round(1e3 * moved / scope["card"].bandwidth) == 27
+    assert round(users / moved * scope["card"].bandwidth, -1) == 3570
 
 
 @pytest.mark.equation("eq-shared-block")
@@ -291,6 +312,7 @@ def test_code_spread():
     assert scope["same"] == {"Jamba": True, "Granite": True}
     assert set(scope["ends"].values()) <= {"A", "K"}
     assert scope["longest"]("SSASSSAS") == 3
+    assert scope["runs"] == {"Jamba": 7, "Granite-4.0-H-Micro": 9, "Kimi Linear 48B": 3}
 
 
 def test_code_share():
