@@ -286,12 +286,6 @@ def test_code():
     assert (scope["read5"](data, trits.size) == trits.ravel()).all()
 
 
-def test_explore_the_order():
-    error = solution("ex-sub4-order")["error"]
-    assert error["largest first"] == min(error.values())
-    assert error["smallest first"] > 1.3 * error["largest first"]
-
-
 def test_explore_the_lattice():
     error = solution("ex-sub4-lattice")["error"]
     assert error["kept", "as it is"] > 2 * error["kept", "turned"]
@@ -393,6 +387,11 @@ def test_the_card_says_what_was_recorded():
     lost = [round(found[method, 2]["lost"], 1) for method in ("range", "feedback", "turn, feedback", "lattice")]
     assert lost == pytest.approx([3.8, 2.9, 0.6, 0.4])
     said = "\n".join(cell.source for cell in PAGE.cells)
+    twin, real = ({m: model[m, 2]["lost"] for m in ("full range", "range", "lattice")}
+                  for model in (real_tables.Records().twin.found, real_tables.Records().real.found))  # fmt: skip
+    assert [round(twin["full range"] - twin[to], 2) for to in ("range", "lattice")] == [0.51, 0.59]
+    assert [round(real["full range"] - real[to], 1) for to in ("range", "lattice")] == [0.6, 4.0]
+    assert "0.51 of 0.59 bits in the recorded runs. In SmolLM2, with 135 million weights, it is 0.6 of 4.0." in said
     assert "a good range loses 3.8 bits a byte, feedback 2.9, a rotation before it 0.6, a lattice 0.4" in said
 
 
