@@ -40,7 +40,7 @@ def test_a_mask_leaves_half_on_both_sides():
     softmax = cost.attention_scores(T) * 2 * (K + V)
     assert softmax == T * (T + 1) // 2 * 2 * (K + V)
     page = TEXTS["ssd_duality"]
-    said = re.search(r"By the last row of the table of counts, chunks of 64 would be level at ([\d,]+) tokens", page)
+    said = re.search(r"By the count above, chunks of 64 would be level at ([\d,]+) tokens", page)
     count = re.search(r"share their scores: \$(.*?) = ([\d{},]+)\$", page)
     value = eval(count[1].replace(r"\cdot", "*").replace("4 (", "4 * ("))  # the page's own arithmetic
     assert value == int(re.sub(r"\D", "", count[2])) == int(re.sub(r"\D", "", said[1]))

@@ -11,7 +11,7 @@ from postx import fieldmap
 # Words of prose when this was written. Lower a number when its chapter gets shorter.
 MOST = {
     "attention_cost": 4149, "state_space_models": 3971, "selective_ssm": 3612, "ssd_duality": 4194,
-    "linear_attention": 3631, "delta_rule": 2884, "rnn_comeback": 2140, "long_convolutions": 4231,
+    "linear_attention": 3631, "delta_rule": 2884, "rnn_comeback": 2140, "long_convolutions": 4194,
     "recall_lab": 4893, "hybrids": 3677, "quantization_error": 3677, "sub_four_bit": 4691, "liquid_networks":
     3949, "diffusion": 4309, "beyond_one_machine": 2310, "the_race": 4247, "whole_machine": 1953,
 }  # fmt: skip
