@@ -25,7 +25,8 @@ def words(text):
 
 
 def test_what_counts_as_a_word():
-    text = "Two words, $x$ and\n\n$$ a b c $$\n\n```{math}\n:label: eq-a\na b c\n```\n\n```python\nx = 1\n```\n````{exercise} Derive\n:label: ex\nGo on.\n````"
+    text = "Two words, $x$ and\n\n$$ a b c $$\n\n```{math}\n:label: eq-a\na b c\n```\n\n```python\nx = 1\n```\n"
+    text += "````{exercise} Derive\n:label: ex\nGo on.\n````"
     assert words(text) == 6
 
 
