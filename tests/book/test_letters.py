@@ -26,6 +26,7 @@ EXPLAINED = {
     "delta_rule": "KV",
     "rnn_comeback": "C",
     "long_convolutions": "T",
+    "recall_lab": "V",
     "hybrids": "BE",
     "liquid_networks": "T",
     "diffusion": "BDLT",
