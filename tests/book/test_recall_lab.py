@@ -130,6 +130,19 @@ def test_a_perfect_memory_is_marked_wrong():
     assert 0.6 < reader(*page_function("rows_with_flaw", VALUES=range(20, 36))(50)) < 0.9
 
 
+def test_what_the_recorded_runs_cost():
+    """267 runs: hours, dollars by the planner's span of prices, seconds and TFLOP of one."""
+    runs = results.read(results.RESULTS / "recall.jsonl")
+    seconds = [run["seconds"] for run in runs]
+    assert {run["device"] for run in runs} == {"NVIDIA H200"}
+    assert [len(runs), round(sum(seconds) / 3600, 1), round(min(seconds)), round(max(seconds))] == [267, 2.0, 8, 80]
+    assert [round(sum(seconds) / 3600 * price) for price in (2.5, 7)] == [5, 14]
+    tokens = [run["run"]["steps"] * run["run"]["B"] * run["run"]["T"] for run in runs]
+    work = [6 * run["parameters"] * n / 1e12 for run, n in zip(runs, tokens, strict=True)]
+    assert [round(min(work), 1), round(max(work))] == [0.6, 14]
+    assert max(work) / 989 < 1  # seconds at the card's peak in 16 bits
+
+
 RECALL = {(row["name"], row["D"]): row for row in results.table(results.RESULTS / "recall.jsonl")}
 
 
