@@ -249,6 +249,7 @@ def serve(args):
     about = {"sha256": text.sha256, "stretches": args.stretches, "T": T}
     device, start = torch.device(args.device), time.monotonic()
     if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)  # where graphs are captured
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else (
         f"CPU ({platform.machine()}), {torch.get_num_threads()} threads")  # fmt: skip
