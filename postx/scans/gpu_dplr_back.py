@@ -86,8 +86,12 @@ def squares(
     T, H, K, G_b, G_c, G_g, G_beta, chunks,
     b_B, b_T, b_H, c_B, c_T, c_H, g_B, g_T, g_H, beta_B, beta_T, beta_H, g_K,
     RAGGED: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, LEVELS: tl.constexpr,
+    SUM: tl.constexpr = False,
 ):  # fmt: skip
-    """Of every chunk dQB, dCK and dCB [CHUNK,CHUNK], and dc~ and db^ [CHUNK,BLOCK_K]."""
+    """Of every chunk dQB, dCK and dCB [CHUNK,CHUNK], and dc~ and db^ [CHUNK,BLOCK_K].
+
+    With SUM dQB gets dQK + dQB, dCB gets dCK + dCB, and dCK is left alone.
+    """
     kind: tl.constexpr = tl.float64 if inverse.dtype.element_ty == tl.float64 else tl.float32
     op: tl.constexpr = inverse.dtype.element_ty
     program = tl.program_id(0)
@@ -122,14 +126,17 @@ def squares(
     dc = product(tl.trans(M), dW, wide, PRECISION)
     dc = product(tl.trans(Lq), dQ, dc, PRECISION)
     tl.store(dback + chunk * CHUNK * BLOCK_K + rows, dc.to(op))
-    tl.store(dQB + square, product(dLq, tl.trans(M), small, PRECISION).to(op))
+    tl.store(dQB + square, product(dLq, tl.trans(M), dA.to(kind) if SUM else small, PRECISION).to(op))
     dCKt = product(tl.trans(Lq), dA, small, PRECISION)
-    tl.store(dCK + square, product(tl.trans(M), dLk, dCKt, PRECISION).to(op))
+    dCKt = product(tl.trans(M), dLk, dCKt, PRECISION)
+    if not SUM:
+        tl.store(dCK + square, dCKt.to(op))
+        dCKt = small
     dM = product(dW, tl.trans(cs), small, PRECISION)
     dM = product(tl.trans(QBt), dLq, dM, PRECISION)
     dM = product(dLk, tl.trans(CKt), dM, PRECISION).to(op)
     dM = product(tl.trans(M), dM, small, PRECISION).to(op)
-    tl.store(dCB + square, product(dM, tl.trans(M), small, PRECISION).to(op))
+    tl.store(dCB + square, product(dM, tl.trans(M), dCKt, PRECISION).to(op))
 
 
 @triton.jit

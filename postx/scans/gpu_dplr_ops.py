@@ -7,9 +7,12 @@ import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from postx.scans import gpu_blocks, gpu_dplr, gpu_dplr_back
+from postx.scans import gpu_blocks, gpu_dplr, gpu_dplr_back, gpu_dplr_once
 from postx.scans.arguments import sum_to
 from postx.scans.gpu_chunked_ops import dense, launch, operand, strides_of, whole
+
+# Where a kernel of `gpu_dplr_once` is taken: "pairs" (block of K, warps), "keys" the same, or None.
+ONCE = {"pairs": None, "keys": None}
 
 
 class General(Function):
@@ -86,8 +89,11 @@ class Work:
         """Q^, K^, X, f, Ay, QB, CK and, with `keep`, M of every chunk."""
         C, W, after = self.chunk, self.width, not self.before
         warps, meta = self.blocks["pairs"], {"LEVELS": self.levels, "BLOCK_K": W}
-        QK, QB, CK, CB = (self.new(C, C, dtype=kind) for kind in (self.op, self.op, self.op, self.kind))
-        for x, put, XK, XB in ((self.q, False, QK, QB), (self.c, True, CK, CB)):
+        if ONCE["pairs"]:
+            QK, QB, CK, CB = self.pairs_once()
+        else:
+            QK, QB, CK, CB = (self.new(C, C, dtype=kind) for kind in (self.op, self.op, self.op, self.kind))
+        for x, put, XK, XB in () if ONCE["pairs"] else ((self.q, False, QK, QB), (self.c, True, CK, CB)):
             tokens = x, self.k, self.b, self.g, self.beta
             groups, strides = self.groups_and_strides(*tokens)
             sizes = self.T, self.H, self.K, *groups, self.chunks, 0, *strides
@@ -102,6 +108,19 @@ class Work:
         self.start(gpu_dplr.inside, (self.cells,), *pointers, *sizes, AFTER=after, KEEP=keep, **meta,
                    num_warps=self.blocks["inside"], SOLVE="tf32")  # fmt: skip
         return *made, QB, CK, inverse
+
+    def pairs_once(self):
+        block, warps = ONCE["pairs"]
+        C = self.chunk
+        QK, CK, CB = self.new(C, C), self.new(C, C), self.new(C, C, dtype=self.kind)
+        QB = QK if self.own else self.new(C, C)
+        tokens = self.q, self.k, self.b, self.c, self.g, self.beta
+        groups, strides = self.groups_and_strides(*tokens)
+        sizes = self.T, self.H, self.K, *groups, self.chunks, 0, *strides
+        meta = {"AFTER": not self.before, "OWN": self.own, "LEVELS": self.levels, "BLOCK": min(block, self.width)}
+        self.start(gpu_dplr_once.pairs, (self.cells,), *tokens, self.lengths, self.ones, QK, QB, CK, CB, *sizes, **meta,
+                   num_warps=warps)  # fmt: skip
+        return QK, QB, CK, CB
 
     def walk(self, x, w, moves, keeps, first, reverse=False):
         """The table before every chunk, or its gradient behind, and what comes out at the end."""
@@ -134,14 +153,17 @@ class Work:
     def keys(self, dreads, dwrites, dkeeps, down, squares, dmoves, dput, learn):
         """The gradients of q, k, b, c, g and beta, each head alone; dput overwrites K^."""
         QB, CK, inverse = squares
-        dQB, dCK, dCB, dback = *(torch.empty_like(QB) for _ in range(3)), torch.empty_like(dreads)
+        once = ONCE["keys"]
+        dQB, dCB, dback = torch.empty_like(QB), torch.empty_like(QB), torch.empty_like(dreads)
+        dCK = dCB if once and self.own else torch.empty_like(QB)
         tokens = self.b, self.c, self.g, self.beta
         groups, strides = self.groups_and_strides(*tokens)
         sizes = self.T, self.H, self.K, *groups, self.chunks, *strides
         pointers = *tokens, self.lengths, self.ones, inverse, QB, CK, dreads, dwrites, dmoves, down, dQB, dCK, dCB
         meta = {"LEVELS": self.levels, "BLOCK_K": self.width, "num_warps": self.blocks["squares"]}
+        meta |= {"SUM": True} if once and self.own else {}
         self.start(gpu_dplr_back.squares, (self.cells,), *pointers, dback, dput, *sizes, **meta)
-        block, warps = self.blocks["keys"]
+        block, warps = once or self.blocks["keys"]
         block = min(block, self.width)
         shape = self.B, self.T, self.H, self.K
 
@@ -157,5 +179,6 @@ class Work:
         pointers = *tokens, self.lengths, self.ones, down, dQB, dCK, dCB, dreads, dwrites, dback, dput, dkeeps
         pointers = *pointers, dq, dk, db, dc, dg, dbeta
         meta = {"AFTER": not self.before, "OWN": self.own, "LEARN": learn, "LEVELS": self.levels, "BLOCK": block}
-        self.start(gpu_dplr_back.keys, (self.cells, self.width // block), *pointers, *sizes, **meta, num_warps=warps)
+        keys = gpu_dplr_once.keys if once else gpu_dplr_back.keys
+        self.start(keys, (self.cells, self.width // block), *pointers, *sizes, **meta, num_warps=warps)
         return dq, dk, db, dc, dg, dbeta.sum(0)
