@@ -11,7 +11,7 @@ import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from postx.scans import gpu_affine, gpu_blocks, gpu_chunked, gpu_chunked_once, gpu_fused
+from postx.scans import gpu_affine, gpu_blocks, gpu_chunked, gpu_fused
 from postx.scans.arguments import sum_to
 
 
@@ -47,10 +47,6 @@ def operand(v):
 DTYPES = {getattr(torch, x): getattr(gpu_chunked.tl, x) for x in ("float16", "bfloat16", "float32", "float64")}
 
 
-# (block of V, warps, stages) of `gpu_chunked_once.gradients` where that kernel is taken, or None.
-ONCE = None
-
-
 class Chunked(Function):
     """q, k [B,T,heads,K], v_BTHV, g [B|1,T|1,heads] or None, S_BHKV (the state's dtype), lengths_B or None."""
 
@@ -74,9 +70,7 @@ class Chunked(Function):
         work, dg = Work(q, k, v, g, S, lengths), None
         if learn or share > 1 or not work.blocks["fused"]:
             dg = v.new_empty(v.shape[:3], dtype=S.dtype) if learn else None
-            dq, dk = (
-                x.new_empty(x.shape) if x.shape[2] * share == H else S.new_zeros(x.shape) for x in (q, k)
-            )
+            dq, dk = (x.new_empty(x.shape) if x.shape[2] * share == H else S.new_zeros(x.shape) for x in (q, k))
             work.gradients(dy, dlast, dq, dk, dv, dg, dS, share)
         else:
             dq, dk = (
@@ -177,10 +171,6 @@ class Work:
             out = torch.empty_like(dlast[:, some], memory_format=torch.contiguous_format)
             adjoints = self.tables(q, dy, dlast[:, some].contiguous(), out, h0, chunk, chunks, True)
             dS[:, some] = out
-            if ONCE and K <= 128:
-                self.once(dy, tables, adjoints, dq, dk, dv, dg, h0, chunk, share)
-                del tables, adjoints
-                continue
             self.outputs((k, q, dy), adjoints, dv, h0, chunk, self.blocks["dv"], reverse=True)
             self.add((v, dy, q), adjoints.mT, dk, h0, chunk, self.blocks["dk"], reverse=True, share=share)
             self.add((dy, v, k), tables.mT, dq, h0, chunk, self.blocks["dq"], reverse=False, share=share)
@@ -199,31 +189,6 @@ class Work:
         ends = last if segments == 1 else torch.empty_like(entering)
         self.walk(x, w, entering, ends, first, tables, h0, chunk, chunks, segments, span, reverse, keep=True)
         return tables
-
-    def once(self, dy, tables, adjoints, dq, dk, dv, dg, h0, chunk, share):
-        """Every gradient of some heads."""
-        (B, heads, chunks, K, V), (T, H), (block_v, warps, stages) = tables.shape, self.v.shape[1:3], ONCE
-        whole = [x.shape[2] * share == H for x in (dq, dk)]
-        parts = [
-            x if all_heads else x.new_empty(B, T, heads // share, K)
-            for x, all_heads in zip((dq, dk), whole, strict=True)
-        ]
-        places = [n for x, all in zip(parts, whole, strict=True) for n in (x.shape[2], 0 if all else h0 // share)]
-        sizes = T, H, K, V, self.q.shape[2], self.k.shape[2], self.g.shape[2], h0, heads, chunks, *places
-        strides = strides_of(self.q, self.k, self.v, self.g, dy)
-        pointers = self.q, self.k, self.v, self.g, tables, adjoints, self.lengths_or(dy), dy, *parts, dv
-        meta = {"LEARN": dg is not None, "KIND": DTYPES[self.S.dtype], "SHARE": share, "CHUNK": chunk}
-        block_v = self.fit(block_v, V)
-        meta |= {"BLOCK_K": gpu_blocks.whole(K, self.op.itemsize), "BLOCK_V": block_v, "ONE": block_v >= V}
-        launch(gpu_chunked_once.gradients, (B * chunks * heads // share,), dy, *pointers, dv if dg is None else dg,
-               *sizes, *strides, **self.meta, **meta, num_warps=warps, num_stages=stages)  # fmt: skip
-        for y, part, all_heads in zip((dq, dk), parts, whole, strict=True):
-            if not all_heads:
-                self.sum(part, y, h0, heads)
-
-    def sum(self, part, y, h0, heads):
-        first, some = h0 * y.shape[2] // self.v.shape[2], max(1, heads * y.shape[2] // self.v.shape[2])
-        y[:, :, first : first + some] += part.unflatten(2, (some, -1)).sum(3)
 
     def add(self, roles, tables, y, h0, chunk, blocks, reverse, share):
         """`outputs` of some heads, added to y [B,T,groups,J] where a group has more heads than `share`."""
