@@ -11,6 +11,7 @@ from docutils.utils import unescape
 from page import Page
 
 from _ext import guess, pages
+from postx.models import published
 
 ASKED = re.compile(r"^```\{guess\} ([^\n]+)\n(?::ask: ([^\n]+)\n)?(?::axis: ([xy])\n)?(.*?)^```$", re.M | re.S)
 SCRIPTS = ("guess.js",)
@@ -55,6 +56,7 @@ COMPUTED = {
     ("long_convolutions", "23 places"): lambda: 12 + 12 - 1,
     ("liquid_networks", "0.05 s"): lambda: 1 / 21,
     ("diffusion", "295 steps"): lambda: 989e12 / 3.35e12,
+    ("beyond_one_machine", "202 devices"): lambda: 1e6 * 64 / 8 * 50e9 / (2 * published.H100.flops),
     ("the_race", "7,200 tokens"): lambda: 7.505e9 * 2 / 16 / (32 * 2 * 8 * 128 * 2),
 }
 
