@@ -57,6 +57,38 @@ def test_what_is_printed_and_not_compared_is_a_time_or_asserted_to_be_in_a_band(
     assert bands >= 8
 
 
+BOUND = re.compile(r"\b(?:above|at most|below|less than|more than|under|within) (?:\d+(?:\.\d+)?e-?\d+|0\.\d+)")
+LATER = {("07_rnn_comeback", "c18"), ("12_sub_four_bit", "c20")}  # take one out when its chapter prints its number
+
+
+def printed_bounds(source):
+    """What a cell prints in place of the number that came: "below 1e-12", or whether a comparison holds."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:  # a magic of IPython
+        return []
+    prints = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "print"]
+    nodes = [node for call in prints for argument in call.args for node in ast.walk(argument)]
+    words = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    truths = [node.value for node in nodes if isinstance(node, ast.FormattedValue)]
+    return [found[0] for text in words if (found := BOUND.search(text))] + [
+        ast.unparse(node) for node in truths if isinstance(node, ast.Compare)
+    ]
+
+
+def test_what_is_measured_is_printed_and_the_bound_is_a_check():
+    assert printed_bounds('print(f"largest difference below 1e-12: {gap < 1e-12}")') == ["below 1e-12", "gap < 1e-12"]
+    assert printed_bounds("print(f\"off by {'less than 1e-12' if small else gap}\")") == ["less than 1e-12"]
+    assert printed_bounds('print(f"off by {gap:.0e}, equal to 1e-12, {\'yes\' if a < b else \'no\'}")') == []
+    found = {
+        (path.stem, cell.id): bounds
+        for path in notebooks.chapters()
+        for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == "code" and (bounds := printed_bounds(cell.source))
+    }
+    assert set(found) <= LATER, "print the number and assert the bound; the tag nbval-ignore-output leaves it out"
+
+
 def test_agreement_is_of_the_order():
     a, b = timings.ORDERS["ssd"]
     assert timings.agree("ssd", 2.0, 1.0).splitlines()[2] == "On this machine, the same order: 2 times."
