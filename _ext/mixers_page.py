@@ -29,7 +29,7 @@ READS = (
 COSTS = (
     f"One layer of width 1,024 (16 heads of 64; N = 16 where channels keep a state; filters as long as the text) on "
     f"{T:,} tokens: FLOPs of the mixer alone, without its projections, a token; numbers of state for one sequence; and "
-    "the largest error of any form against step, by dtype. A bar is as long as its state has digits."
+    "the largest error of any form against step, by dtype. The bar of a state is as long as its size has digits."
 )
 
 

@@ -239,6 +239,15 @@ def test_a_button_of_the_bar_leaves_the_claims_of_its_status(opened):
     assert left.pop("all") == sum(left.values()) > max(left.values())
 
 
+def test_the_evidence_begins_with_what_is_said_and_folds_what_holds_it(opened):
+    page = opened("chapters/evidence.html")
+    parts = page.eval_on_selector_all(".bd-article h2", "all => all.map(e => e.firstChild.textContent.trim())")
+    assert parts == ["Claims", "Findings", "Coverage", "Equations", "Agreement"]
+    for table in (".px-equations", ".px-agreement"):
+        assert page.locator(f"details:not([open]) {table}").count() == 1, f"{table} is not folded"
+    assert page.evaluate("document.querySelector('.px-tally').getBoundingClientRect().top") < SIZES["desk"]["height"]
+
+
 def test_print_cuts_nothing_and_opens_answers(opened):
     page = opened(CHAPTER)
     page.emulate_media(media="print")

@@ -106,6 +106,27 @@ def test_a_reload_keeps_where_buttons_stood(monkeypatch, shown):
     says(page, "At 1 it is steep.")
 
 
+def test_alt_with_an_arrow_goes_from_figure_to_figure(monkeypatch, shown):
+    slider, buttons = {"t": Int(1, 8)}, {"shape": Choice("flat", "steep", start="steep"), "t": Int(1, 3)}
+    figures = [figure(monkeypatch, **handles)[1] for handles in (slider, buttons, {"t": Int(1, 4)})]
+    page = shown("<p><input id=word></p>".join(figures), scripts=["book.js"])
+    at = "[...document.querySelectorAll('figure')].indexOf(document.activeElement.closest('figure'))"
+
+    def go(key):
+        page.keyboard.press(key)
+        return page.evaluate(at)
+
+    assert [go("Alt+ArrowDown") for _ in range(4)] == [0, 1, 2, 2], "the last one has no next"
+    assert page.locator("figure").nth(2).evaluate("e => e.getBoundingClientRect().bottom - innerHeight") <= 1
+    assert go("Alt+ArrowUp") == 1
+    assert page.evaluate("document.activeElement.value") == "1", "of buttons it is the one that is chosen"
+    assert go("Alt+ArrowUp") == 0
+    assert page.evaluate("document.activeElement.value") == "0", "a slider does not move by it"
+    assert go("ArrowDown") == 0
+    page.locator("#word").last.focus()
+    assert go("Alt+ArrowDown") == -1, "where one writes, the keys are the text's"
+
+
 def test_time_plays_to_its_end_and_pauses(monkeypatch, shown):
     page = shown(figure(monkeypatch, t=Int(1, 8, start=6, play=True))[1])
     browser.stop_time(page)
