@@ -107,8 +107,9 @@ class Mixers(Drawing):
             mark = nodes.inline(text="▮ ", classes=["px-lane", f"px-lane-{mixer.FAMILY}"])
             forms = ", ".join(["step", *mixers.forms(mixer)])
             for part in formula(mixer):
-                words += [BREAK.deepcopy(), nodes.math("", recurrences.tex(part))]
-            reads.append([[mark, nodes.strong(text=name)], words, forms])
+                words += [BREAK.deepcopy(), *(nodes.math("", piece) for piece in recurrences.pieces(part))]
+            made = nodes.inline(text=forms, classes=["px-made-by"])
+            reads.append([[mark, nodes.strong(text=name), BREAK.deepcopy(), made], words])
             cost = bill(mixer)
             errors = [evidence.decade(worst[name, dtype]) for dtype in DTYPES]
             kept = f"{cost.state_floats:,.0f}" + ("" if cost.bounded else " (grows with the text)")
@@ -117,7 +118,7 @@ class Mixers(Drawing):
             costs.append([[nodes.strong(text=name)], f"{cost.flops / T:,.0f}", state, *errors])
         return [
             self.section("What they compute", nodes.paragraph(text=READS),
-                         self.table(["Mixer", "In words, and its recurrence", "Forms"], reads, "mixers")),
+                         self.table(["Mixer, and its forms", "In words, and its recurrence"], reads, "mixers")),
             self.section("What they cost, and how well their forms agree", nodes.paragraph(text=COSTS),
                          self.table(["Mixer", "FLOPs a token", "State", *DTYPES], costs, "bills")),
         ]  # fmt: skip

@@ -13,11 +13,17 @@ MARKS = {"<-": r"\leftarrow", "<=": r"\le", "..": r"\dots", "...": r"\dots", "*"
 PAIRS = {"(": ")", "[": "]", "{": "}"}
 # A gap of several, a prime behind what it transposes, words of prose, numbers, marks.
 TOKEN = re.compile(r"\s+|[A-Za-z]+(?:'s\b)?|\d+|<-|<=|\.\.\.?|.")
+OPERATORS, CUT = {"+", "-", "/"}, "\0"
 JOINS = set("=+-*/<:,|([") | {"<-", "<=", "..", "...", "'"}  # no gap beside these but their own
 
 
 def tex(line: str) -> str:
     """The TeX of one line. Raises ValueError where a bracket is not closed."""
+    return " ".join(piece.removeprefix("{}") for piece in pieces(line)).replace("~ ", "~")
+
+
+def pieces(line: str) -> list[str]:
+    """The same, taken apart where a narrow page may break it: before an operator, and between words."""
     out, tokens, last = [], TOKEN.findall(line), ""
     at = 0
     while at < len(tokens):
@@ -26,7 +32,8 @@ def tex(line: str) -> str:
             near = tokens[at + 1] if at + 1 < len(tokens) else ""
             wide = _is_word(last) or _is_word(near)
             apart = wide and not {last, near} & JOINS
-            out.append(r"\quad " if len(token) > 1 else r"\ " if apart else " ")
+            operator = near in OPERATORS and tokens[at + 2 : at + 3] == [" "] and last
+            out.append(CUT + r"\quad " if len(token) > 1 else CUT + "{}" if operator else "~" + CUT if apart else " ")
         elif token == "sqrt":
             end = _closing(tokens, at + 1)
             out.append(rf"\sqrt{{{tex(''.join(tokens[at + 2 : end]))}}}")
@@ -44,7 +51,8 @@ def tex(line: str) -> str:
         if not token.isspace():
             last = token
         at += 1
-    return re.sub(r" +(?=[ )\]},;^_]|$)", "", "".join(out)).strip()
+    found = re.sub(rf" +(?=[ )\]}},;^_{CUT}]|$)", "", "".join(out)).strip()
+    return [part for part in found.split(CUT) if part]
 
 
 def _one(token):

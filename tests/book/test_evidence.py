@@ -376,12 +376,13 @@ def test_the_mixers_page_reads_every_mixer():
     ("y_t = sum_{i<t} e^((t-1-i) g + k_i) v_i", r"y_{t} = \sum_{i<t} e^{(t-1-i) g + k_{i}} v_{i}"),
     ("u + R'h <= K^-1/2 (kk' S)", r"u + R^\top h \le K^{-1/2} (kk^\top S)"),
     ("h <- a h + sqrt(1 - a^2) i x", r"h \leftarrow a h + \sqrt{1 - a^{2}} i x"),
-    ("B * x,  L_ij = g_{j+1} + ... + g_i", r"B \odot x,\quad L_{ij} = g_{j+1} + \dots + g_{i}"),
-    ("delta u write = q_t . kbar_n", r"\delta u\ \text{write} = q_{t} \cdot \bar k_{n}"),
-    ("one for each n", r"\text{one}\ \text{for}\ \text{each}\ n"),
+    ("B * x,  L_ij = g_{j+1} + ... + g_i", r"B \odot x, \quad L_{ij} = g_{j+1} + \dots + g_{i}"),
+    ("delta u write = q_t . kbar_n", r"\delta u~\text{write} = q_{t} \cdot \bar k_{n}"),
+    ("one for each n", r"\text{one}~\text{for}~\text{each}~n"),
 ])  # fmt: skip
 def test_a_recurrence_is_typeset(line, tex):
     assert recurrences.tex(line) == tex
+    assert recurrences.pieces("y = (a + b^(c - d)) / sqrt(e - f)") == ["y = (a", "{}+ b^{c - d})", r"{}/ \sqrt{e - f}"]
     with pytest.raises(ValueError, match="not closed"):
         recurrences.tex("a_{t")
 

@@ -126,7 +126,8 @@ TIRING = """() => [...document.querySelectorAll('.bd-article p:not(.admonition-t
       .map(e => e.outerHTML).slice(0, 1))"""
 
 # A higher heading looks stronger than a lower one; links have one color and no line under a space; a slider's value
-# stands beside its handle; a small number in a picture is 10⁻⁵, not 1e-05; a recurrence is typeset.
+# stands beside its handle; a small number in a picture is 10⁻⁵, not 1e-05; a recurrence
+# is typeset, and breaks where it is too long.
 LOOKS = """() => {
     const all = (what) => [...document.querySelectorAll(`.bd-article ${what}`)].filter(e => e.checkVisibility());
     const [h2, h3] = ['section > h2', 'section > h3'].map(h => all(h)[0]).map(h => h && getComputedStyle(h));
@@ -144,6 +145,8 @@ LOOKS = """() => {
       ...links.filter(e => /^\\s|\\s$/.test(e.textContent)).map(e => `underlined space: ${e.textContent}`),
       ...far.map(row => `its value is far from its handle: ${row.textContent.trim().slice(0, 40)}`),
       ...all('.px-mixers td code').map(e => `not typeset: ${e.textContent}`),
+      ...all('.pst-scrollable-table-container:has(.px-mixers)').filter(e => e.scrollWidth > e.clientWidth + 1)
+        .map(e => `the recurrences are cut: ${e.scrollWidth - e.clientWidth} px`),
       ...all('figure.px-fig svg text').filter(e => /\\de[-+]\\d\\d$/.test(e.textContent.trim()))
         .map(e => `a number of a computer in a picture: ${e.textContent}`)]; }"""
 
