@@ -259,9 +259,10 @@ def test_print_cuts_nothing_and_opens_answers(opened):
         .map(e => `closed: ${e.textContent.slice(0, 50)}`),
       ...[...document.querySelectorAll('details.hide > summary, .bd-article button')].filter(e => e.checkVisibility())
         .map(e => `a bar: ${e.textContent.slice(0, 50)}`),
-      ...[...document.querySelectorAll('.cell, .cell pre')].filter(e => getComputedStyle(e).breakInside === 'avoid')
+      ...[...document.querySelectorAll('.cell, .cell pre, .cell div')].filter(e => !e.closest('figure, mjx-container'))
+        .filter(e => getComputedStyle(e).breakInside === 'avoid' || /auto|scroll/.test(getComputedStyle(e).overflow))
         .map(e => `does not break: ${e.textContent.slice(0, 50)}`),
-      ...[...document.querySelectorAll('.px-fig > svg')].filter(e => e.getBoundingClientRect().height > 9 * 96 / 2.54)
+      ...[...document.querySelectorAll('.px-fig > svg')].filter(e => e.getBoundingClientRect().height > 8.1 * 96 / 2.54)
         .map(e => `so tall that half a page is left empty before it: ${e.ariaLabel.slice(0, 50)}`)]""")
     titles = page.eval_on_selector_all("h1", "all => all.filter(e => e.checkVisibility()).map(e => e.textContent)")
     # A slider is printed with its ends, which differ from where it stands; an address stands under its number.
