@@ -42,11 +42,6 @@ def bill(mixer):
     return mixer.cost(T, **sizes)
 
 
-def digits(cost) -> float:
-    """How many digits the size of a state has, and a fraction: its logarithm."""
-    return math.log10(cost.state_floats)
-
-
 def formula(mixer) -> list[str]:
     """The equations on the first indented line of the docstring, which wide gaps set apart."""
     lines = [line.strip() for line in mixer.__doc__.splitlines() if line.startswith("    ")]
@@ -113,7 +108,8 @@ class Mixers(Drawing):
             cost = bill(mixer)
             errors = [evidence.decade(worst[name, dtype]) for dtype in DTYPES]
             kept = f"{cost.state_floats:,.0f}" + ("" if cost.bounded else " (grows with the text)")
-            bar = f'<br><span class="px-lane px-lane-{mixer.FAMILY} px-size" style="--digits:{digits(cost):.1f}"></span>'
+            kind, size = f"px-lane px-lane-{mixer.FAMILY} px-size", f"--digits:{math.log10(cost.state_floats):.1f}"
+            bar = f'<br><span class="{kind}" style="{size}"></span>'
             state = [nodes.Text(kept), nodes.raw("", bar, format="html")]
             costs.append([[nodes.strong(text=name)], f"{cost.flops / T:,.0f}", state, *errors])
         return [

@@ -6,7 +6,7 @@ r"""A recurrence as a docstring writes it, in TeX: letters of Greek by name, S' 
 
 import re
 
-GREEK = "alpha beta gamma delta theta phi sigma tau Lambda".split()
+GREEK = ("alpha", "beta", "gamma", "delta", "theta", "phi", "sigma", "tau", "Lambda")
 WORDS = {name: "\\" + name for name in (*GREEK, "exp", "max")} | {"sum": r"\sum", "o": r"\circ", "kbar": r"\bar k"}
 WORDS |= {"Uk": "U^k", "Uv": "U^v"} | {d: d for d in ("dh", "dt", "kk")}  # letters, and no words
 MARKS = {"<-": r"\leftarrow", "<=": r"\le", "..": r"\dots", "...": r"\dots", "*": r"\odot", "'": r"^\top"}
