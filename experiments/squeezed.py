@@ -12,7 +12,8 @@ the validation split. cache and state: the model steps token by token, and what 
 where it is stored in so many bits; the token itself still reads what it wrote unrounded. One scale and zero point, from
 the least and the largest number (and 0), for each head's key and value of a token (`cache`, keys as turned by their
 position), or for each head and key row of a table S_BHKV (`state`). The last inputs of short convolutions and token
-shifts stay whole. On a GPU a step with its rounding is one CUDA graph.
+shifts stay whole. On a GPU a step with its rounding is one CUDA graph. The state has a control, rounded after every
+64th token only: what is kept is then as coarse, and is not rounded again and again.
 """
 
 import argparse
@@ -37,11 +38,12 @@ from experiments.runner.sweep import key
 from postx import text as texts
 from postx.mixers import attention
 from postx.models import checkpoints, graph, quantized
-from postx.shapes import trusted
+from postx.shapes import map_state, trusted
 
 FAMILIES = ("attention", "hybrid", "ssd", "gated_deltanet", "rwkv7")
 BITS, T, STRETCHES, READ, GROUP, SEEDS = (8, 4, 3, 2), 2048, 32, 8, 64, (0, 1, 2)
-METHODS = {"weights": ("uniform", "gptq"), "cache": ("min-max",), "state": ("min-max",)}
+METHODS = {"weights": ("uniform", "gptq"), "cache": ("min-max",), "state": ("min-max", "min-max, every 64th")}
+EVERY = {"min-max, every 64th": 64}  # tokens from one rounding to the next; 1 for all other methods
 
 
 def stretches(data, n, long=T):
@@ -117,6 +119,10 @@ class Rounded(graph.Graph):
         logits, S = super()._step()
         return logits, S if self.what is None else rounded(self.lm, S, self.what, self.bits)
 
+    def round(self, what, bits):
+        """Round what is kept now, in place."""
+        map_state(lambda x, new: None if x is new else x.copy_(new), self.S, rounded(self.lm, self.S, what, bits))
+
 
 # ---------------------------------------------------------------- bits a byte
 
@@ -132,28 +138,34 @@ def whole(lm, ids_BT, rows=8):
 
 
 @torch.no_grad()
-def stepped(lm, ids_BT, what=None, bits=None):
+def stepped(lm, ids_BT, what=None, bits=None, every=1):
     """(bits a byte of each stretch as `whole` gives them, the last state): token by token, all stretches side by side.
 
-    After each token `what` ("cache", "state" or None) is rounded to `bits` bits.
+    After each token `what` ("cache", "state" or None) is rounded to `bits` bits; the state also after every so many.
     """
+    if every > 1 and what != "state":
+        raise ValueError(f"every: expected 1 for {what!r}, whose newest token alone is rounded, got {every}")
     ids_TB = ids_BT.to(next(lm.parameters()).device).T.contiguous()
     steps = len(ids_TB) - 1
     logits, S = lm(ids_TB[0][:, None])
-    logits_BY, S = logits[:, -1], S if what is None else rounded(lm, S, what, bits)
+    logits_BY, S = logits[:, -1], S if what is None or every > 1 else rounded(lm, S, what, bits)
     total_B = torch.zeros(ids_TB.shape[1], dtype=torch.float64, device=ids_TB.device)
     # Too few tokens to pay for a graph are stepped as on a CPU.
-    fast = Rounded(lm, S, steps - 1, what, bits) if ids_TB.is_cuda and steps > graph.PAYS_FROM else None
+    inside = None if every > 1 else what
+    fast = Rounded(lm, S, steps - 1, inside, bits) if ids_TB.is_cuda and steps > graph.PAYS_FROM else None
     for t in range(1, steps + 1):
         total_B += torch.log_softmax(logits_BY, -1).gather(-1, ids_TB[t][:, None])[:, 0]
         if t == steps:
             break
+        due = what is not None and (t + 1) % every == 0  # t + 1 tokens are read then
         if fast is not None:
             logits_BY = fast(ids_TB[t])
+            if due and every > 1:
+                fast.round(what, bits)
             continue
         with trusted():
             logits, S = lm(ids_TB[t][:, None], S, inplace=True)
-        logits_BY, S = logits[:, -1], S if what is None else rounded(lm, S, what, bits)
+        logits_BY, S = logits[:, -1], rounded(lm, S, what, bits) if due else S
     return (-total_B / steps / math.log(2)).cpu(), S if fast is None else fast.state()
 
 
@@ -196,7 +208,7 @@ class Judge:
             found, base = whole(small.to(self.device), self.asked), self.bits_B
             more = {"bits_per_weight": report.bits_per_weight, "kept": report.kept}
         else:
-            found, S = stepped(self.lm, self.asked, what, bits)
+            found, S = stepped(self.lm, self.asked, what, bits, EVERY.get(method, 1))
             base, more = self.stepped_B, {"bits_per_number": stored(self.lm, S, what, bits)}
         if not bool(found.isfinite().all()):
             return None
@@ -237,13 +249,14 @@ def serve(args):
     about = {"sha256": text.sha256, "stretches": args.stretches, "T": T}
     device, start = torch.device(args.device), time.monotonic()
     if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)  # where graphs are captured
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else (
         f"CPU ({platform.machine()}), {torch.get_num_threads()} threads")  # fmt: skip
     done = {r["key"] for r in read(args.out)}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     failed = 0
-    for seed in SEEDS:
+    for seed in args.seeds or SEEDS:
         for name in FAMILIES if args.only is None else args.only:
             folder = args.weights / f"s{seed}"
             if name not in checkpoints.kept(folder):
@@ -308,6 +321,7 @@ def main():
     parser.add_argument("--weights", type=Path, required=True, help="the folder with s0, s1 and s2")
     parser.add_argument("--text", type=Path, help="of `experiments.runner.corpus`; the committed slice without it")
     parser.add_argument("--only", nargs="*", choices=FAMILIES, help="families; all without it")
+    parser.add_argument("--seeds", nargs="*", type=int, choices=SEEDS, help="all without it")
     parser.add_argument("--what", nargs="*", choices=("nothing", *METHODS), help="what is rounded; all without it")
     parser.add_argument("--method", nargs="*", help="how it is rounded; all without it")
     parser.add_argument("--bits", nargs="*", type=int, choices=BITS, help="all without it")

@@ -14,8 +14,9 @@ MODULES = {p.relative_to(PACKAGE.parent).with_suffix("").as_posix().replace("/",
 # quantizer adds a file, so of those rooms the mean of a file is held. The scans grew by a third when each recurrence
 # got its backward pass by hand, on a GPU and on a CPU. Explore grew by two fifths with handles of other kinds and with
 # figures that are a formula, which Python writes as JavaScript; words for a phone and small heat maps are 50 lines,
-# dots as one line and neighbors swapped at once 80.
-LINES = {"shapes": 280, "cost": 335, "parts": 665, "scans": 6350, "explore": 1330}
+# dots as one line and neighbors swapped at once 80. The scans' last 210: where the general delta rule's b is k, as in
+# KDA, its two costliest kernels have a faster form (170 lines); slices of heads are added up (20).
+LINES = {"shapes": 280, "cost": 335, "parts": 665, "scans": 6560, "explore": 1330}
 MEAN = {"mixers": 195, "quant": 165}
 LONGEST = 300
 

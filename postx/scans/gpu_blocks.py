@@ -41,15 +41,16 @@ DELTA = {
     (4, 64, 64): {"chunk": 32, "solve": 4, "forward": (32, 4, 1), "backward": (32, 4, 1), "gradients": (32, 4, 1)},
 }
 # The same for the general delta recurrence, for half precision alone: tokens of a chunk; (block of V, warps, stages) of
-# "walk", "outputs" and "values", warps of "pairs", "inside" and "squares", (block of K, warps) of "keys".
+# "walk", "outputs" and "values", warps of "pairs", "inside" and "squares", (block of K, warps) of "keys" and of "own",
+# which makes the pairs where b is k, and which was timed at 128 by 128 alone.
 GENERAL = {
     (2, 128, 128): {
-        "chunk": 64, "pairs": 4, "inside": 8, "walk": (128, 8, 2), "outputs": (128, 4, 1), "values": (64, 8, 1),
-        "squares": 4, "keys": (64, 4),
+        "chunk": 64, "pairs": 4, "inside": 4, "walk": (128, 8, 2), "outputs": (128, 4, 1), "values": (64, 8, 1),
+        "squares": 4, "keys": (64, 4), "own": (64, 4),
     },
     (2, 64, 64): {
         "chunk": 64, "pairs": 4, "inside": 4, "walk": (64, 4, 3), "outputs": (64, 4, 1), "values": (64, 4, 1),
-        "squares": 4, "keys": (64, 4),
+        "squares": 4, "keys": (64, 4), "own": (64, 4),
     },
 }  # fmt: skip
 # (bytes of an operand, K, V): tokens of a chunk; blocks of K and V, warps and stages of a pass, and of its levels.

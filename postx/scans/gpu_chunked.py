@@ -169,16 +169,17 @@ def carry(
         tl.store(last + head * numbers + i, X, mask=inside)
 
 
-@triton.jit(do_not_specialize=["T", "h0", "chunks"])
+@triton.jit(do_not_specialize=["T", "h0", "chunks", "wide", "past"])
 def outputs(
     q, k, v, g, tables, lengths, y,
-    T, H, I, J, G_q, G_k, G_v, G_g, h0, heads, chunks, by_i, by_j,
+    T, H, I, J, G_q, G_k, G_v, G_g, h0, heads, chunks, wide, past, by_i, by_j,
     q_B, q_T, q_H, k_B, k_T, k_H, v_B, v_T, v_H, g_B, g_T, g_H,
     REVERSE: tl.constexpr, DECAY: tl.constexpr, RAGGED: tl.constexpr, PRECISION: tl.constexpr, KIND: tl.constexpr,
     SHARE: tl.constexpr, ONE: tl.constexpr, CHUNK: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
-    """y [B,T,H/SHARE,J], where SHARE heads that have v in common are added up. q and k are I wide, v is J wide.
+    """y [B,T,wide,J], where SHARE heads that have v in common are added up. q and k are I wide, v is J wide.
 
+    y begins `past` such sums behind the first of all H heads.
     A table is read by the strides by_i and by_j. ONE says that I fits one block. Programs that read the same tokens
     stand side by side.
     """
@@ -213,8 +214,8 @@ def outputs(
         out_all += out
     vt = rows_of(v + b * v_B + head_of(h, G_v, H, v_H), start, c, v_T, j, L, J, op)
     out_all = product(A_all.to(op), vt, out_all, PRECISION)
-    y += ((b * T + start) * (H // SHARE) + h // SHARE) * J
-    at, inside = c[:, None] * (H // SHARE) * J + j[None, :], (c < T - start)[:, None] & (j < J)[None, :]
+    y += ((b * T + start) * wide + h // SHARE - past) * J
+    at, inside = c[:, None] * wide * J + j[None, :], (c < T - start)[:, None] & (j < J)[None, :]
     tl.store(y + at, out_all.to(y.dtype.element_ty), mask=inside)
 
 

@@ -66,16 +66,16 @@ class Chunked(Function):
         dy, dlast = dy.contiguous(), dlast.contiguous()
         H, learn = v.shape[2], ctx.needs_input_grad[3]
         share = gpu_blocks.share(H, q.shape[2], k.shape[2])
-        dq, dk = (
-            x.new_empty(*v.shape[:2], H // share, x.shape[3], dtype=x.dtype if x.shape[2] * share == H else S.dtype)
-            for x in (q, k)
-        )
         dv, dS = v.new_empty(v.shape), torch.empty_like(S)
         work, dg = Work(q, k, v, g, S, lengths), None
         if learn or share > 1 or not work.blocks["fused"]:
             dg = v.new_empty(v.shape[:3], dtype=S.dtype) if learn else None
+            dq, dk = (x.new_empty(x.shape) if x.shape[2] * share == H else S.new_zeros(x.shape) for x in (q, k))
             work.gradients(dy, dlast, dq, dk, dv, dg, dS, share)
         else:
+            dq, dk = (
+                v.new_empty(*v.shape[:3], x.shape[3], dtype=x.dtype if x.shape[2] == H else S.dtype) for x in (q, k)
+            )
             work.fused((k, q, dy), (q, dy), dlast, dv, dS, reverse=True)
             work.fused((v, dy, q), (q, dy), dlast, dk, None, reverse=True, turned=True)
             work.fused((dy, v, k), (k, v), S, dq, None, turned=True)
@@ -165,17 +165,18 @@ class Work:
         q, k, v, (B, H, K, V) = self.q, self.k, self.v, self.S.shape
         chunk = self.blocks["chunk"]
         chunks = -(-v.shape[1] // chunk)
-        for h0, heads in slices(H, B * chunks * K * V * self.op.itemsize, v, share):
+        for h0, heads in slices(H, B * chunks * K * V * self.op.itemsize, v, share, q.shape[2], k.shape[2]):
             some = slice(h0, h0 + heads)
             tables = self.tables(k, v, self.S[:, some].contiguous(), None, h0, chunk, chunks, False)
             out = torch.empty_like(dlast[:, some], memory_format=torch.contiguous_format)
             adjoints = self.tables(q, dy, dlast[:, some].contiguous(), out, h0, chunk, chunks, True)
             dS[:, some] = out
             self.outputs((k, q, dy), adjoints, dv, h0, chunk, self.blocks["dv"], reverse=True)
-            self.outputs((v, dy, q), adjoints.mT, dk, h0, chunk, self.blocks["dk"], reverse=True, share=share)
-            self.outputs((dy, v, k), tables.mT, dq, h0, chunk, self.blocks["dq"], share=share)
+            self.add((v, dy, q), adjoints.mT, dk, h0, chunk, self.blocks["dk"], reverse=True, share=share)
+            self.add((dy, v, k), tables.mT, dq, h0, chunk, self.blocks["dq"], reverse=False, share=share)
             if dg is not None:
                 self.decays(dy, tables, adjoints, dg, h0, chunk)
+            del tables, adjoints  # or they would stand beside the next slice's first table
 
     def tables(self, x, w, first, last, h0, chunk, chunks, reverse):
         """The tables between the chunks of the heads that `first` has, from h0 on: [B,heads,chunks,K,V]."""
@@ -189,13 +190,25 @@ class Work:
         self.walk(x, w, entering, ends, first, tables, h0, chunk, chunks, segments, span, reverse, keep=True)
         return tables
 
+    def add(self, roles, tables, y, h0, chunk, blocks, reverse, share):
+        """`outputs` of some heads, added to y [B,T,groups,J] where a group has more heads than `share`."""
+        H, heads, groups = self.v.shape[2], tables.shape[1], y.shape[2]
+        if groups * share == H:
+            return self.outputs(roles, tables, y, h0, chunk, blocks, reverse, share)
+        part = y.new_empty(*y.shape[:2], heads // share, y.shape[3])
+        self.outputs(roles, tables, part, h0, chunk, blocks, reverse, share)
+        first, some = h0 * groups // H, max(1, heads * groups // H)
+        y[:, :, first : first + some] += part.unflatten(2, (some, -1)).sum(3)
+
     def outputs(self, roles, tables, y, h0, chunk, blocks, reverse=False, share=1):
+        """y [B,T,heads,J], of all heads or of those alone that `tables` has."""
         q, k, v = roles
         (B, T, _, I), J, H = q.shape, v.shape[3], self.v.shape[2]
         heads, chunks = tables.shape[1:3]
         block_i, block_j = self.fit(blocks[0], I), self.fit(blocks[1], J)
         groups = *(x.shape[2] for x in roles), self.g.shape[2]
-        sizes = T, H, I, J, *groups, h0, heads, chunks, *tables.stride()[3:]
+        past = 0 if y.shape[2] * share == H else h0 // share
+        sizes = T, H, I, J, *groups, h0, heads, chunks, y.shape[2], past, *tables.stride()[3:]
         strides = strides_of(q, k, v, self.g)
         meta = {"REVERSE": reverse, "KIND": DTYPES[self.S.dtype], "SHARE": share, "ONE": block_i >= I, "CHUNK": chunk}
         launch(gpu_chunked.outputs, (B * chunks * heads // share, -(-J // block_j)), v, q, k, v, self.g, tables,
@@ -217,10 +230,14 @@ class Work:
         return other if self.lengths is None else self.lengths
 
 
-def slices(H, bytes_of_head, v, share):
-    """(first head, heads) of every slice of heads whose tables stand in memory together."""
-    most = max(gpu_blocks.AT_ONCE, v.numel() * v.element_size())
-    heads = max(share, most // max(1, bytes_of_head) // share * share)
+def slices(H, bytes_of_head, v, share, *groups):
+    """(first head, heads) of every slice of heads whose tables stand in memory together.
+
+    Of tensors with fewer heads, `groups`, a slice takes whole ones, or a part of one.
+    """
+    most = max(gpu_blocks.AT_ONCE, v.numel() * v.element_size()) // max(1, bytes_of_head)
+    fits = range(share, max(share, min(most, H)) + 1, share)
+    heads = max(n for n in fits if all(n % (H // group) == 0 or H // group % n == 0 for group in groups))
     return [(h0, min(heads, H - h0)) for h0 in range(0, H, heads)]
 
 

@@ -14,7 +14,8 @@ and b^ from its end. CB is strictly lower triangular, so M = (I - CB)^-1 exists;
     Y = Q^ S + Ay V              Q^ = q~ + Lq c~            Ay = QK + Lq CK                                   `outputs`
     S <- f * S + X S + K^'V      K^ = k^ + Lk'b^            X = b^'W,  f = exp(g_1 + ... + g_C)               `walk`
 
-Q^, K^, X and Ay need no state (`inside`). The way back is in `gpu_dplr_back`.
+Q^, K^, X and Ay need no state (`inside`). The way back is in `gpu_dplr_back`; where b is k, `gpu_dplr_own` makes the
+pairs and their gradients.
 
 E_ij depends on two tokens and a key, so no matrix product makes the pairs as they stand, and splitting E_ij into
 e^(G_i) e^(-G_j) takes a factor above 1. So the chunk is halved, and its halves again, down to single tokens. Two tokens
@@ -108,10 +109,10 @@ def pairs(
     x, k, b, g, beta, lengths, table, XK, XB,
     T, H, K, G_x, G_k, G_b, G_g, G_beta, chunks, ZERO,
     x_B, x_T, x_H, k_B, k_T, k_H, b_B, b_T, b_H, g_B, g_T, g_H, beta_B, beta_T, beta_H, g_K,
-    PUT: tl.constexpr, AFTER: tl.constexpr, OWN: tl.constexpr, RAGGED: tl.constexpr, PRECISION: tl.constexpr,
+    PUT: tl.constexpr, AFTER: tl.constexpr, RAGGED: tl.constexpr, PRECISION: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, LEVELS: tl.constexpr,
 ):  # fmt: skip
-    """QK and QB of every chunk [B,H,chunks,CHUNK,CHUNK] where x is q, CK and CB where PUT and x is c. OWN: b is k.
+    """QK and QB of every chunk [B,H,chunks,CHUNK,CHUNK] where x is q, CK and CB where PUT and x is c.
 
     What a level needs is loaded there again (`level * ZERO` keeps the compiler from doing so before the loop): it would
     not fit into registers.
@@ -136,21 +137,18 @@ def pairs(
         xs = (rows_of(x + again, start, at, x_T, i, L, K, kind) * F).to(op)
         ys = (rows_of(k + again, start, at, k_T, i, L, K, kind) * F).to(op)
         XKt = parted(xs, ys, near, XKt, PRECISION)
-        if not OWN:
-            ys = (rows_of(b + again, start, at, b_T, i, L, K, kind) * F).to(op)
-            XBt = parted(xs, ys, near, XBt, PRECISION)
+        ys = (rows_of(b + again, start, at, b_T, i, L, K, kind) * F).to(op)
+        XBt = parted(xs, ys, near, XBt, PRECISION)
     if AFTER:
         xt, yt = rows_of(x, start, at, x_T, i, L, K, kind), rows_of(k, start, at, k_T, i, L, K, kind)
         XKt = tl.where(up == to, tl.sum(xt * yt, 1)[:, None], XKt)
-        if not OWN:
-            yt = rows_of(b, start, at, b_T, i, L, K, kind)
-            XBt = tl.where(up == to, tl.sum(xt * yt, 1)[:, None], XBt)
+        yt = rows_of(b, start, at, b_T, i, L, K, kind)
+        XBt = tl.where(up == to, tl.sum(xt * yt, 1)[:, None], XBt)
     rate = tl.full([CHUNK, 1], 1, kind)
     if PUT:
         rate = rates(beta + row * beta_B + head_of(h, G_beta, H, beta_H), start, at, beta_T, L, kind)
     kept = up >= to if AFTER else up > to
-    XKt = tl.where(kept, XKt, 0) * rate
-    XBt = XKt if OWN else tl.where(kept, XBt, 0) * rate
+    XKt, XBt = tl.where(kept, XKt, 0) * rate, tl.where(kept, XBt, 0) * rate
     place = ((row * H + h) * chunks + n) * CHUNK * CHUNK + up * CHUNK + to
     tl.store(XK + place, XKt.to(XK.dtype.element_ty))
     tl.store(XB + place, XBt.to(XB.dtype.element_ty))

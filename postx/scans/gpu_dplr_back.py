@@ -86,8 +86,12 @@ def squares(
     T, H, K, G_b, G_c, G_g, G_beta, chunks,
     b_B, b_T, b_H, c_B, c_T, c_H, g_B, g_T, g_H, beta_B, beta_T, beta_H, g_K,
     RAGGED: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, LEVELS: tl.constexpr,
+    OWN: tl.constexpr,
 ):  # fmt: skip
-    """Of every chunk dQB, dCK and dCB [CHUNK,CHUNK], and dc~ and db^ [CHUNK,BLOCK_K]."""
+    """Of every chunk dQB, dCK and dCB [CHUNK,CHUNK], and dc~ and db^ [CHUNK,BLOCK_K].
+
+    OWN, b is k: dQB gets dQK + dQB, dCB gets dCK + dCB, and dCK is left alone.
+    """
     kind: tl.constexpr = tl.float64 if inverse.dtype.element_ty == tl.float64 else tl.float32
     op: tl.constexpr = inverse.dtype.element_ty
     program = tl.program_id(0)
@@ -122,14 +126,17 @@ def squares(
     dc = product(tl.trans(M), dW, wide, PRECISION)
     dc = product(tl.trans(Lq), dQ, dc, PRECISION)
     tl.store(dback + chunk * CHUNK * BLOCK_K + rows, dc.to(op))
-    tl.store(dQB + square, product(dLq, tl.trans(M), small, PRECISION).to(op))
+    tl.store(dQB + square, product(dLq, tl.trans(M), dA.to(kind) if OWN else small, PRECISION).to(op))
     dCKt = product(tl.trans(Lq), dA, small, PRECISION)
-    tl.store(dCK + square, product(tl.trans(M), dLk, dCKt, PRECISION).to(op))
+    dCKt = product(tl.trans(M), dLk, dCKt, PRECISION)
+    if not OWN:
+        tl.store(dCK + square, dCKt.to(op))
+        dCKt = small
     dM = product(dW, tl.trans(cs), small, PRECISION)
     dM = product(tl.trans(QBt), dLq, dM, PRECISION)
     dM = product(dLk, tl.trans(CKt), dM, PRECISION).to(op)
     dM = product(tl.trans(M), dM, small, PRECISION).to(op)
-    tl.store(dCB + square, product(dM, tl.trans(M), small, PRECISION).to(op))
+    tl.store(dCB + square, product(dM, tl.trans(M), dCKt, PRECISION).to(op))
 
 
 @triton.jit
@@ -198,12 +205,12 @@ def keys(
     dput, dkeeps, dq, dk, db, dc, dg, dbeta,
     T, H, K, G_q, G_k, G_b, G_c, G_g, G_beta, chunks, WIDTH, ZERO,
     q_B, q_T, q_H, k_B, k_T, k_H, b_B, b_T, b_H, c_B, c_T, c_H, g_B, g_T, g_H, beta_B, beta_T, beta_H, g_K,
-    AFTER: tl.constexpr, OWN: tl.constexpr, LEARN: tl.constexpr, RAGGED: tl.constexpr, PRECISION: tl.constexpr,
+    AFTER: tl.constexpr, LEARN: tl.constexpr, RAGGED: tl.constexpr, PRECISION: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK: tl.constexpr, LEVELS: tl.constexpr,
 ):  # fmt: skip
     """dq, dk, db, dc, dg [B,T,H,K] of each head alone, and of each block of keys dbeta [blocks,B,T,H].
 
-    With OWN, what b learns goes to k, and db is left alone; dg is left alone without LEARN.
+    dg is left alone without LEARN.
     """
     kind: tl.constexpr = dbeta.dtype.element_ty
     op: tl.constexpr = dreads.dtype.element_ty
@@ -254,16 +261,14 @@ def keys(
     dy, dgt = written_by(b, b_T, q, q_T, c, c_T, dQB, dCB, rate, dy, dgt, table, high, low, start, at, i, L, K, ZERO,
                          AFTER, LEARN, LEVELS, PRECISION)  # fmt: skip
     dy += own_b * rows_of(q, start, at, q_T, i, L, K, kind)
-    if not OWN:
-        tl.store(db + place, dy.to(db.dtype.element_ty), mask=mask)
-        dy = none
+    tl.store(db + place, dy.to(db.dtype.element_ty), mask=mask)
     # k
     F = scaled(tl.trans(ones), high, low, kind, PRECISION)
     dx = tl.load(dwrites + rows).to(kind) * F
     dgt = product(ones, (rows_of(k, start, at, k_T, i, L, K, kind) * dx).to(op), dgt, PRECISION)
     dx, dgt = written_by(k, k_T, q, q_T, c, c_T, dQK, dCK, rate, dx, dgt, table, high, low, start, at, i, L, K, ZERO,
                          AFTER, LEARN, LEVELS, PRECISION)  # fmt: skip
-    dx += own_k * rows_of(q, start, at, q_T, i, L, K, kind) + dy
+    dx += own_k * rows_of(q, start, at, q_T, i, L, K, kind)
     tl.store(dk + place, dx.to(dk.dtype.element_ty), mask=mask)
     if LEARN:
         dgt += tl.load(dkeeps + chunk * WIDTH + i)[None, :]

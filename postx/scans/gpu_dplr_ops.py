@@ -7,7 +7,7 @@ import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from postx.scans import gpu_blocks, gpu_dplr, gpu_dplr_back
+from postx.scans import gpu_blocks, gpu_dplr, gpu_dplr_back, gpu_dplr_own
 from postx.scans.arguments import sum_to
 from postx.scans.gpu_chunked_ops import dense, launch, operand, strides_of, whole
 
@@ -84,24 +84,40 @@ class Work:
 
     def inside(self, keep):
         """Q^, K^, X, f, Ay, QB, CK and, with `keep`, M of every chunk."""
-        C, W, after = self.chunk, self.width, not self.before
-        warps, meta = self.blocks["pairs"], {"LEVELS": self.levels, "BLOCK_K": W}
-        QK, QB, CK, CB = (self.new(C, C, dtype=kind) for kind in (self.op, self.op, self.op, self.kind))
-        for x, put, XK, XB in ((self.q, False, QK, QB), (self.c, True, CK, CB)):
-            tokens = x, self.k, self.b, self.g, self.beta
-            groups, strides = self.groups_and_strides(*tokens)
-            sizes = self.T, self.H, self.K, *groups, self.chunks, 0, *strides
-            self.start(gpu_dplr.pairs, (self.cells,), *tokens, self.lengths, self.ones, XK, XB, *sizes, PUT=put,
-                       AFTER=after and not put, OWN=self.own, num_warps=warps, **meta)  # fmt: skip
+        C, W = self.chunk, self.width
+        QK, QB, CK, CB = squares = self.pairs()
         made = self.new(C, W), self.new(C, W), self.new(W, W), self.new(W, dtype=self.kind), self.new(C, C)
         inverse = self.new(C, C) if keep else None
         tokens = self.q, self.k, self.b, self.c, self.g, self.beta
         groups, strides = self.groups_and_strides(*tokens)
         sizes = self.T, self.H, self.K, *groups, self.chunks, *strides
-        pointers = *tokens, self.lengths, self.ones, QK, QB, CK, CB, *made, inverse
-        self.start(gpu_dplr.inside, (self.cells,), *pointers, *sizes, AFTER=after, KEEP=keep, **meta,
-                   num_warps=self.blocks["inside"], SOLVE="tf32")  # fmt: skip
+        pointers = *tokens, self.lengths, self.ones, *squares, *made, inverse
+        self.start(gpu_dplr.inside, (self.cells,), *pointers, *sizes, AFTER=not self.before, KEEP=keep, BLOCK_K=W,
+                   LEVELS=self.levels, num_warps=self.blocks["inside"], SOLVE="tf32")  # fmt: skip
         return *made, QB, CK, inverse
+
+    def pairs(self):
+        """QK, QB, CK and CB of every chunk."""
+        C, after = self.chunk, not self.before
+        QK, CK, CB = self.new(C, C), self.new(C, C), self.new(C, C, dtype=self.kind)
+        QB = QK if self.own else self.new(C, C)
+
+        def start(kernel, readers, made, **meta):
+            tokens = *readers, self.g, self.beta
+            groups, strides = self.groups_and_strides(*tokens)
+            sizes = self.T, self.H, self.K, *groups, self.chunks, 0, *strides
+            self.start(kernel, (self.cells,), *tokens, self.lengths, self.ones, *made, *sizes, LEVELS=self.levels,
+                       **meta)  # fmt: skip
+
+        if self.own:
+            block, warps = self.blocks["own"]
+            start(gpu_dplr_own.pairs, (self.q, self.k, self.c), (QK, CK, CB), AFTER=after,
+                  BLOCK=min(block, self.width), num_warps=warps)  # fmt: skip
+        else:
+            meta = {"BLOCK_K": self.width, "num_warps": self.blocks["pairs"]}
+            start(gpu_dplr.pairs, (self.q, self.k, self.b), (QK, QB), PUT=False, AFTER=after, **meta)
+            start(gpu_dplr.pairs, (self.c, self.k, self.b), (CK, CB), PUT=True, AFTER=False, **meta)
+        return QK, QB, CK, CB
 
     def walk(self, x, w, moves, keeps, first, reverse=False):
         """The table before every chunk, or its gradient behind, and what comes out at the end."""
@@ -134,12 +150,13 @@ class Work:
     def keys(self, dreads, dwrites, dkeeps, down, squares, dmoves, dput, learn):
         """The gradients of q, k, b, c, g and beta, each head alone; dput overwrites K^."""
         QB, CK, inverse = squares
-        dQB, dCK, dCB, dback = *(torch.empty_like(QB) for _ in range(3)), torch.empty_like(dreads)
+        dQB, dCB, dback = torch.empty_like(QB), torch.empty_like(QB), torch.empty_like(dreads)
+        dCK = None if self.own else torch.empty_like(QB)
         tokens = self.b, self.c, self.g, self.beta
         groups, strides = self.groups_and_strides(*tokens)
         sizes = self.T, self.H, self.K, *groups, self.chunks, *strides
         pointers = *tokens, self.lengths, self.ones, inverse, QB, CK, dreads, dwrites, dmoves, down, dQB, dCK, dCB
-        meta = {"LEVELS": self.levels, "BLOCK_K": self.width, "num_warps": self.blocks["squares"]}
+        meta = {"LEVELS": self.levels, "BLOCK_K": self.width, "OWN": self.own, "num_warps": self.blocks["squares"]}
         self.start(gpu_dplr_back.squares, (self.cells,), *pointers, dback, dput, *sizes, **meta)
         block, warps = self.blocks["keys"]
         block = min(block, self.width)
@@ -151,11 +168,14 @@ class Work:
         dq, dk, dc = room(self.q), room(self.k), room(self.c)
         db, dg = None if self.own else room(self.b), room(self.g) if learn else None
         dbeta = self.v.new_empty(self.width // block, *shape[:3], dtype=self.kind)
+        if self.own:
+            keys, tokens, pairs, made = gpu_dplr_own.keys, tokens[1:], (dQB, dCB), (dq, dk, dc, dg, dbeta)
+        else:
+            keys, pairs, made = gpu_dplr_back.keys, (down, dQB, dCK, dCB), (dq, dk, db, dc, dg, dbeta)
         tokens = self.q, self.k, *tokens
         groups, strides = self.groups_and_strides(*tokens)
         sizes = self.T, self.H, self.K, *groups, self.chunks, self.width, 0, *strides
-        pointers = *tokens, self.lengths, self.ones, down, dQB, dCK, dCB, dreads, dwrites, dback, dput, dkeeps
-        pointers = *pointers, dq, dk, db, dc, dg, dbeta
-        meta = {"AFTER": not self.before, "OWN": self.own, "LEARN": learn, "LEVELS": self.levels, "BLOCK": block}
-        self.start(gpu_dplr_back.keys, (self.cells, self.width // block), *pointers, *sizes, **meta, num_warps=warps)
+        pointers = *tokens, self.lengths, self.ones, *pairs, dreads, dwrites, dback, dput, dkeeps, *made
+        meta = {"AFTER": not self.before, "LEARN": learn, "LEVELS": self.levels, "BLOCK": block}
+        self.start(keys, (self.cells, self.width // block), *pointers, *sizes, **meta, num_warps=warps)
         return dq, dk, db, dc, dg, dbeta.sum(0)

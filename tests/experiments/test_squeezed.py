@@ -97,7 +97,7 @@ def test_runs_are_recorded_once_and_summarised(tmp_path, monkeypatch, capsys):
         checkpoints.save("hybrid", LM(**config("hybrid")), config("hybrid"), {}, tmp_path / f"s{seed}")
     args = argparse.Namespace(
         out=tmp_path / "it.jsonl", weights=tmp_path, text=None, only=["hybrid"], seconds=math.inf, stretches=3,
-        device="cpu", what=["weights"], method=["uniform"], bits=[3, 2],
+        device="cpu", seeds=None, what=["weights"], method=["uniform"], bits=[3, 2],
     )  # fmt: skip
     with monkeypatch.context() as other:
         other.setattr(squeezed, "stepped", None)  # rounded weights are judged without it
@@ -108,7 +108,7 @@ def test_runs_are_recorded_once_and_summarised(tmp_path, monkeypatch, capsys):
     assert squeezed.serve(args) == 0
     assert "hybrid seed 2: no such files" in capsys.readouterr().out
     lines = args.out.read_text().splitlines()
-    assert len(lines) == 2 * (1 + 4 * len(squeezed.BITS))
+    assert len(lines) == 2 * (1 + 5 * len(squeezed.BITS))
     squeezed.serve(args)
     assert args.out.read_text().splitlines() == lines
     record = next(r for r in read(args.out) if r["run"]["what"] == "state" and r["run"]["bits"] == 2)
@@ -130,3 +130,21 @@ def test_runs_are_recorded_once_and_summarised(tmp_path, monkeypatch, capsys):
     assert squeezed.serve(args) == 2
     assert "ArithmeticError: stepped and whole forward passes are 0.01 bits a byte apart" in capsys.readouterr().out
     assert read(args.out) == []
+
+
+@pytest.mark.parametrize("name", ["ssd", "hybrid", "rwkv7"])
+def test_the_control_rounds_the_state_after_every_so_many_tokens(name):
+    lm, S = model(name), None
+    for t, ids_B in enumerate(IDS[:, :-1].T, 1):
+        S = lm(ids_B[:, None], S)[1]
+        S = squeezed.rounded(lm, S, "state", 2) if t % 8 == 0 else S
+    got_B, got = squeezed.stepped(lm, IDS, "state", 2, every=8)
+    for x, y in zip(tables(lm, got, "state"), tables(lm, S, "state"), strict=True):
+        assert torch.allclose(x, y, atol=1e-6)
+    assert (got_B - squeezed.stepped(lm, IDS)[0]).abs().max() > 1e-4
+    assert torch.equal(squeezed.stepped(lm, IDS, "state", 2)[0], squeezed.stepped(lm, IDS, "state", 2, every=1)[0])
+
+
+def test_a_cache_has_no_control():
+    with pytest.raises(ValueError, match="every"):
+        squeezed.stepped(model("attention"), IDS, "cache", 2, every=8)

@@ -7,6 +7,7 @@ them needs a GPU: the tests of the last part.
 
 import json
 import math
+import weakref
 
 import interpreter
 import pytest
@@ -142,11 +143,21 @@ SIZE = (1, 21, 2, 17, 18)  # B, T, H, K, V: two chunks and two blocks of each wi
 def interpreted():
     """{case: largest difference}, printed: the body of the process that `differences` starts."""
     interpreter.install()
+    ops = scans.choice.kernels("chunked_ops")
     segments = gpu_blocks.segments
     scans.choice.in_chunks = scans.choice.keys_in_chunks = lambda *_: True
     scans.choice.delta_in_chunks = lambda *_: "plain"
     gpu_blocks.decay, gpu_blocks.delta, gpu_blocks.keys = lambda *_: row, lambda *_: DELTA_ROW, lambda *_: KEYS_ROW
     gpu_blocks.AFFINE, row, found = (16, 8, 4, 1), DECAY_ROW, {}
+    make_tables, made, alive = ops.Work.tables, [], []
+
+    def tables(*args):
+        alive.append(sum(table() is not None for table in made))
+        table = make_tables(*args)
+        made.append(weakref.ref(table))
+        return table
+
+    ops.Work.tables = tables
     for i, (name, (run, make)) in enumerate(CASES.items()):
         B, lengths = 1 + i % 2, torch.tensor([21, 9]) if i % 2 else None
         inputs = make(B, *SIZE[1:])
@@ -154,7 +165,7 @@ def interpreted():
     for name in WAYS:  # time in segments, tables in memory, heads in turns
         run, make = CASES[name]
         inputs = make(1, 40, *SIZE[2:])
-        gpu_blocks.segments, gpu_blocks.AT_ONCE = lambda programs, chunks: 2, 1
+        gpu_blocks.segments, gpu_blocks.AT_ONCE, gpu_blocks.SHARE = lambda programs, chunks: 2, 1, 1
         for row in (DECAY_ROW, DECAY_ROW | {"fused": None}):
             how = "fused" if row["fused"] else "tables"
             found[f"{name}, {how}"] = worst(*(results(run, inputs, impl, None) for impl in ("triton", "reference")))
@@ -165,7 +176,7 @@ def interpreted():
         wide = [None if x is None else x.double() for x in half]
         got, want = results(run, half, "triton", None), results(run, wide, "reference", None)
         found[f"{name}, float16"] = worst(got, want)
-    print(json.dumps(found))
+    print(json.dumps(found | {"tables that others are made beside": max(alive)}))
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +191,11 @@ SPLIT = [f"{name}, {how}" for name in WAYS for how in ("fused", "tables")]
 @pytest.mark.parametrize("name", [*CASES, *SPLIT])
 def test_interpreted_kernel_equals_the_reference(name, differences):
     assert differences[name] <= 1e-9
+
+
+@needs_triton
+def test_tables_of_one_slice_of_heads_are_gone_before_the_next_ones_are_made(differences):
+    assert differences["tables that others are made beside"] == 1
 
 
 @needs_triton
@@ -219,6 +235,16 @@ def test_blocks_hold_the_width_and_no_half_block_is_narrower_than_64():
 )
 def test_heads_that_are_added_up_share_q_and_k(heads, groups, want):
     assert gpu_blocks.share(heads, *groups) == want
+
+
+@needs_triton
+@pytest.mark.parametrize(("groups", "want"), [((1, 1), 6), ((3, 1), 4), ((3, 2), 2), ((12, 2), 6), ((12, 12), 8)])
+def test_slices_of_heads_take_whole_groups_or_a_part_of_one(groups, want, monkeypatch):
+    """Of 12 heads 8 fit, of 100 bytes each."""
+    monkeypatch.setattr(gpu_blocks, "AT_ONCE", 800)
+    share = min(2, gpu_blocks.share(12, *groups))
+    there = scans.choice.kernels("chunked_ops").slices(12, 100, torch.zeros(1), share, *groups)
+    assert there == [(h0, min(want, 12 - h0)) for h0 in range(0, 12, want)]
 
 
 def test_time_is_cut_only_where_programs_are_few():

@@ -43,6 +43,10 @@ CASES = {
     "a token and key, shared heads": delta(groups=(1, 2, 1, 2, 1)),
     "a token and key, steep": delta(steep=True),
     "a token and key, b is k": delta(own=True, groups=(2, 1, 1, 2, 2)),
+    "a token and key, b is k, steep": delta(own=True, steep=True),
+    "a token and key, b is k, read before": delta(own=True, read="before", groups=(1, 2, 1, 2, 1)),
+    "a key, b is k, no beta": delta("HK", own=True, beta=False),
+    "none, b is k": delta(None, own=True),
     "a token and key, read before": delta(read="before", beta=False),
     "a key, no beta": delta("HK", beta=False),
     "a token": delta("BTH"),
@@ -52,26 +56,37 @@ CASES = {
 # ---------------------------------------------------------------- in the interpreter
 
 BLOCK = (16, 4, 1)
-ROW = {"chunk": 16, "keys": (16, 4)} | dict.fromkeys(("pairs", "inside", "squares"), 4)
+ROW = {"chunk": 16, "keys": (16, 4), "own": (16, 4)} | dict.fromkeys(("pairs", "inside", "squares"), 4)
 ROW |= dict.fromkeys(("walk", "outputs", "values"), BLOCK)
 SIZE = (1, 37, 2, 17, 18)  # B, T, H, K, V: three chunks and two blocks of each width, the last ones cut short
-HALVES = "a token and key", "a token and key, steep"
+HALVES = "a token and key", "a token and key, steep", "a token and key, b is k", "a token and key, b is k, steep"
 
 
 def interpreted():
     """{case: largest difference}, printed: the body of the process that `differences` starts."""
     interpreter.install()
+    ops, started = choice.kernels("dplr_ops"), {}
+    launch, names = ops.launch, {ops.gpu_dplr.pairs: "pairs", ops.gpu_dplr_back.keys: "keys"}
+    names |= {ops.gpu_dplr_own.pairs: "own pairs", ops.gpu_dplr_own.keys: "own keys"}
+
+    def launched(kernel, *args, **meta):
+        started[case].add(names.get(kernel))
+        launch(kernel, *args, **meta)
+
+    ops.launch = launched
     choice.delta_in_chunks, gpu_blocks.general, found = lambda *_: "general", lambda *_: ROW, {}
     for i, (name, (run, make)) in enumerate(CASES.items()):
         B, lengths = 1 + i % 2, torch.tensor([37, 9]) if i % 2 else None
-        inputs = make(B, *SIZE[1:])
+        inputs, case = make(B, *SIZE[1:]), name
+        started[case] = set()
         found[name] = worst(*(results(run, inputs, impl, lengths) for impl in ("triton", "reference")))
     for name in HALVES:  # not bfloat16: the interpreter multiplies its bits
-        run, make = CASES[name]
-        half = [x.half() for x in make(*SIZE)]
-        got, want = results(run, half, "triton", None), results(run, [x.double() for x in half], "reference", None)
+        (run, make), case = CASES[name], name
+        half = [None if x is None else x.half() for x in make(*SIZE)]
+        wide = [None if x is None else x.double() for x in half]
+        got, want = results(run, half, "triton", None), results(run, wide, "reference", None)
         found[f"{name}, float16"] = worst(got, want)
-    print(json.dumps(found))
+    print(json.dumps(found | {"kernels": {case: sorted(names - {None}) for case, names in started.items()}}))
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +104,13 @@ def test_interpreted_kernel_equals_the_reference(name, differences):
 @pytest.mark.parametrize("name", HALVES)
 def test_interpreted_float16_differs_by_rounding_only(name, differences):
     assert differences[f"{name}, float16"] <= 5e-3
+
+
+@needs_triton
+@pytest.mark.parametrize("name", CASES)
+def test_pairs_and_their_gradients_have_kernels_of_their_own_where_b_is_k(name, differences):
+    own = "b is k" in name
+    assert differences["kernels"][name] == (["own keys", "own pairs"] if own else ["keys", "pairs"])
 
 
 # ---------------------------------------------------------------- the algebra, without triton
