@@ -15,7 +15,7 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from _ext import evidence, findings, pages
+from _ext import cells, evidence, findings, pages
 from _ext.keys import code_digest
 
 log = logging.getLogger(__name__)
@@ -127,11 +127,11 @@ class Drawing(SphinxDirective):
 
 
 class Evidence(Drawing):
-    """``{postx-evidence}``: claims, equations, coverage and agreement, each a section."""
+    """``{postx-evidence}``: what is said first, then what holds it: the two tables of the tests are folded."""
 
     def draw(self):
         self.env.metadata[self.env.docname][DRAWN] = drawn_from(self.root)
-        parts = [self.draw_findings(), self.draw_claims(), self.draw_equations(), *self.draw_coverage()]
+        parts = [self.draw_claims(), self.draw_findings(), *self.draw_coverage(), self.draw_equations()]
         rows = evidence.agreement(self.root)
         return parts if rows is None else [*parts, self.draw_agreement(rows)]
 
@@ -140,7 +140,8 @@ class Evidence(Drawing):
             log.warning("evidence: %s", fault, location=self.get_location())
         ledger = evidence.read_ledger(self.root)
         rows = {label: ledger[label] for label in self.known if label in ledger}
-        return self.section("Equations", nodes.paragraph(text=RESIDUAL), self.equations(rows))
+        table = cells.details(f"{len(rows)} equations and their tests", "px-fold", self.equations(rows))
+        return self.section("Equations", nodes.paragraph(text=RESIDUAL), *table)
 
     def draw_findings(self) -> nodes.section:
         found, stale = findings.read(self.root)
@@ -243,13 +244,12 @@ class Evidence(Drawing):
     def draw_agreement(self, rows: list[dict]) -> nodes.section:
         lengths = sorted({r["T"] for r in rows})
         errors = {(r["mixer"], r["form"], r["dtype"], r["T"]): r["error"] for r in rows}
-        cells = []
+        found = []
         for kind in sorted({key[:3] for key in errors}):
-            cells.append([*kind, *[errors.get((*kind, T), "") for T in lengths]])
-        headers = ["Mixer", "Form", "Type", *[f"T = {T:,}" for T in lengths]]
-        return self.section(
-            "Agreement", nodes.paragraph(text=AGREEMENT), self.table(headers, cells, "agreement")
-        )
+            found.append([*kind, *[errors.get((*kind, T), "") for T in lengths]])
+        table = self.table(["Mixer", "Form", "Type", *[f"T = {T:,}" for T in lengths]], found, "agreement")
+        folded = cells.details(f"{len(found)} forms and their errors", "px-fold", table)
+        return self.section("Agreement", nodes.paragraph(text=AGREEMENT), *folded)
 
 
 class Tests(Drawing):

@@ -4,6 +4,7 @@ Nothing is listed by hand: a mixer that is added to postx/mixers/ gets its rows 
 """
 
 import inspect
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -12,18 +13,23 @@ import nbformat
 from docutils import nodes
 from sphinx.application import Sphinx
 
-from _ext import evidence, pages
+from _ext import evidence, pages, recurrences
 from _ext.evidence_page import BREAK, Drawing
 
 T = 8192
 # One layer of width 1,024 for all, by the names that the cost functions use. A filter is as long as the text.
 SIZES = {"B": 1, "H": 16, "G": 16, "K": 64, "V": 64, "D": 1024, "N": 16, "nope": 64, "rotary": 32, "R": 256}
+# What prose calls a mixer: a word with two capitals (LFM2, mLSTM, RWKV-6), or its module.
+NAME = re.compile(r"\b(?:(?<=mixers\.)[a-z]\w*|\w*[A-Z]\w*[A-Z]\w*(?:-\d\b(?!\.\d))?)")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-READS = "What each mixer computes, in the notation of its file: S or h is the state, a prime transposes."
+READS = (
+    "What each mixer computes, in the letters of its file: S, C or h is the state, an arrow says what it becomes, and "
+    "a word is what the file calls it."
+)
 COSTS = (
     f"One layer of width 1,024 (16 heads of 64; N = 16 where channels keep a state; filters as long as the text) on "
     f"{T:,} tokens: FLOPs of the mixer alone, without its projections, a token; numbers of state for one sequence; and "
-    "the largest error of any form against step, by dtype."
+    "the largest error of any form against step, by dtype. The bar of a state is as long as its size has digits."
 )
 
 
@@ -45,15 +51,30 @@ def formula(mixer) -> list[str]:
 
 
 def treated(names: list[str], root: Path) -> dict[str, str]:
-    """The page of each mixer: the one whose cells call it most often. A mixer that no page calls is left out."""
-    called: dict[str, Counter] = {name: Counter() for name in names}
+    """The page of each mixer: the one whose cells call it most often, or else that which says its name most often.
+
+    A mixer's names are that of its file and those in the first line of its docstring: xLSTM, RWKV-6. One that no page
+    has is left out.
+    """
+    calls: dict[str, Counter] = {name: Counter() for name in names}
+    says: dict[str, Counter] = {name: Counter() for name in names}
     for page, path in pages.files(root).items():
         if path.suffix == ".ipynb":
             cells = nbformat.read(path, as_version=4).cells
-            words = Counter(re.findall(r"\b([a-z]\w*)\.", "\n".join(c.source for c in cells if c.cell_type == "code")))
+            code, prose = ("\n".join(c.source for c in cells if c.cell_type == kind) for kind in ("code", "markdown"))
+            called, said = Counter(re.findall(r"\b([a-z]\w*)\.", code)), Counter(NAME.findall(prose))
             for name in names:
-                called[name][page] += words[name]
-    return {name: counts.most_common(1)[0][0] for name, counts in called.items() if counts.total()}
+                calls[name][page] += called[name]
+                says[name][page] += sum(said[word] for word in own_names(name))
+    best = {name: (calls[name] if calls[name].total() else says[name]).most_common(1)[0] for name in names}
+    return {name: page for name, (page, count) in best.items() if count}
+
+
+def own_names(name: str) -> set[str]:
+    """What prose may call a mixer."""
+    from postx import mixers
+
+    return {name, name.upper(), *NAME.findall(mixers.load(name).__doc__.splitlines()[0])}
 
 
 class Mixers(Drawing):
@@ -80,14 +101,20 @@ class Mixers(Drawing):
                 words += [BREAK.deepcopy(), *self.link(page_of[name])]
             mark = nodes.inline(text="▮ ", classes=["px-lane", f"px-lane-{mixer.FAMILY}"])
             forms = ", ".join(["step", *mixers.forms(mixer)])
-            reads.append([[mark, nodes.strong(text=name)], words, self.lines(formula(mixer)), forms])
+            for part in formula(mixer):
+                words += [BREAK.deepcopy(), *(nodes.math("", piece) for piece in recurrences.pieces(part))]
+            made = nodes.inline(text=forms, classes=["px-made-by"])
+            reads.append([[mark, nodes.strong(text=name), BREAK.deepcopy(), made], words])
             cost = bill(mixer)
             errors = [evidence.decade(worst[name, dtype]) for dtype in DTYPES]
             kept = f"{cost.state_floats:,.0f}" + ("" if cost.bounded else " (grows with the text)")
-            costs.append([[nodes.strong(text=name)], f"{cost.flops / T:,.0f}", kept, *errors])
+            kind, size = f"px-lane px-lane-{mixer.FAMILY} px-size", f"--digits:{math.log10(cost.state_floats):.1f}"
+            bar = f'<br><span class="{kind}" style="{size}"></span>'
+            state = [nodes.Text(kept), nodes.raw("", bar, format="html")]
+            costs.append([[nodes.strong(text=name)], f"{cost.flops / T:,.0f}", state, *errors])
         return [
             self.section("What they compute", nodes.paragraph(text=READS),
-                         self.table(["Mixer", "In words", "Recurrence", "Forms"], reads, "mixers")),
+                         self.table(["Mixer, and its forms", "In words, and its recurrence"], reads, "mixers")),
             self.section("What they cost, and how well their forms agree", nodes.paragraph(text=COSTS),
                          self.table(["Mixer", "FLOPs a token", "State", *DTYPES], costs, "bills")),
         ]  # fmt: skip

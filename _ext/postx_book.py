@@ -16,6 +16,7 @@ from sphinx.util import logging
 
 from _ext import (
     bundle,
+    cards,
     cells,
     citations,
     evidence,
@@ -128,6 +129,6 @@ def setup(app: Sphinx) -> dict:
     app.connect("build-finished", redirect_old_names)
     app.connect("build-finished", forget_failed_build)
     written = (evidence_page, mixers_page, planner_page, playground)  # pages, or parts of one, that code writes
-    for part in (bundle, cells, citations, guess, head, icons, marks, site, terms, typography, *written):
+    for part in (bundle, cards, cells, citations, guess, head, icons, marks, site, terms, typography, *written):
         part.setup(app)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

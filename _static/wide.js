@@ -5,7 +5,9 @@
   const FLOOR = 0.72;
   const PRINTED = 0.78; // 9 px on a phone
   const CODE = 0.82; // 11.5 px at a desk
-  const COLUMNS = /(^|[^.]) {2}|\t/; // two spaces in a row, not behind a full stop: something stands under something
+  // Two spaces inside a line, not behind a full stop nor before a comment: something stands under something. Code that a
+  // cell prints is only set in.
+  const COLUMNS = /[^.\s] {2}(?!#)|\t/;
   const FORMULAS = "mjx-container[display=true]";
   const OTHERS = ".bd-article pre, .pst-scrollable-table-container";
   const whole = new WeakMap(); // the size that MathJax gave a formula

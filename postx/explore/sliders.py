@@ -5,10 +5,12 @@ import re
 import string
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Number
 
 import numpy as np
 
-MOST_BUTTONS = 5
+MOST_BUTTONS = 5  # numbers, whose order a slider shows
+MOST_LETTERS = 100  # words, which have none: two lines of a page, four of a phone
 MOST_SLIDERS = 6
 
 
@@ -58,7 +60,11 @@ class Slider:
     @property
     def buttons(self):
         """Whether the reader sees all options at once, as a row of radio buttons, in place of a slider."""
-        return isinstance(self, Choice) and len(self.values) <= MOST_BUTTONS
+        if not isinstance(self, Choice):
+            return False
+        texts = [self.text(value) for value in self.values]
+        words = not any(isinstance(value, Number) for value in self.values)
+        return len(texts) <= MOST_BUTTONS or (words and sum(len(text) + 3 for text in texts) <= MOST_LETTERS)
 
     def index(self, value, name):
         """The place of `value` on the grid; ValueError when it is not there."""

@@ -2,7 +2,7 @@
 
 Each token asks all tokens before it a question, and averages their values by how well their keys answer:
 
-    y_t = sum_m p_tm v_m,    p_tm = exp(s_tm) / sum_n exp(s_tn),    s_tm = scale * q_t . k_m,    m <= t
+    y_t = sum_m p_tm v_m,    p_tm = exp(s_tm) / sum_n exp(s_tn),    s_tm = scale (q_t . k_m),    m <= t
 
 z: q_BTHK, k_BTGK, v_BTGV. Reader head h uses key-value head h // (H / G).
 w: window (tokens; the sources are t-W+1..t), scale (K^-1/2 if None), rope (a `Rope`, or None), slopes_H (ALiBi's:

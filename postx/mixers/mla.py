@@ -1,6 +1,6 @@
 """Multi-head latent attention: cache one small vector per token, and grow every head's key and value from it.
 
-    k_mh = [Uk_h c_m, r_m]     v_mh = Uv_h c_m     y_th = sum_m softmax_m(scale * q_th . k_mh) v_mh     m <= t
+    k_mh = [Uk_h c_m, r_m]     v_mh = Uv_h c_m     y_th = sum_m softmax_m(scale (q_th . k_mh)) v_mh     m <= t
 
 The latent c_m (R numbers) and one rotary key r_m shared by all heads are all that is kept of a token:
 R + rotary numbers, whatever the number of heads. "Expanded" reading grows keys and values as written.

@@ -239,6 +239,15 @@ def test_a_button_of_the_bar_leaves_the_claims_of_its_status(opened):
     assert left.pop("all") == sum(left.values()) > max(left.values())
 
 
+def test_the_evidence_begins_with_what_is_said_and_folds_what_holds_it(opened):
+    page = opened("chapters/evidence.html")
+    parts = page.eval_on_selector_all(".bd-article h2", "all => all.map(e => e.firstChild.textContent.trim())")
+    assert parts == ["Claims", "Findings", "Coverage", "Equations", "Agreement"]
+    for table in (".px-equations", ".px-agreement"):
+        assert page.locator(f"details:not([open]) {table}").count() == 1, f"{table} is not folded"
+    assert page.evaluate("document.querySelector('.px-tally').getBoundingClientRect().top") < SIZES["desk"]["height"]
+
+
 def test_print_cuts_nothing_and_opens_answers(opened):
     page = opened(CHAPTER)
     page.emulate_media(media="print")
@@ -250,8 +259,11 @@ def test_print_cuts_nothing_and_opens_answers(opened):
         .map(e => `closed: ${e.textContent.slice(0, 50)}`),
       ...[...document.querySelectorAll('details.hide > summary, .bd-article button')].filter(e => e.checkVisibility())
         .map(e => `a bar: ${e.textContent.slice(0, 50)}`),
-      ...[...document.querySelectorAll('.cell, .cell pre')].filter(e => getComputedStyle(e).breakInside === 'avoid')
-        .map(e => `does not break: ${e.textContent.slice(0, 50)}`)]""")
+      ...[...document.querySelectorAll('.cell, .cell pre, .cell div')].filter(e => !e.closest('figure, mjx-container'))
+        .filter(e => getComputedStyle(e).breakInside === 'avoid' || /auto|scroll/.test(getComputedStyle(e).overflow))
+        .map(e => `does not break: ${e.textContent.slice(0, 50)}`),
+      ...[...document.querySelectorAll('.px-fig > svg')].filter(e => e.getBoundingClientRect().height > 8.1 * 96 / 2.54)
+        .map(e => `so tall that half a page is left empty before it: ${e.ariaLabel.slice(0, 50)}`)]""")
     titles = page.eval_on_selector_all("h1", "all => all.filter(e => e.checkVisibility()).map(e => e.textContent)")
     # A slider is printed with its ends, which differ from where it stands; an address stands under its number.
     same = page.evaluate("""() => [...document.querySelectorAll('.px-ends')].flatMap(row => [...row.children]

@@ -106,6 +106,27 @@ def test_a_reload_keeps_where_buttons_stood(monkeypatch, shown):
     says(page, "At 1 it is steep.")
 
 
+def test_alt_with_an_arrow_goes_from_figure_to_figure(monkeypatch, shown):
+    slider, buttons = {"t": Int(1, 8)}, {"shape": Choice("flat", "steep", start="steep"), "t": Int(1, 3)}
+    figures = [figure(monkeypatch, **handles)[1] for handles in (slider, buttons, {"t": Int(1, 4)})]
+    page = shown("<p><input id=word></p>".join(figures), scripts=["book.js"])
+    at = "[...document.querySelectorAll('figure')].indexOf(document.activeElement.closest('figure'))"
+
+    def go(key):
+        page.keyboard.press(key)
+        return page.evaluate(at)
+
+    assert [go("Alt+ArrowDown") for _ in range(4)] == [0, 1, 2, 2], "the last one has no next"
+    assert page.locator("figure").nth(2).evaluate("e => e.getBoundingClientRect().bottom - innerHeight") <= 1
+    assert go("Alt+ArrowUp") == 1
+    assert page.evaluate("document.activeElement.value") == "1", "of buttons it is the one that is chosen"
+    assert go("Alt+ArrowUp") == 0
+    assert page.evaluate("document.activeElement.value") == "0", "a slider does not move by it"
+    assert go("ArrowDown") == 0
+    page.locator("#word").last.focus()
+    assert go("Alt+ArrowDown") == -1, "where one writes, the keys are the text's"
+
+
 def test_time_plays_to_its_end_and_pauses(monkeypatch, shown):
     page = shown(figure(monkeypatch, t=Int(1, 8, start=6, play=True))[1])
     browser.stop_time(page)
@@ -236,7 +257,9 @@ def test_what_a_cell_shows_shrinks_only_where_that_makes_it_fit(shown, part, lea
 
 
 @pytest.mark.parametrize(
-    ("text", "breaks"), [("sixteen words " * 8 + "end.  And on", True), ("a  1 " + "m " * 40, False)]
+    ("text", "breaks"),
+    [("sixteen words " * 8 + "end.  And on", True), ("a  1 " + "m " * 40, False),
+     ("def f(x):\n    return x + 1  # one more " + "word " * 20, True)],
 )
 def test_sentences_that_a_cell_prints_break_and_columns_scroll(shown, text, breaks):
     style = "pre { font: 14.6px 'DejaVu Sans Mono', monospace; padding: 4px; overflow: auto; margin: 0 }"
@@ -245,6 +268,19 @@ def test_sentences_that_a_cell_prints_break_and_columns_scroll(shown, text, brea
     browser.drawn(page)
     assert page.locator("pre").evaluate("e => e.scrollWidth - e.clientWidth <= 1") == breaks
     assert page.locator("pre").evaluate("e => !e.classList.contains('px-more')") == breaks
+
+
+@pytest.mark.parametrize(("size", "text", "read"), [
+    (10.5, "$h_t$", True), (9, "$h_t$", False), (10.5, "$e^{x_t}$", False), (10.5, "word", True), (8, "word", True),
+])  # fmt: skip
+def test_the_small_parts_of_a_formula_are_read_on_a_phone(monkeypatch, shown, size, text, read):
+    def draw(fig):
+        word = fig.text(0.2, 0.5, text, size=size)
+        return lambda t: word.set_x(t / 10)
+
+    page = shown(figure(monkeypatch, draw, t=Int(1, 2))[1] + "<style>body { margin: 0 16px }</style>")
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert (page.evaluate(browser.SMALL, browser.LEAST) == []) == read
 
 
 def test_a_formula_says_one_text(monkeypatch, shown):

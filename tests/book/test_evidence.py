@@ -1,6 +1,7 @@
 """The evidence of this book is complete, and the reader of evidence notices when it is not."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from _ext import evidence, mixers_page, treated
+from _ext import evidence, mixers_page, recurrences, treated
 from _ext.evidence import EvidenceError
 from postx import mixers
 
@@ -354,15 +355,36 @@ def test_a_marked_test_must_measure(book):
 
 
 def test_the_mixers_page_reads_every_mixer():
-    """Each docstring holds a recurrence, and each cost takes the common sizes."""
+    """Each docstring holds a recurrence that can be typeset, each cost takes the common sizes, each has its chapter."""
     for name in mixers.names():
         mixer = mixers.load(name)
         assert any("<-" in part or "=" in part for part in mixers_page.formula(mixer))
+        for part in mixers_page.formula(mixer):
+            made = recurrences.tex(part)
+            assert not re.search(r"<-|<=|'(?!s\b)|[*]|(?<!\\)\b(?:sum|sqrt|beta)\b", made), made
+            assert made.count("{") == made.count("}")
         assert mixers_page.bill(mixer).flops > 0
     page_of = mixers_page.treated(mixers.names(), ROOT)
     assert (page_of["ssd"], page_of["gla"]) == ("ssd_duality", "linear_attention")
+    assert page_of["mla"] == "attention_cost", "no page calls it; this one says what it is"
+    assert set(page_of) == set(mixers.names())
     attention = mixers_page.bill(mixers.load("attention"))
     assert attention.state_floats == 2 * 16 * 64 * mixers_page.T
+
+
+@pytest.mark.parametrize(("line", "tex"), [
+    ("y_t = sum_{i<t} e^((t-1-i) g + k_i) v_i", r"y_{t} = \sum_{i<t} e^{(t-1-i) g + k_{i}} v_{i}"),
+    ("u + R'h <= K^-1/2 (kk' S)", r"u + R^\top h \le K^{-1/2} (kk^\top S)"),
+    ("h <- a h + sqrt(1 - a^2) i x", r"h \leftarrow a h + \sqrt{1 - a^{2}} i x"),
+    ("B * x,  L_ij = g_{j+1} + ... + g_i", r"B \odot x, \quad L_{ij} = g_{j+1} + \dots + g_{i}"),
+    ("delta u write = q_t . kbar_n", r"\delta u~\text{write} = q_{t} \cdot \bar k_{n}"),
+    ("one for each n", r"\text{one}~\text{for}~\text{each}~n"),
+])  # fmt: skip
+def test_a_recurrence_is_typeset(line, tex):
+    assert recurrences.tex(line) == tex
+    assert recurrences.pieces("y = (a + b^(c - d)) / sqrt(e - f)") == ["y = (a", "{}+ b^{c - d})", r"{}/ \sqrt{e - f}"]
+    with pytest.raises(ValueError, match="not closed"):
+        recurrences.tex("a_{t")
 
 
 @pytest.mark.parametrize(("new", "old", "kept"), [

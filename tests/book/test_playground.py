@@ -211,6 +211,14 @@ def test_a_loaded_page_has_no_fault_of_access_and_is_not_too_wide(opened, scheme
     assert not [text for text in words if "nothing is read yet" in text]
 
 
+@pytest.mark.parametrize("width", [1440, 1100, 820, 390])
+def test_no_switch_is_left_alone_on_a_line(opened, width):
+    page, _ = opened(width=width)
+    tops = page.eval_on_selector_all(".pp-desk > .pp-write input", "all => all.map(e => e.getBoundingClientRect().top)")
+    assert len(tops) == 2, "temperature and seed"
+    assert tops[0] == tops[1]
+
+
 def test_cache_grows_and_state_stays(opened):
     page, _ = opened()
     load(page)

@@ -67,6 +67,8 @@ def test_a_page_leads_to_its_source_its_issue_and_a_kernel(tmp_path):
     assert "colab" not in intro
     assert "mybinder" not in intro
     assert "issues/new?" in intro
+    assert '<link rel="canonical" href="https://owner.github.io/postx/chapters/one.html"' in one
+    assert 'href="https://github.com/Owner/postx"' in one
     assert '<meta property="og:url" content="https://owner.github.io/postx/chapters/one.html" />' in one
     assert f'<meta name="description" content="{said}" />' in one
     assert '<meta property="og:image" content="https://owner.github.io/postx/_static/cards/one.png" />' in one
@@ -79,6 +81,11 @@ def test_a_page_leads_to_its_source_its_issue_and_a_kernel(tmp_path):
 @pytest.mark.skipif(not browser.HTML.exists(), reason="no built book: run `make book`")
 def test_every_chapter_has_a_card_of_its_own():
     shown = {}
+    first = (browser.HTML / "chapters" / "intro.html").read_text(encoding="utf8")
+    small = re.findall(r'<img src="\.\./(_static/cards/small/[^"]*)"[^>]* loading="lazy"', first)
+    assert {cards.little(path.stem) for path in pages.files().values() if path.suffix == ".ipynb"} == set(small)
+    assert len(small) == len(set(small))
+    assert all(Image.open(browser.HTML / card).size == cards.SMALL for card in small)
     for path in (path for path in pages.files().values() if path.suffix == ".ipynb"):
         text = (browser.HTML / "chapters" / f"{path.stem}.html").read_text(encoding="utf8")
         (card,) = re.findall(r'property="og:image" content="[^"]*(_static/cards/[^"]*)"', text)

@@ -295,6 +295,16 @@ def test_options_are_buttons_and_time_has_a_clock_with_a_kernel():
     assert "The power is 4 &amp; the shape square." in readout.value
 
 
+@pytest.mark.parametrize(("options", "buttons"), [
+    ((0.5, 1, 2, 4, 8), True), ((0.25, 0.5, 1, 2, 4, 8), False), (("a few words",) * 2, True),
+    (("all", "queries", "keys", "values", "attention out", "MLP gate", "MLP up", "MLP out"), True),
+    (("linear attention", "DeltaNet") * 4, False),
+])  # fmt: skip
+def test_words_are_buttons_wherever_they_fit_and_many_numbers_a_slider(options, buttons):
+    options = [word if isinstance(word, (int, float)) else f"{word} {i}" for i, word in enumerate(options)]
+    assert Choice(*options).buttons == buttons
+
+
 def test_a_slider_may_lie_on_the_x_axis_of_the_picture(page):
     _, data = page(power=Int(1, 2, start=1, axis=lambda power: (power - 1) / 2))
     drag = data["drag"]

@@ -126,7 +126,8 @@ TIRING = """() => [...document.querySelectorAll('.bd-article p:not(.admonition-t
       .map(e => e.outerHTML).slice(0, 1))"""
 
 # A higher heading looks stronger than a lower one; links have one color and no line under a space; a slider's value
-# stands beside its handle; a small number in a picture is 10⁻⁵, not 1e-05; a recurrence has a line of its own.
+# stands beside its handle; a small number in a picture is 10⁻⁵, not 1e-05; a recurrence
+# is typeset, and breaks where it is too long.
 LOOKS = """() => {
     const all = (what) => [...document.querySelectorAll(`.bd-article ${what}`)].filter(e => e.checkVisibility());
     const [h2, h3] = ['section > h2', 'section > h3'].map(h => all(h)[0]).map(h => h && getComputedStyle(h));
@@ -143,8 +144,9 @@ LOOKS = """() => {
       ...(colors.size > 1 ? [`links in ${[...colors].join(' and ')}`] : []),
       ...links.filter(e => /^\\s|\\s$/.test(e.textContent)).map(e => `underlined space: ${e.textContent}`),
       ...far.map(row => `its value is far from its handle: ${row.textContent.trim().slice(0, 40)}`),
-      ...all('.px-mixers td code').filter(e => getComputedStyle(e).display !== 'block')
-        .map(e => `not on a line of its own: ${e.textContent}`),
+      ...all('.px-mixers td code').map(e => `not typeset: ${e.textContent}`),
+      ...all('.pst-scrollable-table-container:has(.px-mixers)').filter(e => e.scrollWidth > e.clientWidth + 1)
+        .map(e => `the recurrences are cut: ${e.scrollWidth - e.clientWidth} px`),
       ...all('figure.px-fig svg text').filter(e => /\\de[-+]\\d\\d$/.test(e.textContent.trim()))
         .map(e => `a number of a computer in a picture: ${e.textContent}`)]; }"""
 
@@ -154,6 +156,11 @@ UNFIT = f"""() => [...document.querySelectorAll('.bd-article .cell pre')].filter
     const share = (e.clientWidth - left - parseFloat(paddingRight)) / (e.scrollWidth - left);
     return e.scrollWidth - e.clientWidth > 1 && share > (e.closest('.cell_output') ? 0.79 : 0.83); }})
     .map(e => `would fit a little smaller: ${{e.textContent.slice(0, 50)}}`)"""
+
+# Code that a cell prints breaks its lines where it is too wide to shrink; only columns scroll.
+PRINTED_CODE = f"""() => [...document.querySelectorAll('.cell_output pre')].filter({VISIBLE})
+    .filter(e => e.scrollWidth - e.clientWidth > 1 && /^(def|class) \\w+.*:$/m.test(e.textContent))
+    .map(e => `printed code scrolls: ${{e.textContent.slice(0, 60)}}`)"""
 
 # A number of an equation says which page it is from.
 LOOSE = """() => [...document.querySelectorAll('.bd-article a.reference.internal, .bd-article .eqno')]
@@ -202,19 +209,20 @@ PALE = """() => {
     return [...found].map(([how, what]) => `${how} ${what}`); }"""
 
 NARROW = {"width": 320, "height": 700}  # the narrowest phones
-LEAST = 8.5  # pixels on a phone of 390
-SMALL = """size => [...document.querySelectorAll('figure.px-fig svg')].filter(e => e.checkVisibility())
-    .map((svg, i) => {
+LEAST = 8.5  # pixels on a phone of 390; what is raised or lowered in a formula has 6.5
+SMALL = """least => [...document.querySelectorAll('figure.px-fig svg')].filter(e => e.checkVisibility())
+    .flatMap((svg, i) => {
     const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
-    const sizes = [...svg.querySelectorAll('text')].filter(e => e.textContent.trim() && !e.querySelector('tspan'))
-      .map(e => parseFloat(getComputedStyle(e).fontSize) * scale);
-    return [i + 1, Math.min(...sizes)]; }).filter(([, least]) => least < size)
-    .map(([i, least]) => `figure ${i}: ${least.toFixed(1)} px`)"""
+    const size = e => parseFloat(getComputedStyle(e).fontSize) * scale;
+    return [...svg.querySelectorAll('text')].filter(e => e.textContent.trim()).filter(e => {
+      const sizes = [...e.querySelectorAll('tspan')].filter(e => e.textContent.trim()).map(size);
+      return (sizes.length ? Math.max(...sizes) : size(e)) < least || Math.min(...sizes) < least * 6.5 / 8.5;
+    }).map(e => `figure ${i + 1}: too small: ${e.textContent.trim()}`); })"""
 
 def phone_faults(page, walk=True) -> list[str]:
     """What is cut without a cue, covered by its number or (`walk`: at any stop) a word, or too small to read."""
     tiny = [f"{at} is at {size:.2f} of its size" for size, at in page.evaluate(SHRUNK) if size < SMALLEST]
-    looked = map(page.evaluate, (CUT, OUTSIDE, COVERED, *[figures.FRAMES] * walk))
+    looked = map(page.evaluate, (CUT, OUTSIDE, COVERED, PRINTED_CODE, *[figures.FRAMES] * walk))
     return sum(looked, tiny) + page.evaluate(SMALL, LEAST)
 
 

@@ -175,7 +175,8 @@
     return make("section", { className: "pp-desk", ariaLabel: "A model at work" },
       make("div", { className: "pp-switches" }, switches, widths), note, load,
       make("label", { className: "pp-text" }, "Your text", box),
-      make("div", { className: "pp-write" }, ...buttons, anew, make("label", {}, "temperature ", heat), make("label", {}, "seed ", seed)),
+      make("div", { className: "pp-write" }, ...buttons, anew,
+        make("span", { className: "pp-dials" }, make("label", {}, "temperature ", heat), make("label", {}, "seed ", seed))),
       views);
   };
 })();
