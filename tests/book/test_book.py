@@ -15,7 +15,7 @@ import pytest
 import yaml
 from jupyter_cache import get_cache
 
-from _ext import executed, notebooks, pages
+from _ext import executed, notebooks
 from _ext.keys import CODE, cache_folder, code_digest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,44 +76,6 @@ def test_a_figure_that_is_made_is_displayed():
     for path in notebooks.chapters():
         code = (cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
         assert [cell.id for cell in code if hidden_figures(cell.source)] == [], path.name
-
-
-# Chapters whose first figure still stands behind their first heading. Only ever take names out.
-LATE = {
-    "attention_cost", "selective_ssm", "ssd_duality", "linear_attention", "delta_rule", "long_convolutions",
-    "quantization_error", "sub_four_bit", "liquid_networks", "diffusion",
-}  # fmt: skip
-DRAWS = re.compile(r"^\s*(?:show|explore|widget|matrix|memory|block|walk)\(", re.M)
-
-
-def opens_with_a_figure(cells):
-    """Whether a cell that shows a figure stands before the first heading below the title."""
-    for cell in cells:
-        if cell.cell_type == "markdown" and re.search(r"^## ", cell.source, re.M):
-            return False
-        shown = any("image/png" in output.get("data", {}) for output in cell.get("outputs", ()))
-        if cell.cell_type == "code" and (shown or DRAWS.search(cell.source)):
-            return True
-    return False
-
-
-@pytest.mark.parametrize("path", notebooks.chapters(), ids=lambda p: p.stem)
-def test_a_chapter_opens_with_a_figure(path):
-    opens = opens_with_a_figure(nbformat.read(path, as_version=4).cells)
-    if pages.name(path.stem) in LATE:
-        assert not opens, "it opens with a figure now: take it out of LATE"
-    else:
-        assert opens, "no figure stands before the first heading: what does a reader see first?"
-
-
-def test_a_figure_behind_the_first_heading_is_late():
-    new = nbformat.v4
-    figure, heading = new.new_code_cell("show(fig, alt=alt)"), new.new_markdown_cell("Words.\n\n## First part")
-    code = new.new_code_cell("fig = draw()")
-    assert opens_with_a_figure([code, figure, heading])
-    assert not opens_with_a_figure([code, heading, figure])
-    assert not opens_with_a_figure([code])
-    assert set(pages.files()) > LATE
 
 
 def test_every_chapter_is_in_the_table_of_contents():

@@ -11,7 +11,7 @@ from postx import fieldmap, mixers
 from postx.style import FAMILY
 
 CHAPTERS = {name: path for name, path in pages.files().items() if path.suffix == ".ipynb"}
-DRAWS = re.compile(r"^(?:show|explore|matrix|memory|block)\(", re.M)  # the widgets of the chapters draw, too
+DRAWS = re.compile(r"^\s*(?:show|explore|matrix|memory|block|walk\.walk)\(", re.M)  # widgets of the chapters draw, too
 
 
 def cells(name):
@@ -45,13 +45,7 @@ def test_what_is_a_picture_before_the_first_section():
     assert not before_the_first_section([text("# Title"), text("So.\n\n## Section"), figure])
 
 
-EARLY = (
-    "attention_cost", "state_space_models", "selective_ssm", "ssd_duality", "linear_attention", "delta_rule",
-    "long_convolutions", "hybrids",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("name", EARLY)
+@pytest.mark.parametrize("name", CHAPTERS)
 def test_a_chapter_opens_with_a_picture(name):
     assert before_the_first_section(cells(name))
 

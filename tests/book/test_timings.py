@@ -58,7 +58,6 @@ def test_what_is_printed_and_not_compared_is_a_time_or_asserted_to_be_in_a_band(
 
 
 BOUND = re.compile(r"\b(?:above|at most|below|less than|more than|under|within) (?:\d+(?:\.\d+)?e-?\d+|0\.\d+)")
-LATER = {("07_rnn_comeback", "c18"), ("12_sub_four_bit", "c20")}  # take one out when its chapter prints its number
 
 
 def printed_bounds(source):
@@ -86,7 +85,7 @@ def test_what_is_measured_is_printed_and_the_bound_is_a_check():
         for cell in nbformat.read(path, as_version=4).cells
         if cell.cell_type == "code" and (bounds := printed_bounds(cell.source))
     }
-    assert set(found) <= LATER, "print the number and assert the bound; the tag nbval-ignore-output leaves it out"
+    assert found == {}, "print the number and assert the bound; the tag nbval-ignore-output leaves it out"
 
 
 def test_agreement_is_of_the_order():
