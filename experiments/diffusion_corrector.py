@@ -1,4 +1,4 @@
-"""Does hiding shown bytes again help the kept masked model to write? A step for each byte, whole and in blocks.
+"""Does hiding shown bytes again help the kept masked model to write? In 40, 80 and 160 steps, whole and in blocks.
 
     python -m experiments.diffusion_corrector --out experiments/results/diffusion_corrector.jsonl [--seconds 170]
 
@@ -6,7 +6,7 @@ ROWS texts of LONG bytes for each of three seeds, in bits a byte under the kept 
 diversity beside it (a judge is pleased by repetition), and real text once. Samplers: `masked.ancestral` alone and with
 a corrector, `Cap(0.1)` of `postx.diffusion.remasking`, a strength that nobody tuned, on the whole text or block by
 block: the blocks before are given, those after are masks, each block has its share of the calls. Each seed's first
-noise is the same for all samplers. About ten minutes on one idle thread of a CPU; a run goes on where it stopped.
+noise is the same for all samplers. About 20 minutes on one idle thread of a CPU; a run goes on where it stopped.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from postx.diffusion.remasking import Cap
 from postx.models import checkpoints
 
 Y, ROWS, LONG, SKIP, BLOCK = 256, 8, 160, 64, 32
-CALLS, SEEDS = (160,), (0, 1, 2)  # a step for each byte
+CALLS, SEEDS = (40, 80, 160), (0, 1, 2)  # 160: a step for each byte
 SAMPLERS = {  # name: (corrector, block)
     "no corrector": (None, None),
     "corrector": (Cap(0.1), None),

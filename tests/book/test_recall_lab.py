@@ -320,3 +320,24 @@ def test_small_first_weights_learn_nothing_in_the_same_time():
     found = measure(lm, [rows(256, (10**6, 1))])["accuracy"]
     torch.set_num_threads(before)
     assert found < 0.4
+
+
+def test_what_the_page_saw_with_4096_keys():
+    runs = [r for r in results.read(results.RESULTS / "recall_large.jsonl") if r["metrics"]]
+    assert {r["run"]["task"]["keys"] for r in runs} == {4096}
+    at = {}
+    for r in runs:
+        at.setdefault(r["run"]["name"], []).append(r["metrics"])
+    best = {row["name"]: row for row in results.table(results.RESULTS / "recall_large.jsonl")}
+    attention = best["attention + conv"]
+    assert attention["seeds"] == 3
+    assert all(attention["mean"][n] > 0.999 for n in ("4", "16", "64", "128"))
+    assert attention["mean"]["256"] > attention["mean"]["512"] > attention["mean"]["1024"]
+    without = [m for name in ("attention", "linear attention", "Mamba-2 - conv") for m in at[name]]
+    assert len(without) == 10
+    assert max(m["4"] for m in without) < 0.27, "a guess among four values is 0.25"
+    linear = best["linear attention + conv"]
+    assert (linear["lr"], linear["seeds"], linear["lr_interior"]) == (0.1, 1, False)
+    mamba = [r for r in runs if r["run"]["name"] == "Mamba-2" and r["run"]["lr"] == best["Mamba-2"]["lr"]]
+    seeds = [r["metrics"]["4"] for r in mamba]
+    assert (len(seeds), round(min(seeds), 2), round(max(seeds), 2)) == (3, 0.04, 0.99)
