@@ -283,6 +283,10 @@ def test_explore():
     scope = solution("ex-diffusion-order")
     assert scope["costs"]["1 and 3"] == pytest.approx(0.456, abs=0.001)
     assert scope["costs"]["1 and 2"] == pytest.approx(0.867, abs=0.001)
+    assert scope["costs"]["1 and 4"] == pytest.approx(0.396, abs=0.001)
+    pairs = {pair: scope["cost"](list(pair)) for pair in itertools.combinations(range(4), 2)}
+    assert min(pairs, key=pairs.get) == (0, 3), "the best of all pairs"
+    assert sorted(pairs, key=pairs.get)[3:] == [(1, 2), (0, 1), (2, 3)], "neighbors cost most"
 
 
 def test_the_two_models_that_are_compared_were_not_tuned_alike():
