@@ -62,8 +62,43 @@ def test_the_recorded_run_says_what_the_page_says():
     assert ms["LSTM", 16384] / steady == pytest.approx(4, abs=0.2)
     assert [round(ms[name, 16384]) for name in ("attention", "RetNet", "RWKV-4")] == [11, 29, 58]
     assert all(abs(n / (8 * record["width"] ** 2) - 1) < 0.002 for n in record["weights"].values())
-    pairs = 2 * cost.softmax_attention(16384, H=8, K=128).flops / 16384  # two layers, a token
-    assert pairs / (2 * 8 * 1024**2) == pytest.approx(4, rel=0.01)
+    assert record["width"] == 1024
+    for T in (128, 16384):  # both ways
+        assert ms["RWKV-4", T] > max(ms["RetNet", T], ms["attention", T])
+    assert [round(step[T], 1) for T in (1024, 2048)] == [8.4, 8.4]
+    chain = 128 * step[2048] / 1e3
+    assert (round(chain, 1), round(ms["LSTM", 128] - chain)) == (1.1, 5)
+
+
+@pytest.mark.parametrize(("T", "rounds"), [(128, 8), (16_384, 15)])
+def test_doubling_takes_one_round_for_the_state_that_comes_in(monkeypatch, T, rounds):
+    joins, merge = [], rwkv4.scans.merge
+    monkeypatch.setattr(rwkv4.scans, "merge", lambda *pair: joins.append(1) or merge(*pair))
+    z, w = rwkv4.example(T, B=1, D=1)
+    rwkv4.parallel(*z, **w)
+    assert len(joins) == rounds + 1  # the last join gives the current token its bonus
+
+
+def test_the_fraction_by_hand_with_a_score_and_a_bonus():
+    v, log2 = torch.tensor([8.0, 4, 6, 2])[None, :, None], torch.tensor([math.log(2)])
+    k = torch.zeros_like(v)
+    k[0, 0] = log2
+    assert rwkv4.recurrent(k, v, g_D=-log2, u_D=log2)[0][0, 3].item() == pytest.approx(4)
+
+
+def test_the_sums_by_hand_at_three_loud_tokens():
+    k, v = torch.tensor([0.0, 100, 3])[None, :, None], torch.tensor([1.0, 2, 3])[None, :, None]
+    held = []
+    for n in (1, 2, 3):
+        state = rwkv4.recurrent(k[:, :n], v[:, :n], g_D=torch.tensor([-0.1]), u_D=torch.tensor([0.5]))[1]
+        held.append([round(x.item(), 2) for x in state])
+    assert held == [[1, 1, 0], [2, 1, 100], [2, 1, 99.9]]
+
+
+@pytest.mark.parametrize("m", [-20.0, 0.0, 4.0, 6.0, 8.0, 30.0])
+def test_two_updates_are_one_and_a_cap_needs_a_third_number(m):
+    assert (m / 2 + 6) / 2 + 2 == m / 4 + 5
+    assert min(min(m / 2 + 6, 9) / 2 + 2, 9) == min(m / 4 + 5, 6.5)
 
 
 def test_with_eight_texts_at_every_length_the_chain_keeps_its_pace():
