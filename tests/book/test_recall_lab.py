@@ -1,5 +1,6 @@
 """Chapter 9: the code that stands on its page, the equations that no other file holds, and its exercise solutions."""
 
+import json
 import math
 
 import numpy as np
@@ -66,14 +67,29 @@ def test_only_floats_a_pair_count():
 
 
 def test_the_rule_of_thumb():
-    """n = K V / (2 ln M) pairs, two of three right, in the law and for M words in V random directions."""
-    law, (pairs, *_), rng = page_function("law"), PAGE.functions("pairs"), np.random.default_rng(0)
+    """n = K V / (2 ln M) pairs, two of three right, by the law, which has a column for each value."""
+    law = page_function("law")
     assert all(0.64 < law(2, 2 * math.log(M), M) < 0.73 for M in (8, 32, 1000, 128_000))
-    words = rng.choice([-1, 1], (8000, 128)) / math.sqrt(128)
-    n = int(128 * 128 / (2 * math.log(8000)))
-    k, y = (x[0] for x in pairs(n, 128, 8000, B=1))
-    right = ((k @ (k.T @ words[y]) @ words.T).argmax(-1) == y).mean()
-    assert right == pytest.approx(law(n, 128 * 128, 8000), abs=0.1)
+
+
+def test_what_shared_columns_cost():
+    """50,000 words in V random directions: less than the law's 66%, because the stored word overlaps too."""
+    law, rng = page_function("law"), np.random.default_rng(0)
+
+    def right(size, part, draws):
+        n, found = round(part * size**2 / (2 * math.log(50_000))), []
+        words = rng.standard_normal((50_000, size), dtype=np.float32)
+        words /= np.linalg.norm(words, axis=1, keepdims=True)
+        for _ in range(draws):
+            k, y = rng.standard_normal((n, size), dtype=np.float32), rng.integers(0, 50_000, n)
+            k /= np.linalg.norm(k, axis=1, keepdims=True)
+            found.append((((k @ (k.T @ words[y])) @ words.T).argmax(1) == y).mean())
+        return np.mean(found)
+
+    assert law(2, 2 * math.log(50_000), 50_000) == pytest.approx(0.66, abs=0.005)
+    assert right(64, 1, 12) == pytest.approx(0.55, abs=0.03)
+    assert right(128, 1, 2) == pytest.approx(0.60, abs=0.03)
+    assert right(64, 0.25, 4) > 0.99, "a quarter of the pairs: nearly all"
 
 
 def test_the_rules_of_writing():
@@ -131,16 +147,12 @@ def test_a_perfect_memory_is_marked_wrong():
 
 
 def test_what_the_recorded_runs_cost():
-    """267 runs: hours, dollars by the planner's span of prices, seconds and TFLOP of one."""
+    """267 runs: hours, and dollars by the planner's span of prices."""
     runs = results.read(results.RESULTS / "recall.jsonl")
     seconds = [run["seconds"] for run in runs]
     assert {run["device"] for run in runs} == {"NVIDIA H200"}
-    assert [len(runs), round(sum(seconds) / 3600, 1), round(min(seconds)), round(max(seconds))] == [267, 2.0, 8, 80]
+    assert [len(runs), round(sum(seconds) / 3600, 1)] == [267, 2.0]
     assert [round(sum(seconds) / 3600 * price) for price in (2.5, 7)] == [5, 14]
-    tokens = [run["run"]["steps"] * run["run"]["B"] * run["run"]["T"] for run in runs]
-    work = [6 * run["parameters"] * n / 1e12 for run, n in zip(runs, tokens, strict=True)]
-    assert [round(min(work), 1), round(max(work))] == [0.6, 14]
-    assert max(work) / 989 < 1  # seconds at the card's peak in 16 bits
 
 
 RECALL = {(row["name"], row["D"]): row for row in results.table(results.RESULTS / "recall.jsonl")}
@@ -207,6 +219,45 @@ def test_trained_tables_stay_below_the_law():
         for D in (16, 32):
             floats = 32 * D if name == "Mamba-2" else D * D
             assert law(32, floats, 32) > RECALL[name, D]["mean"]["32"], (name, D)
+
+
+def test_how_many_times_the_floats_of_random_keys_a_trained_table_needs():
+    """Wherever three seeds learned the task, and answer too few pairs for a rounding to matter."""
+    law, tried = page_function("law"), 2 ** np.arange(0, 9.26, 0.125)
+    promise = [law(2, x, 32) for x in tried]
+    tables = {f"{name} + conv": (1, 1) for name in ("linear attention", "DeltaNet", "Gated DeltaNet")}
+    tables |= {"KDA": (1, 1), "RWKV-7": (1, 1), "GLA + conv": (0.5, 1), "RetNet + conv": (1, 2)}  # rows, columns / D
+    times = {}
+    for name, sizes in [*tables.items(), ("Mamba-2", None), ("Mamba", None)]:
+        for D in (16, 32, 64):
+            if min(seeds(name, D, "4")) < 0.95:
+                continue
+            floats = sizes[0] * sizes[1] * D * D if sizes else 16 * 2 * D
+            for n in (16, 32):
+                right = np.mean(seeds(name, D, str(n)))
+                if right < 0.97:
+                    ratio = floats / (n - 1) / np.interp(right, promise, tried)
+                    times.setdefault(name, []).append(ratio)
+    assert len(times) == 9
+    assert [round(x) for x in times.pop("RetNet + conv")] == [12, 36]
+    assert times.pop("Mamba") == [pytest.approx(6.5, abs=0.05)]
+    assert max(times["Mamba-2"]) == pytest.approx(4.1, abs=0.05)
+    assert max(x for name, found in times.items() if name != "Mamba-2" for x in found) < 3.2
+    right = np.mean(seeds("linear attention + conv", 32, "32"))
+    assert [round(100 * right), round(np.interp(right, promise, tried))] == [90, 12]
+
+
+def test_one_wrong_answer_of_sixteen():
+    kept = page_function("bits_kept")
+    exactly_one = 64 - math.log2(16 * 15)
+    assert [round(math.log2(15), 1), round(exactly_one, 1)] == [3.9, 56.1]
+    assert kept(16, 15 / 16, 16) < exactly_one, "a chance of a sixteenth leaves open how many are wrong"
+
+
+def test_new_bytes_by_the_length_of_the_strings():
+    found = json.loads((results.RESULTS / "repeats.json").read_text(encoding="utf8"))["n"]
+    part = {n: found[n]["gap"]["ssd - attention"]["new"]["part"][0] for n in ("4", "8")}
+    assert {n: round(100 * x) for n, x in part.items()} == {"4": 45, "8": 77}
 
 
 def test_the_same_floats_give_more_than_the_page_s_reader_gets():
