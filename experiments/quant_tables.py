@@ -34,7 +34,8 @@ MODELS, BITS, T, ASKED, READ = ("attention", "ssd", "hybrid"), (4, 3, 2), 512, 4
 RANGE = {"grid": "midrise", "clip": "search"}
 METHODS = {  # name: (quantizer, its arguments, whether it is fed inputs, the bits at which it exists)
     "nearest, full range": ("uniform", {"grid": "midrise"}, False, BITS),
-    "nearest, groups of 64": ("uniform", {"group": 64}, False, BITS),
+    "nearest, full range, groups of 64": ("uniform", {"group": 64}, False, BITS),  # asymmetric: with a zero point
+    "nearest, best range, groups of 64": ("uniform", RANGE | {"group": 64}, False, BITS),
     "nearest": ("uniform", RANGE, False, BITS),
     "lloyd": ("lloyd", {}, False, BITS),
     "nf4": ("nf4", {}, False, (4,)),
@@ -51,7 +52,8 @@ METHODS = {  # name: (quantizer, its arguments, whether it is fed inputs, the bi
     "lattice": ("lattice", {}, True, (4, 2)),
     "stream turned": ("uniform", RANGE, False, BITS),  # of the model that quantized.turn gives
 }
-ONCE = ("nearest, groups of 64", "lloyd", "turn", "lattice, not fed", "stream turned")  # on one model only
+GROUPS = ("nearest, full range, groups of 64", "nearest, best range, groups of 64")
+ONCE = (*GROUPS, "lloyd", "turn", "lattice, not fed", "stream turned")  # on one model only
 PLANTED = ("nearest, full range", "nearest", "nf4", "awq", "gptq", "turn", "turn, gptq", "lattice")
 CHANNELS, FACTOR = 4, 32
 PROMPT = b"The following functions are defined: "

@@ -51,6 +51,15 @@ def test_every_sentence_of_the_table_stands_here():
     assert {row.here for row in table().values() if row.twin} == {"holds"}
 
 
+def test_the_table_of_the_page_begins_with_what_changes_a_decision():
+    rows = real_tables.table()
+    assert tuple(row.sentence for row in rows[:3]) == real_tables.DECIDE
+    assert all(row.verdict == "does not" for row in rows[:3])
+    lines = real_tables.markdown(rows).splitlines()
+    assert len(lines) == 2 + len(rows)
+    assert {line.count("|") for line in lines} == {7}
+
+
 def windows(method, bits=2):
     return [*ROWS[f"weights|{method}|{bits}"]["metrics"]["windows"].values()]
 
