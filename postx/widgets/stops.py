@@ -9,17 +9,18 @@ the stream read by the last norm and the head, which were not trained to read it
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional
+from torch.nn.functional import silu, softplus
 
 from postx.mixers import attention
+from postx.parts import conv
 
 
 class Stop(NamedTuple):
     """A stop: the stream after it, what it added, and the next byte's probabilities if the model were read here.
 
-    `shown` is what the part does: an SSD layer's (share of its table that the first head keeps, that table before, what
-    was written); a look at each byte of the text (head by byte); the router's share and the answer's weight of each
-    expert; nothing at the ends.
+    `shown` is what the part does: an SSD layer's (share of its table that the first head keeps, that table before, the
+    key and the value whose product is written); a look at each byte of the text (head by byte); the router's share and
+    the answer's weight of each expert; nothing at the ends.
     """
 
     name: str
@@ -46,13 +47,12 @@ def stops(net, byte, S):
     stop("embedding", torch.zeros_like(x))
     for i, (letter, block) in enumerate(zip(net.pattern, net.blocks, strict=True)):
         seen, before, kept = block.norm(x), x, S[i][0]
-        y, after = block.mix[0](seen, kept)
-        x = x + y
+        x = x + block.mix[0](seen, kept)[0]
         if letter == "A":
             stop(f"{i + 1} attention", before, (looks(block.mix[0], seen[0], kept),))
         else:
-            share = faded(block.mix[0], seen)
-            stop(f"{i + 1} SSD", before, (share, kept[0][0, 0], after[0][0, 0] - share * kept[0][0, 0]))
+            share, key, value = fades(block.mix[0], seen, kept)
+            stop(f"{i + 1} SSD", before, (share, kept[0][0, 0], key, value))
         seen, before = block.mlp_norm(x), x
         weight, _, p = block.mlp.weights(seen)
         x = x + block.mlp(seen)[0]
@@ -61,10 +61,13 @@ def stops(net, byte, S):
     return found
 
 
-def faded(layer, seen):
-    """The share of its table that the first head of an SSD layer keeps at this byte."""
-    step = functional.softplus(layer.inward(seen)[0, 0, -layer.H] + layer.dt_bias_H[0])
-    return float((-layer.log_rate_H[0].exp() * step).exp())
+def fades(layer, seen, kept):
+    """The share of its table that the first head of an SSD layer keeps, and the key and the value that it writes."""
+    _, mixed, dt = layer.inward(seen).split([layer.widths[0], sum(layer.widths), layer.H], -1)
+    mixed, _ = conv.short_convolution(mixed, layer.taps_DW, layer.taps_bias_D, kept[1])
+    x, k, _ = silu(mixed)[0, 0].split(layer.widths)
+    step = softplus(dt[0, 0, 0] + layer.dt_bias_H[0]).clamp(*layer.dt_limit)
+    return float((-layer.log_rate_H[0].exp() * step).exp()), k[: layer.K], x[: layer.widths[0] // layer.H] * step
 
 
 def looks(layer, seen, kept):

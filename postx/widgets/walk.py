@@ -4,6 +4,7 @@
 """
 
 import numpy as np
+import torch
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.patches import Polygon, Rectangle
 
@@ -52,21 +53,40 @@ def walk(found, read, byte, moved, came):
         stop, (weights, kept) = found[n], moved[n]
         held = {"SSD": "of state, read and written", "attention": "of keys and values"}.get(stop.kind)
         also = f" and {kept / 1000:,.0f} kB {held}" if held else ""
-        adds = f" It adds a vector of length {stop.added_D.norm():.1f} to the stream, now {wide[n]:.1f} long."
         best = int(stop.early_Y.argmax())
         how = "The next byte" if stop.kind == "logits" else "Read early, the next byte"
-        return (f"{stop.name}: reads {weights / 1000:,.1f} kB of weights{also}; {_so_far(moved, n)} "
-                f"so far.{adds if stop.kind in COLOR else ''} {how} is {sign(best)} with "
-                f"{stop.early_Y[best]:.0%}.")  # fmt: skip
+        return (f"{stop.name}: {does(stop, read, byte)}. It reads {weights / 1000:,.1f} kB of weights{also}; "
+                f"{_so_far(moved, n)} so far. {how} is {sign(best)} with {stop.early_Y[best]:.0%}.")  # fmt: skip
 
     last = len(found) - 1
     return explore(
-        draw, height=5.2, stop=Int(0, last, start=last, fmt=lambda n: names[n], play=True, axis="x"),
+        draw, height=5.2, stop=Int(0, last, fmt=lambda n: names[n], play=True, axis="x"),
         alt="The machine from left to right, the byte at {stop}: mixers above the stream, experts below it, bytes that "
             "each part fetches, what this part does, what it adds, and the next byte read early.",
-        caption="Above the stream S (a state) and A (attention), below it eight experts, of which two answer. Bars: "
-                "bytes that are fetched, full of weights, pale of what is kept of the text. Long: the length of a "
-                "vector. Read early: by the last norm and the head, as if the machine ended there.")  # fmt: skip
+        caption="A byte becomes a vector, the stream, which runs from left to right. In each block a mixer adds what "
+                "it has of the text before: S keeps a state, A looks back at every byte. Below it two of eight experts "
+                "add their answers. At the end the stream is compared with the row of every byte. Bars: bytes that "
+                "are fetched, full of weights, pale of what is kept of the text. Long: the length of a vector. Read "
+                "early: by the last norm and the head, as if the machine ended there.")  # fmt: skip
+
+
+def does(stop, read, byte):
+    """What a part does at this byte, in words."""
+    if stop.kind == "SSD":
+        return f"of the first head's table {stop.shown[0]:.1%} stays, and the product of a key and a value is added"
+    if stop.kind == "attention":
+        share_HM = stop.shown[0][:, :-1]  # without the byte's look at itself
+        head, at = divmod(int(share_HM.argmax()), share_HM.shape[1])
+        text = "".join(map(sign, read[max(0, at - 5) : at + 1]))
+        back = len(read) - at
+        return (f"head {head + 1} puts {share_HM[head, at]:.0%} of its look on the end of {text}, "
+                f"{back} byte{'s' if back > 1 else ''} back")  # fmt: skip
+    if stop.kind == "experts":
+        ranked = sorted(((w, e) for e, w in enumerate(stop.shown[1].tolist(), 1) if w), reverse=True)
+        return "experts " + " and ".join(f"{e} ({w:.0%})" for w, e in ranked) + f" of {len(stop.shown[1])} answer"
+    if stop.kind == "embedding":
+        return f"row {byte} of a table, the one of {sign(byte)}, becomes the stream"
+    return f"the stream is compared with all {len(stop.early_Y)} rows of that table"
 
 
 def _write(ax, x, y, text, **more):
@@ -158,10 +178,12 @@ def _text(ax, found, read, byte):
 def _part(ax, found, read, byte):
     """A close look at the part: its table, its looks, or its router."""
     title = _write(ax, 0, 0.93, "", weight="bold")
-    tables = [ax.imshow(np.zeros((2, 2)), extent=(x, x + 0.42, 0.16, 0.8), cmap=SIGNED, vmin=-1, vmax=1, aspect="auto")
-              for x in (0, 0.55)]  # fmt: skip
-    under = [_write(ax, x, 0.06, "", size=9.5, ha=ha) for x, ha in ((0, "left"), (0.76, "center"))]
-    plus = _write(ax, 0.485, 0.48, "", size=13, ha="center")
+    # the table as it fades, what is written, and the key and the value whose product that is
+    tables = [ax.imshow(np.zeros((2, 2)), extent=place, cmap=SIGNED, vmin=-1, vmax=1, aspect="auto")
+              for place in ((0, 0.42, 0.14, 0.78), (0.58, 1, 0.14, 0.78), (0.53, 0.56, 0.14, 0.78),
+                            (0.58, 1, 0.81, 0.86))]  # fmt: skip
+    under = [_write(ax, x, 0.05, "", size=9.5, ha=ha) for x, ha in ((0, "left"), (0.77, "center"))]
+    plus = _write(ax, 0.475, 0.46, "", size=13, ha="center")
     most = max(len(stop.shown[-1]) for stop in found if stop.kind in ("attention", "experts"))
     bars = [ax.add_patch(Rectangle((0.12, 0), 0, 0, lw=0)) for _ in range(most)]
     names, words = ([_write(ax, x, 0, "", size=9.5) for _ in range(most)] for x in (0, 0.2))
@@ -183,10 +205,11 @@ def _part(ax, found, read, byte):
         stop = found[n]
         title.set_text(TITLE[stop.kind])
         written = ("", "", "")
-        pair = [np.full((2, 2), np.nan)] * 2
+        grids = [np.full((2, 2), np.nan)] * 4
         if stop.kind == "SSD":
-            share, before, new = stop.shown
-            pair, written = [_scaled(share * before), _scaled(new)], (f"{share:.3f} × before", "key × value", "+")
+            share, before, key, value = stop.shown
+            grids = [_scaled(x) for x in (share * before, torch.outer(key, value), key[:, None], value[None])]
+            written = f"{share:.3f} × before", "key × value", "+"
             rows([])
         elif stop.kind == "attention":
             best = [(h, int(p[:-1].argmax())) for h, p in enumerate(stop.shown[0])]
@@ -200,7 +223,7 @@ def _part(ax, found, read, byte):
             Y, D = len(stop.early_Y), len(stop.x_D)
             said = ("each row times the", "stream is a score,", f"softmax of the {Y}", "scores gives shares")
             rows([("", 0, True, line) for line in (said if n else (f"row {byte} of {Y}:", f"{D} numbers"))])
-        for table, values in zip(tables, pair, strict=True):
+        for table, values in zip(tables, grids, strict=True):
             table.set_data(values)
         for each, text in zip((*under, plus), written, strict=True):
             each.set_text(text)

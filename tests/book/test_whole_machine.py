@@ -60,7 +60,7 @@ def test_the_bill_is_the_active_weights_and_what_is_kept(machine, residual):
         q = codes.get(name.removesuffix(".weight"))
         size = q.nbytes if q else 2 * x.numel()
         stored += size * 2 / 8 if name in experts.tables(full) else size
-    held = 4 * sum(x.numel() for x in full(torch.zeros(1, 1, dtype=torch.int64))[1][0][0][:1]) + 2 * 2 * D * T
+    held = 4 * sum(x.numel() for x in full(torch.zeros(1, 1, dtype=torch.int64))[1][0][0]) + 2 * 2 * D * T
     errors = [sum(row[1] for row in rows) - stored - 2 * D, sum(row[3] + row[4] for row in rows) - held]
     assert errors == [0, 0]
     residual(max(map(abs, errors)))

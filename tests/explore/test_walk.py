@@ -53,12 +53,10 @@ def test_a_stop_adds_what_it_says_and_is_read_by_the_last_norm_and_the_head(net,
 
 @torch.no_grad()
 def test_a_table_fades_and_is_written_by_one_product(net, before, found):
-    share, table, written = found[1].shown
+    share, table, key, value = found[1].shown
     after = net(torch.tensor([[BYTE]]), before)[1][0][0][0][0, 0]
-    torch.testing.assert_close(share * table + written, after)
-    sizes = torch.linalg.svdvals(written)
+    torch.testing.assert_close(share * table + torch.outer(key, value), after)
     assert 0 < share < 1
-    assert sizes[1] < 1e-4 * sizes[0]
 
 
 @torch.no_grad()
@@ -94,11 +92,10 @@ def texts(fig):
 def test_the_drawing_says_what_a_stop_is(drawing, found, n):
     told, stop = drawing.move(stop=n), found[n]
     likely = walk.sign(int(stop.early_Y.argmax()))
-    assert told.startswith(f"{stop.name}: reads {MOVED[n][0] / 1000:,.1f} kB")
+    assert told.startswith(f"{stop.name}: {walk.does(stop, READ, BYTE)}. It reads {MOVED[n][0] / 1000:,.1f} kB")
     assert f"{sum(map(sum, MOVED[: n + 1])) / 1e6:.2f} of {sum(map(sum, MOVED)) / 1e6:.2f} MB" in told
     assert told.endswith(f"byte is {likely} with {float(stop.early_Y.max()):.0%}.")
     assert ("Read early" in told) == (stop.kind != "logits")
-    assert (f"vector of length {float(stop.added_D.norm()):.1f} " in told) == (stop.kind in walk.COLOR)
     shown = texts(drawing)
     assert f"stream: {float(stop.x_D.norm()):.1f} long" in shown
     assert ("next byte" in shown, "read early" in shown) == (stop.kind == "logits", stop.kind != "logits")
@@ -106,6 +103,20 @@ def test_the_drawing_says_what_a_stop_is(drawing, found, n):
     assert [text for text in shown if text.startswith("answers")] == answers
     if stop.kind == "SSD":
         assert f"{stop.shown[0]:.3f} × before" in shown
+
+
+def test_what_a_part_does_is_said_in_words(found):
+    embedding, fades, answer, looks, _, logits = (walk.does(stop, READ, BYTE) for stop in found)
+    assert embedding == "row 101 of a table, the one of e, becomes the stream"
+    assert f"{found[1].shown[0]:.1%} stays" in fades
+    weight = found[2].shown[1]
+    first, second = weight.topk(2).indices.tolist()
+    assert answer == (f"experts {first + 1} ({weight[first]:.0%}) and {second + 1} ({weight[second]:.0%}) of 8 answer")
+    share_HM = found[3].shown[0][:, :-1]
+    assert f"puts {share_HM.max():.0%} of its look on the end of " in looks
+    back = len(READ) - int(share_HM.amax(0).argmax())
+    assert f", {back} byte" in looks
+    assert "all 256 rows" in logits
 
 
 def test_experts_and_marks_of_the_text_appear_when_the_byte_is_there(drawing, found):
