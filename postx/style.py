@@ -127,13 +127,15 @@ def binary(number):
     return _short(number, 1024, ("", "k", "M", "G", "T", "P"))
 
 
-def decimal(number):
-    """A number in powers of 1000: 0.05, 512, 4.1k, 1M; from 10^15 up and below 10^-3 as a power of ten."""
+def decimal(number, digits=2):
+    """A number in powers of 1000: 0.05, 512, 4.1k, 1M; from 10^15 up and below 10^-3 as a power of ten.
+
+    `digits` says how many digits stand, at most, before a power of ten: decimal(1.6e-7, 1) is 2·10⁻⁷.
+    """
     if number > 0 and (number >= 1e15 or number < 1e-3):
-        power = math.floor(math.log10(number) + 1e-9)
-        digits = str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-        lead = f"{number / 10.0**power:.2g}"
-        return f"10{digits}" if lead == "1" else f"{lead}·10{digits}"
+        lead, power = f"{number:.{digits - 1}e}".split("e")
+        raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+        return f"10{raised}" if float(lead) == 1 else f"{float(lead):g}·10{raised}"
     return _short(number, 1000, ("", "k", "M", "G", "T"))
 
 

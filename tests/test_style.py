@@ -115,6 +115,11 @@ def test_decimal(number, text):
     assert style.decimal(number) == text
 
 
+@pytest.mark.parametrize(("number", "text"), [(1.6e-7, "2·10⁻⁷"), (1.4e-12, "10⁻¹²"), (9.7e-6, "10⁻⁵"), (0, "0")])
+def test_decimal_with_one_digit(number, text):
+    assert style.decimal(number, 1) == text
+
+
 def axes():
     fig = Figure()
     FigureCanvasAgg(fig)
