@@ -116,7 +116,7 @@ def test_runs_are_recorded_once_and_summarised(tmp_path, monkeypatch, capsys):
     with args.out.open("a") as file:
         file.write(json.dumps(record | {"metrics": None}) + "\n")
     rows = {(r["what"], r["method"], r["bits"]): r for r in squeezed.table(args.out)}
-    assert len(rows) == 1 + 4 * len(squeezed.BITS)
+    assert len(rows) == 1 + 5 * len(squeezed.BITS)
     state, full = rows["state", "min-max", 2], rows["nothing", "none", 32]
     assert (state["seeds"], state["diverged"], state["deviation"]) == (2, 1, 0.0)
     assert full["seeds"] == 2
