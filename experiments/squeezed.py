@@ -141,7 +141,8 @@ def whole(lm, ids_BT, rows=8):
 def stepped(lm, ids_BT, what=None, bits=None, every=1):
     """(bits a byte of each stretch as `whole` gives them, the last state): token by token, all stretches side by side.
 
-    After each token `what` ("cache", "state" or None) is rounded to `bits` bits; the state also after every so many.
+    After each token, or after `every` so many, `what` ("cache", "state" or None) is rounded to `bits` bits. Raises
+    ValueError for a cache that is not rounded after each.
     """
     if every > 1 and what != "state":
         raise ValueError(f"every: expected 1 for {what!r}, whose newest token alone is rounded, got {every}")
