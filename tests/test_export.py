@@ -5,8 +5,10 @@ and two layers of each kind for the rest, as a model in node takes seconds.
 """
 
 import os
+import re
 
 import numpy as np
+import page_model
 import pytest
 import torch
 from page_model import NEEDS_NODE, PROMPTS, node, reference, small, text
@@ -147,6 +149,17 @@ def test_an_edited_text_is_read_as_if_it_were_new(tmp_path, pattern, taps):
         want = reference(lm, [0, *edit])[-1]
         assert told["rows"] <= len(edit)
         assert np.abs(np.array(told["logits"]) - want).max() <= 1e-4 * np.abs(want).max()
+
+
+@pytest.mark.parametrize(("pattern", "kept"), [("AA", True), ("SA", False)])
+def test_nothing_is_asked_of_a_reader_that_an_edit_leads_back_before_its_first_byte(tmp_path, pattern, kept):
+    """Where a state is kept there is no way back to byte 1: until it is read again, no place can be asked about."""
+    script = export.script(export.write(small(tmp_path, pattern), 4, tmp_path, tmp_path))
+    assert node("ready", [[1, 2, 3], [9, 2, 3]], script) == [False, False, True, kept, True]
+    served = (page_model.PARTS / "serve.js").read_text()
+    asks = re.findall(r"^      (next|look|experts|sharpest|table): .*? => (reader\.ready && )?say", served, re.M)
+    assert len(asks) == 5
+    assert all(guarded for _, guarded in asks)
 
 
 @pytest.mark.parametrize(("pattern", "taps"), [("AA", 4), ("SA", 4), ("G7", 0)])

@@ -66,6 +66,13 @@ const jobs = {
         busy = news.busy;
       }
       return { rows: heard.length, logits: Array.from(reader.logits[text.length]) }; }); },
+  ready: () => { // whether a place may be asked about: at first, after each text was named, and after it was read
+    const reader = m.reader(m.network(model.told, weights));
+    return [reader.ready, ...ask.flatMap((text) => {
+      reader.read(Uint8Array.from(text));
+      const named = reader.ready;
+      while (reader.turn(0, () => 1)?.busy);
+      return [named, reader.ready]; })]; },
   tables: () => {
     const reader = m.reader(m.network(model.told, weights));
     reader.read(Uint8Array.from(ask.ids));

@@ -31,6 +31,10 @@
     return {
       bytes,
       logits,
+      // Whether there is a place to ask about: an edit can lead back before the first byte, and the page asks again.
+      get ready() {
+        return net.length > 0;
+      },
       read(text) {
         plan = null;
         let same = 0;
@@ -134,11 +138,11 @@
       read: ({ bytes }) => reader.read(bytes),
       write: ({ n, temperature, seed }) => reader.write(n, temperature, seed),
       stop: () => reader.stop(),
-      next: ({ place }) => reader.logits.length && say("next", reader.next(place)),
-      look: ({ place, block, head }) => reader.logits.length && say("look", { block, head, ...reader.look(place, block, head) }),
-      experts: ({ place }) => reader.logits.length && say("experts", reader.experts(place)),
-      sharpest: ({ place }) => say("sharpest", { head: reader.sharpest(place) }),
-      table: ({ block, head }) => reader.logits.length && say("table", { block, head, ...reader.table(block, head) }),
+      next: ({ place }) => reader.ready && say("next", reader.next(place)),
+      look: ({ place, block, head }) => reader.ready && say("look", { block, head, ...reader.look(place, block, head) }),
+      experts: ({ place }) => reader.ready && say("experts", reader.experts(place)),
+      sharpest: ({ place }) => reader.ready && say("sharpest", { head: reader.sharpest(place) }),
+      table: ({ block, head }) => reader.ready && say("table", { block, head, ...reader.table(block, head) }),
       recall: ({ ids, asked }) => say("recall", { ids, asked, p: reader.recall(ids, asked) }),
       fill: (ask) => reader.fill(ask),
     };
