@@ -12,8 +12,9 @@ the validation split. cache and state: the model steps token by token, and what 
 where it is stored in so many bits; the token itself still reads what it wrote unrounded. One scale and zero point, from
 the least and the largest number (and 0), for each head's key and value of a token (`cache`, keys as turned by their
 position), or for each head and key row of a table S_BHKV (`state`). The last inputs of short convolutions and token
-shifts stay whole. On a GPU a step with its rounding is one CUDA graph. The state has a control, rounded after every
-64th token only: what is kept is then as coarse, and is not rounded again and again.
+shifts stay whole. The state has a control, rounded after every 64th token only: what is kept is then as coarse, and is
+not rounded again and again. All roundings of a model, and the model without any, step side by side, each with its own
+rows; on a GPU a step is one CUDA graph. The first of their lines has the seconds of all.
 """
 
 import argparse
@@ -28,6 +29,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -57,18 +59,43 @@ def stretches(data, n, long=T):
 # ---------------------------------------------------------------- rounding what is kept
 
 
-def nearest(x, bits):
-    """x [..., width] to the nearest of 2^bits levels between its least and largest number, 0 among them.
+def nearest(x, top):
+    """x [..., width] to the nearest of top + 1 levels between its least and largest number, 0 among them.
 
-    As `uniform.round_trip` with its asymmetric grid and scales in float32, but of any bits and without looking at a
-    value from Python, so that a CUDA graph can hold it.
+    top is a number or a tensor beside x; where it is infinite, x stays as it is. As `uniform.round_trip` with its
+    asymmetric grid and scales in float32, but without looking at a value from Python, so that a CUDA graph can hold it.
     """
-    top = 2**bits - 1
+    top = torch.as_tensor(top, dtype=x.dtype, device=x.device)
     low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
     scale = (high - low) / top
     scale = scale.masked_fill(scale == 0, 1)
-    zero = torch.round(-low / scale).clamp(0, top)
-    return ((torch.round(x / scale) + zero).clamp(0, top) - zero) * scale
+    zero = torch.minimum(torch.round(-low / scale).clamp(min=0), top)
+    codes = torch.minimum((torch.round(x / scale) + zero).clamp(min=0), top)
+    return torch.where(top.isinf(), x, (codes - zero) * scale)
+
+
+class Rounding(NamedTuple):
+    """What is rounded ("cache", "state" or None), to how many bits, and after every how many tokens."""
+
+    what: str | None = None
+    bits: int = 32
+    every: int = 1
+
+
+WHOLE = Rounding()
+
+
+def tops(roundings, rows, device, due):
+    """{"cache": top_B, "state": top_B} for `rows` rows of each rounding: levels - 1, infinite where none is due.
+
+    Nothing for what no row rounds. `due(every)` says which roundings are meant.
+    """
+    found = {}
+    for what in ("cache", "state"):
+        top = [2.0**r.bits - 1 if r.what == what and due(r.every) else math.inf for r in roundings]
+        if min(top) < math.inf:
+            found[what] = torch.tensor(top, device=device).repeat_interleave(rows)
+    return found
 
 
 def keeps(lm):
@@ -87,41 +114,44 @@ def _kind(part):
 
 
 @torch.no_grad()
-def rounded(lm, S, what, bits):
-    """The state after a token with what that token changed rounded: new tables; a cache's newest slot, in place."""
+def rounded(lm, S, top):
+    """The state after a token with what that token changed rounded: new tables; a cache's newest slot, in place.
+
+    top: as `tops` gives it.
+    """
     return tuple(
         tuple(
-            _rounded(S_i, what, bits) if i < len(block.mix) and _kind(block.mix[i]) == what else S_i
+            _rounded(S_i, kind, top[kind]) if i < len(block.mix) and (kind := _kind(block.mix[i])) in top else S_i
             for i, S_i in enumerate(S_B)
         )
         for block, S_B in zip(lm.blocks, S, strict=True)
     )
 
 
-def _rounded(S, what, bits):
+def _rounded(S, what, top_B):
     if what == "state":
-        return nearest(S[0], bits), *S[1:]
+        return nearest(S[0], top_B[:, None, None, None]), *S[1:]
     k_BMGK, v_BMGV, pos_B = S[:3]
     at = torch.arange(len(pos_B), device=pos_B.device), (pos_B - 1) % k_BMGK.shape[1]
     for x in (k_BMGK, v_BMGV):
-        x.index_put_(at, nearest(x[at], bits))
+        x.index_put_(at, nearest(x[at], top_B[:, None, None]))
     return S
 
 
 class Rounded(graph.Graph):
-    """A captured step that rounds what it keeps; what None rounds nothing."""
+    """A captured step that rounds what it keeps as `top` says."""
 
-    def __init__(self, lm, S, room, what, bits):
-        self.what, self.bits = what, bits
+    def __init__(self, lm, S, room, top):
+        self.top = top
         super().__init__(lm, S, room)
 
     def _step(self):
         logits, S = super()._step()
-        return logits, S if self.what is None else rounded(self.lm, S, self.what, self.bits)
+        return logits, rounded(self.lm, S, self.top)
 
-    def round(self, what, bits):
+    def round(self, top):
         """Round what is kept now, in place."""
-        map_state(lambda x, new: None if x is new else x.copy_(new), self.S, rounded(self.lm, self.S, what, bits))
+        map_state(lambda x, new: None if x is new else x.copy_(new), self.S, rounded(self.lm, self.S, top))
 
 
 # ---------------------------------------------------------------- bits a byte
@@ -138,36 +168,41 @@ def whole(lm, ids_BT, rows=8):
 
 
 @torch.no_grad()
-def stepped(lm, ids_BT, what=None, bits=None, every=1):
-    """(bits a byte of each stretch as `whole` gives them, the last state): token by token, all stretches side by side.
+def stepped(lm, ids_BT, roundings=(WHOLE,)):
+    """(bits a byte [roundings, B] as `whole` gives them, the last state): token by token, all of them side by side.
 
-    After each token, or after `every` so many, `what` ("cache", "state" or None) is rounded to `bits` bits. Raises
-    ValueError for a cache that is not rounded after each.
+    Each rounding has rows of its own, B of them, in the order given. Raises ValueError for a cache that is not rounded
+    after each token.
     """
-    if every > 1 and what != "state":
-        raise ValueError(f"every: expected 1 for {what!r}, whose newest token alone is rounded, got {every}")
-    ids_TB = ids_BT.to(next(lm.parameters()).device).T.contiguous()
+    if wrong := [r for r in roundings if r.every > 1 and r.what != "state"]:
+        raise ValueError(f"every: of a cache the newest token is rounded, so expected 1, got {wrong[0]}")
+    device, B = next(lm.parameters()).device, len(ids_BT)
+    each, later = tops(roundings, B, device, lambda n: n == 1), {r.every for r in roundings} - {1}
+    more = {n: tops(roundings, B, device, lambda every, n=n: every == n) for n in later}
+    ids_TB = ids_BT.to(device).repeat(len(roundings), 1).T.contiguous()
     steps = len(ids_TB) - 1
     logits, S = lm(ids_TB[0][:, None])
-    logits_BY, S = logits[:, -1], S if what is None or every > 1 else rounded(lm, S, what, bits)
-    total_B = torch.zeros(ids_TB.shape[1], dtype=torch.float64, device=ids_TB.device)
+    logits_BY, S = logits[:, -1], rounded(lm, S, each)
+    total_B = torch.zeros(ids_TB.shape[1], dtype=torch.float64, device=device)
     # Too few tokens to pay for a graph are stepped as on a CPU.
-    inside = None if every > 1 else what
-    fast = Rounded(lm, S, steps - 1, inside, bits) if ids_TB.is_cuda and steps > graph.PAYS_FROM else None
+    fast = Rounded(lm, S, steps - 1, each) if ids_TB.is_cuda and steps > graph.PAYS_FROM else None
     for t in range(1, steps + 1):
         total_B += torch.log_softmax(logits_BY, -1).gather(-1, ids_TB[t][:, None])[:, 0]
         if t == steps:
             break
-        due = what is not None and (t + 1) % every == 0  # t + 1 tokens are read then
+        due = [top for every, top in more.items() if (t + 1) % every == 0]  # t + 1 tokens are read then
         if fast is not None:
             logits_BY = fast(ids_TB[t])
-            if due and every > 1:
-                fast.round(what, bits)
+            for top in due:
+                fast.round(top)
             continue
         with trusted():
             logits, S = lm(ids_TB[t][:, None], S, inplace=True)
-        logits_BY, S = logits[:, -1], rounded(lm, S, what, bits) if due else S
-    return (-total_B / steps / math.log(2)).cpu(), S if fast is None else fast.state()
+        logits_BY = logits[:, -1]
+        for top in (each, *due):
+            S = rounded(lm, S, top)
+    bits_RB = (-total_B / steps / math.log(2)).cpu().view(len(roundings), B)
+    return bits_RB, S if fast is None else fast.state()
 
 
 # ---------------------------------------------------------------- runs
@@ -179,20 +214,21 @@ def error(x_B):
 
 
 class Judge:
-    """One model: its unrounded bits a byte, read whole and stepped, and what every rounding loses."""
+    """One model: its unrounded bits a byte, read whole and stepped, and what each of `runs` loses."""
 
-    def __init__(self, lm, asked, calibration, device):
-        self.plain, self.lm = lm, copy.deepcopy(lm).to(device)
-        self.asked, self.calibration, self.device = asked, calibration, device
+    def __init__(self, lm, asked, calibration, device, runs):
+        self.lm = copy.deepcopy(lm).to(device)
+        self.asked, self.calibration = asked, calibration.to(device)
+        self.roundings = [WHOLE, *(rounding(run) for run in runs if run["what"] in ("cache", "state"))]
         self.bits_B = whole(self.lm, asked)
 
     @functools.cached_property
-    def stepped_B(self):
-        """Bits a byte of each stretch, token by token; on a CPU this takes minutes, and rounded weights need none."""
-        found = stepped(self.lm, self.asked)[0]
-        if not (apart := float((self.bits_B - found).abs().max())) < 1e-3:
+    def stepped(self):
+        """({rounding: bits a byte of each stretch}, last state), token by token; rounded weights need none of it."""
+        found, S = stepped(self.lm, self.asked, self.roundings)
+        if not (apart := float((self.bits_B - found[0]).abs().max())) < 1e-3:
             raise ArithmeticError(f"stepped and whole forward passes are {apart:.2g} bits a byte apart")
-        return found
+        return dict(zip(self.roundings, found, strict=True)), S
 
     def __call__(self, run):
         """The metrics of a run, None where its loss is not finite."""
@@ -200,21 +236,27 @@ class Judge:
         if what == "nothing":
             return {
                 "bits": float(self.bits_B.mean()), "bits_error": error(self.bits_B), "lost": 0.0, "lost_error": 0.0,
-                "stepped_bits": float(self.stepped_B.mean()),
-                "state_floats": self.plain.state_floats(self.asked.shape[1]),
+                "stepped_bits": float(self.stepped[0][WHOLE].mean()),
+                "state_floats": self.lm.state_floats(self.asked.shape[1]),
             }  # fmt: skip
         if what == "weights":
             ids = self.calibration if method == "gptq" else self.calibration[:1, :64]  # nearest does not read it
-            small, report = quantized.quantized(self.plain, method, bits, ids, judged=64, group=GROUP)
-            found, base = whole(small.to(self.device), self.asked), self.bits_B
+            small, report = quantized.quantized(self.lm, method, bits, ids, judged=64, group=GROUP)
+            found, base = whole(small, self.asked), self.bits_B
             more = {"bits_per_weight": report.bits_per_weight, "kept": report.kept}
         else:
-            found, S = stepped(self.lm, self.asked, what, bits, EVERY.get(method, 1))
-            base, more = self.stepped_B, {"bits_per_number": stored(self.lm, S, what, bits)}
+            kept, S = self.stepped
+            found, base = kept[rounding(run)], kept[WHOLE]
+            more = {"bits_per_number": stored(self.lm, S, what, bits)}
         if not bool(found.isfinite().all()):
             return None
         lost_B = found - base
         return {"bits": float(found.mean()), "lost": float(lost_B.mean()), "lost_error": error(lost_B), **more}
+
+
+def rounding(run):
+    """What a run of a cache or a state asks of `stepped`."""
+    return Rounding(run["what"], run["bits"], EVERY.get(run["method"], 1))
 
 
 def stored(lm, S, what, bits):
@@ -273,7 +315,7 @@ def serve(args):
                     if time.monotonic() - start > args.seconds:
                         print("the time is over", flush=True)
                         return failed
-                    judge = judge or Judge(lm, asked, calibration, device)
+                    judge = judge or Judge(lm, asked, calibration, device, todo)
                     record(args.out, run, judge, where)
             except Exception:  # the other models go on
                 failed += 1
@@ -286,7 +328,7 @@ def record(out, run, judge, where):
     began = time.monotonic()
     line = {
         "key": key(run), "run": run, "metrics": judge(run),
-        "parameters": sum(p.numel() for p in judge.plain.parameters()), "seconds": round(time.monotonic() - began, 2),
+        "parameters": sum(p.numel() for p in judge.lm.parameters()), "seconds": round(time.monotonic() - began, 2),
         "device": where, "torch": torch.__version__, "date": datetime.date.today().isoformat(),
     }  # fmt: skip
     with out.open("a", encoding="utf8") as file:

@@ -51,6 +51,41 @@ def test_bits_of_a_model_that_knows_nothing():
     assert scorecard.bits(net, rows, 7, torch.device("cpu")) == pytest.approx(8)
 
 
+def test_a_word_is_asked_for_behind_the_text_that_followed_it():
+    names = [bytes(97 + (i * j) % 26 for j in range(1, 17)) for i in range(1, 20)]
+    text = types.SimpleNamespace(test=np.full(5000, 32, np.uint8), validation=np.frombuffer(b" ".join(names), np.uint8))
+    rows, others = ([bytes(r) for r in scorecard.needles(text, 1000, 3, told)] for told in (True, False))
+    for row, other in zip(rows, others, strict=True):
+        line, rest = row[:36], row[36:]  # a line break, a name, " = " and a word
+        assert line[17:20] == b" = "
+        assert {line[1:17], line[20:]} < set(names)
+        assert rest == b"()\n" + 1000 * b" " + line
+        assert other[36:] == rest
+        assert line[20:] != other[20:36]
+        assert other[20:36] in names
+    assert len({row[:36] for row in rows}) == 3
+
+    def recalls(ids):  # looks the next byte up in the first line; of the text in between it knows nothing
+        at = ids.shape[1] - 35
+        return torch.nn.functional.one_hot(torch.cat([0 * ids[:, :at], ids[:, 1:36]], 1), 256) * 50.0, None
+
+    told, untold = scorecard.recall(recalls, text, 1000, 3, torch.device("cpu"))
+    assert told < 1e-6
+    assert untold > 8
+    blank = lambda ids: (torch.zeros(*ids.shape, 256), None)  # noqa: E731
+    assert scorecard.recall(blank, text, 1000, 3, torch.device("cpu")) == pytest.approx([8, 8])
+
+
+@pytest.mark.parametrize("name", ["hybrid", "rwkv7"])
+def test_a_step_is_the_models_own(name):
+    net, ids = scorecard.model(name), torch.randint(256, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        step = scorecard.stepper(net, net(ids[:, :18])[1], 8)
+        got = torch.stack([step(ids[:, t]) for t in (18, 19)], 1)
+        assert (got - net(ids)[0][:, 18:]).abs().max() < 1e-4
+        assert scorecard.agree(net, torch.device("cpu"), T=40) < 1e-3
+
+
 def test_six_models_of_one_size():
     sizes = {name: sum(p.numel() for p in scorecard.model(name).parameters()) for name in scorecard.NAMES}
     assert len(sizes) == 6

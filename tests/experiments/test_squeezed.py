@@ -16,6 +16,7 @@ OPTIONS = {"A": {"H": 2}, "S": {"K": 8, "V": 16}, "G": {"H": 2, "conv_size": 4},
 PATTERNS = {"attention": "AA", "hybrid": "SA", "ssd": "SS", "gated_deltanet": "GG", "rwkv7": "77"}
 KEPT = {"attention": ["cache"], "hybrid": ["cache", "state"]}
 CASES = [(name, what) for name in PATTERNS for what in KEPT.get(name, ["state"])]
+STATE, TOP = squeezed.Rounding("state", 2), {"state": torch.full((3,), 3.0)}
 IDS = torch.randint(256, (3, 40), generator=torch.Generator().manual_seed(1))
 
 
@@ -42,23 +43,26 @@ def tables(lm, S, what):
 def test_numbers_are_rounded_as_weights_are(bits):
     x = torch.randn(50, 12, generator=torch.Generator().manual_seed(0))
     x[0], x[1], x[2] = 0, x[1].abs(), -x[2].abs()
-    assert torch.allclose(squeezed.nearest(x, bits), uniform.round_trip(x, bits, scale_dtype=torch.float32), atol=1e-6)
+    want = uniform.round_trip(x, bits, scale_dtype=torch.float32)
+    assert torch.allclose(squeezed.nearest(x, 2**bits - 1), want, atol=1e-6)
+    top = torch.tensor([2.0**bits - 1, math.inf]).repeat(25)[:, None]  # by turns rounded and left alone
+    assert torch.equal(squeezed.nearest(x, top), torch.where(top.isinf(), x, squeezed.nearest(x, 2**bits - 1)))
 
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_stepping_without_rounding_is_the_forward_pass(name):
     lm = model(name)
     assert squeezed.keeps(lm) == KEPT.get(name, ["state"])
-    assert torch.allclose(squeezed.stepped(lm, IDS)[0], squeezed.whole(lm, IDS), atol=1e-4)
+    assert torch.allclose(squeezed.stepped(lm, IDS)[0][0], squeezed.whole(lm, IDS), atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "what"), CASES)
 def test_what_is_kept_is_rounded_after_every_token_and_nothing_else(name, what):
     lm = model(name)
     plain_B, S_plain = squeezed.stepped(lm, IDS)
-    close_B, _ = squeezed.stepped(lm, IDS, what, 16)
+    close_B, _ = squeezed.stepped(lm, IDS, [squeezed.Rounding(what, 16)])
     assert 0 < (close_B - plain_B).abs().max() < 1e-3
-    rough_B, S = squeezed.stepped(lm, IDS, what, 2)
+    rough_B, S = squeezed.stepped(lm, IDS, [squeezed.Rounding(what, 2)])
     assert (rough_B - plain_B).abs().min() > (close_B - plain_B).abs().max()
     found = tables(lm, S, what)
     assert found
@@ -73,9 +77,9 @@ def test_what_is_kept_is_rounded_after_every_token_and_nothing_else(name, what):
 def test_every_token_is_rounded_and_not_only_the_last():
     lm, S = model("ssd"), None
     for ids_B in IDS[:, :-1].T:  # the last byte is asked for and not read
-        S = squeezed.rounded(lm, lm(ids_B[:, None], S)[1], "state", 2)
-    got = squeezed.stepped(lm, IDS, "state", 2)[1]
-    once = squeezed.rounded(lm, squeezed.stepped(lm, IDS)[1], "state", 2)
+        S = squeezed.rounded(lm, lm(ids_B[:, None], S)[1], TOP)
+    got = squeezed.stepped(lm, IDS, [STATE])[1]
+    once = squeezed.rounded(lm, squeezed.stepped(lm, IDS)[1], TOP)
     assert torch.allclose(got[1][0][0], S[1][0][0], atol=1e-6)
     assert not torch.allclose(got[1][0][0], once[1][0][0], atol=1e-2)
     assert len(got[0][0][1].unique()) > 2**8  # the convolution's last inputs are whole
@@ -126,7 +130,7 @@ def test_runs_are_recorded_once_and_summarised(tmp_path, monkeypatch, capsys):
     assert rows["cache", "min-max", 3]["lost"] == pytest.approx(mean)
     assert rows["cache", "min-max", 3]["bits_a_byte"] == pytest.approx(full["bits_a_byte"] + mean, abs=1e-4)
     args.out = tmp_path / "other.jsonl"
-    monkeypatch.setattr(squeezed, "stepped", lambda lm, ids: (squeezed.whole(lm, ids) + 0.01, None))
+    monkeypatch.setattr(squeezed, "stepped", lambda lm, ids, _: (squeezed.whole(lm, ids)[None] + 0.01, None))
     assert squeezed.serve(args) == 2
     assert "ArithmeticError: stepped and whole forward passes are 0.01 bits a byte apart" in capsys.readouterr().out
     assert read(args.out) == []
@@ -137,14 +141,26 @@ def test_the_control_rounds_the_state_after_every_so_many_tokens(name):
     lm, S = model(name), None
     for t, ids_B in enumerate(IDS[:, :-1].T, 1):
         S = lm(ids_B[:, None], S)[1]
-        S = squeezed.rounded(lm, S, "state", 2) if t % 8 == 0 else S
-    got_B, got = squeezed.stepped(lm, IDS, "state", 2, every=8)
+        S = squeezed.rounded(lm, S, TOP) if t % 8 == 0 else S
+    got_B, got = squeezed.stepped(lm, IDS, [STATE._replace(every=8)])
     for x, y in zip(tables(lm, got, "state"), tables(lm, S, "state"), strict=True):
         assert torch.allclose(x, y, atol=1e-6)
     assert (got_B - squeezed.stepped(lm, IDS)[0]).abs().max() > 1e-4
-    assert torch.equal(squeezed.stepped(lm, IDS, "state", 2)[0], squeezed.stepped(lm, IDS, "state", 2, every=1)[0])
+
+
+def test_roundings_step_side_by_side_as_they_do_alone():
+    """The hybrid keeps both: each has rows of its own, and none touches another's."""
+    lm = model("hybrid")
+    others = (squeezed.Rounding("cache", 2), STATE._replace(bits=4, every=8), STATE._replace(bits=3))
+    asked = [squeezed.WHOLE, STATE, *others]
+    together, S = squeezed.stepped(lm, IDS, asked)
+    assert together.shape == (5, 3)
+    for rounding, found_B in zip(asked, together, strict=True):
+        assert torch.allclose(found_B, squeezed.stepped(lm, IDS, [rounding])[0][0], atol=1e-6)
+    assert len({round(float(x), 5) for x in together[:, 0]}) == 5
+    assert squeezed.stored(lm, S, "state", 2) == squeezed.stored(lm, squeezed.stepped(lm, IDS)[1], "state", 2)
 
 
 def test_a_cache_has_no_control():
     with pytest.raises(ValueError, match="every"):
-        squeezed.stepped(model("attention"), IDS, "cache", 2, every=8)
+        squeezed.stepped(model("attention"), IDS, [squeezed.Rounding("cache", 2, every=8)])
