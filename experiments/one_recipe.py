@@ -14,8 +14,8 @@ denoiser of the same size, judged by its bound, which has the same unit and is n
 `whole_machine` is the hybrid with eight experts in place of each MLP, of which a token reads two: what it reads is as
 much as the others have, and what it has is more, at most `MOST`. It is trained with the balance loss of `LM.loss`, so
 its loss is not comparable, its bits a byte are; how its routers chose on the validation text stands in its metrics.
-`attention_conv` is `attention` with a short convolution before queries, keys and values, as the others' layers have it:
-the control for what that link to the byte before is worth here.
+`attention_conv` and `hybrid_conv` have a short convolution over queries, keys and values of their attention layers, as
+SSD and Gated DeltaNet have one: the control for what that link to the bytes before is worth here.
 
 The weights of each name's best seed are kept beside the lines, in bf16, as soon as its run ends. Where the lines are
 there and the weights are not, --again trains one recorded run of each name, "best" or a seed, and nothing else.
@@ -38,12 +38,12 @@ from postx.models.lm import count
 
 DEPTH, D, T, TARGET = 8, 192, 2048, 2_400_000
 MOST = 4_500_000  # weights of the model with experts; TARGET is what one token reads of them
-CONV = {"attention_conv": {"A": {"H": 4, "conv_size": 4}}}  # instead of the table's options
+CONV = dict.fromkeys(("attention_conv", "hybrid_conv"), {"A": {"H": 4, "conv_size": 4}})  # instead of the table's
 TABLE = {"A": {"H": 4}, "S": {"K": 64}, "G": {"conv_size": 4}, "7": {"H": 4}, "E": {"E": 8, "k": 2}}
 PATTERNS = {
     "attention": "A" * DEPTH, "hybrid": spread("S", "A", DEPTH, 2), "ssd": "S" * DEPTH, "gated_deltanet": "G" * DEPTH,
     "rwkv7": "7" * DEPTH, "ternary": "A" * DEPTH, "whole_machine": spread("S", "A", DEPTH, 2),
-    "attention_conv": "A" * DEPTH,
+    "attention_conv": "A" * DEPTH, "hybrid_conv": spread("S", "A", DEPTH, 2),
 }  # fmt: skip
 RECIPE = {"B": 16, "T": T, "floor": 0.1, "decay": 0.1, "precision": "bf16"}
 RATES, SEEDS, SHARE = (1e-3, 2e-3, 4e-3), (0, 1, 2), 8  # rates are tried on a share of the text
@@ -57,7 +57,8 @@ def runs(small=False):
     table = TABLE | tiny if small else TABLE
     found = {}
     for name, letters in PATTERNS.items():
-        letters = {"hybrid": "SA", "whole_machine": "SA"}.get(name, letters[:2]) if small else letters
+        if small:
+            letters = "SA" if {*letters} == {*"SA"} else letters[:2]
         mlp = "E" if name == "whole_machine" else "F"
         options = table | CONV.get(name, {})
         found[name] = {**config(letters, width, 256, target, options, mlp), "name": name, **RECIPE, **more}
