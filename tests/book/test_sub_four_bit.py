@@ -368,10 +368,52 @@ def test_a_code_by_hand():
     """The point that the text decodes: four halves, four 3/2, seven signs, the eighth by parity, a quarter up."""
     p = np.array([0.5] * 4 + [1.5] * 4)
     signs = [1, -1, -1, 1, -1, 1, 1]
+    assert lattice.patterns()[26].tolist() == p.tolist()
+    _, point = page_function("point")(torch.from_numpy(lattice.patterns())[26], signs, up=True)
     signs.append(-1 if (signs.count(-1) + p.sum()) % 2 else 1)
-    point = p * signs + 0.25
+    assert point.tolist() == (p * signs + 0.25).tolist()
     assert point[[0, -1]].tolist() == [0.75, -1.25]
     assert page_function("decode")(torch.tensor([0x1A96]))[0].tolist() == point.tolist()
+
+
+def test_three_weights_by_hand():
+    """The numbers of the text: guesses, what they miss, both errors, and the ratio that is promised."""
+    H = torch.tensor([[1, 0.9, 0.81], [0.9, 1, 0.9], [0.81, 0.9, 1]], dtype=torch.float64)
+    row, levels = torch.tensor([[9.0, -1, 5]], dtype=torch.float64), torch.tensor([-6.0, -2, 2, 6]).double()
+    nearest = page_function("nearest", levels=levels)
+    assert torch.linalg.solve(H[1:, 1:], H[1:, 0]).tolist() == pytest.approx([0.9, 0], abs=1e-12)
+    Q, e = page_function("feedback")(row, H, nearest)
+    assert Q.tolist() == [[6, 2, 6]]
+    errors = [float((row - back) @ H @ (row - back).T) for back in (nearest(row), Q)]
+    assert [round(x, 2) for x in errors] == [9.74, 3.34]
+    assert errors[1] == pytest.approx(3**2 * 0.19 + 0.3**2 * 0.19 + 1.27**2)
+    assert e.square().sum().item() == pytest.approx(errors[1])
+    missed = 1 / torch.linalg.cholesky(torch.linalg.inv(H), upper=True).diagonal().square()
+    assert missed.tolist() == pytest.approx([0.19, 0.19, 1])
+    assert round(3 / float(missed.sum()), 1) == 2.2
+
+
+def test_the_three_ideas_in_one_loop_are_the_packages():
+    W, x, H = layer(O=8, I=16)
+    H = H + 0.01 * H.diagonal().mean() * torch.eye(16, dtype=H.dtype)
+    mine = page_function("three_ideas", rotate=rotate, every=lattice.points())(W, H)
+    theirs = lattice.quantize(W, 2, x, scale_dtype=torch.float64).dequantize()
+    assert torch.allclose(mine, theirs.double(), atol=1e-6)
+
+
+def test_the_cache_code_of_the_page_is_the_packages():
+    x = gauss(50, 48).float()
+    mine = page_function("encode", turbo=turbo, rotate=rotate, d=48)(x, 2)
+    theirs = turbo.quantize(x, 2, turn="hadamard", scale_dtype=torch.float32)
+    assert torch.allclose(mine, theirs.dequantize(), atol=1e-4)
+
+
+def test_the_interaction_that_the_page_reckons():
+    runs = {(r["model"], r["bits"], r["method"]): r["lost"] for r in quant_tables.table(RUNS, "table")}
+    lost = np.array([[runs[a, b, "nearest, full range"] for b in (4, 3, 2)] for a in ("attention", "ssd", "hybrid")])
+    terms = [round(float(x), 3) for x in (lost[2, 2], lost[2].mean(), lost[:, 2].mean(), lost.mean())]
+    assert terms == [0.464, 0.176, 0.572, 0.212]
+    assert round(float(page_function("interaction")(lost)[2, 2]), 3) == -0.072
 
 
 def test_the_head_is_most_of_what_2_bits_read():
@@ -447,7 +489,9 @@ def test_the_card_says_what_was_recorded():
                   for model in (real_tables.Records().twin.found, real_tables.Records().real.found))  # fmt: skip
     assert [round(twin["full range"] - twin[to], 2) for to in ("range", "lattice")] == [0.51, 0.59]
     assert [round(real["full range"] - real[to], 1) for to in ("range", "lattice")] == [0.6, 4.0]
-    assert "0.44 of 0.56 bits here, 0.51 of 0.59 in the recorded runs" in said
+    assert "Here most of the gain is the range, 0.44 of 0.56 bits" in said  # of the page's own, shorter run
+    after = [f"{twin[name]:.2f}" for name in ("full range", "lattice", "range")]
+    assert "loss falls from {} bits a byte to {}; the range alone brings it to {}".format(*after) in said
     assert "In SmolLM2, with 135 million weights, the range is 0.6 of 4.0" in said
     assert "a good range loses 3.8 bits a byte, feedback 2.9, a rotation before it 0.6, a lattice 0.4" in said
 
