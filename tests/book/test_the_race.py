@@ -53,16 +53,26 @@ def test_the_growing_part_is_keys_and_values_of_16_bits(residual):
 @pytest.mark.equation("eq-race-fit")
 @pytest.mark.parametrize("name", ["Llama-3-8B", "Nemotron-H-8B", "Mamba-2-2.7b"])
 @pytest.mark.parametrize(("memory", "bits"), list(itertools.product((4e9, 24e9, 80e9), (16, 8.125, 4.125))))
-def test_the_longest_text_is_the_formulas_and_one_token_more_does_not_fit(name, memory, bits, residual):
+@pytest.mark.parametrize("batch", [1, 16])
+def test_the_longest_text_is_the_formulas_and_one_token_more_does_not_fit(name, memory, bits, batch, residual):
     a, c = PAGE.function("growth")(name)
-    left = memory - planner.row(name).numbers()["weights"] * bits / 8 - a
-    least = planner.plan(name, memory=memory, weight_bits=bits, **SAME).found["longest"]
+    left = (memory - planner.row(name).numbers()["weights"] * bits / 8) / batch - a
+    asked = {"memory": memory, "weight_bits": bits, "batch": batch} | SAME
     want = 0 if left < 0 else math.floor(left / c) if c else math.inf
-    assert least == want
+    assert planner.plan(name, **asked).found["longest"] == want
     if 0 < want < math.inf:
-        fits = [planner.plan(name, memory=memory, weight_bits=bits, context=T, **SAME).fits for T in (want, want + 1)]
-        assert fits == [True, False]
+        assert [planner.plan(name, context=T, **asked).fits for T in (want, want + 1)] == [True, False]
     residual(0.0)
+
+
+def test_the_program_of_the_page_counts_what_the_text_counts():
+    """By hand for Llama-3-8B: what 16 texts keep, the longest that fits, a step's least time and price."""
+    count = PAGE.function("count", M=72e9, beta=3.35e12, p=1.99)
+    total, longest, ms, dollars = count(8.030e9, 7.505e9, 0, 131_072, b=16, B=16, T=2048)
+    assert [round(total, 1), longest, round(ms, 2), round(dollars, 2)] == [20.4, 26_674, 5.76, 0.20]
+    a, c = PAGE.function("growth")("Nemotron-H-8B")
+    assert [round(a / 1e6, 1), c] == [103.6, 4 * 2 * 8 * 128 * 2]
+    assert round(24 * 8192 * 128 * 4 / 1e6) == 101  # the tables alone; the rest are inputs of convolutions
 
 
 @pytest.mark.equation("eq-race-token")
