@@ -61,13 +61,15 @@ def walk(found, read, byte, moved, came):
     last = len(found) - 1
     return explore(
         draw, height=5.2, stop=Int(0, last, fmt=lambda n: names[n], play=True, axis="x"),
-        alt="The machine from left to right, the byte at {stop}: mixers above the stream, experts below it, bytes that "
-            "each part fetches, what this part does, what it adds, and the next byte read early.",
-        caption="A byte becomes a vector, the stream, which runs from left to right. In each block a mixer adds what "
-                "it has of the text before: S keeps a state, A looks back at every byte. Below it two of eight experts "
-                "add their answers. At the end the stream is compared with the row of every byte. Bars: bytes that "
-                "are fetched, full of weights, pale of what is kept of the text. Long: the length of a vector. Read "
-                "early: by the last norm and the head, as if the machine ended there.")  # fmt: skip
+        alt="The machine from left to right, the byte at {stop}: a band, the stream, which widens; above it the mixer "
+            "of each block, S or A; below it eight experts, of which two fill as the byte passes; bars of the bytes "
+            "that each part fetches; at the bottom what this part does, what it adds, the stream after it as colored "
+            "cells, and the next byte read early.",
+        caption="The gray band is the stream, as wide as its vector is long. Above it S and A, the mixers; below it "
+                "the experts, filled where they answer. Bars: bytes that are fetched, full of weights, pale of what "
+                "is kept of the text. At the bottom, for this stop: what the part does; what it adds, and the stream "
+                "after it, each number a cell, teal above zero and red below; the next bytes, read early by the last "
+                "norm and the head, as if the machine ended there.")  # fmt: skip
 
 
 def does(stop, read, byte):
