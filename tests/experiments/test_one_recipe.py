@@ -241,3 +241,15 @@ def test_a_text_is_cut_in_even_stretches():
     assert np.array_equal(short.train[-100:], told.train[-100:])
     with pytest.raises(ValueError, match="most: expected 65536 bytes or more, got 9"):
         corpus.cut(told, 9)
+
+
+def test_what_the_pages_say_of_links_and_experts():
+    """Means of three seeds that chapters 16 and 17 name; their spread and order are findings."""
+    found = {}
+    for r in results.read(results.RESULTS / "one_recipe.jsonl"):
+        if "share" not in r["run"]:
+            found.setdefault(r["run"]["name"], []).append(r["metrics"]["test_bits"])
+    assert all(len(seeds) == 3 for seeds in found.values())
+    mean = {name: sum(seeds) / 3 for name, seeds in found.items()}
+    assert [round(mean[name], 2) for name in ("attention", "attention_conv")] == [1.5, 1.09]
+    assert [round(mean["hybrid"] - mean[name], 2) for name in ("whole_machine", "hybrid_conv")] == [0.15, 0.15]
