@@ -1,4 +1,4 @@
-"""Recall against state size: thirteen mixers, three widths, three seeds, and the short convolution switched on five.
+"""Recall against state size: fourteen mixers, three widths, three seeds, the short convolution switched on nine.
 
     python -m experiments.recall --out FILE [--device cuda:0 --shard 0/2 --seconds 540] [--large 1]
 
@@ -6,7 +6,7 @@ Multi-query associative recall (postx.tasks.recall): a table of key-value pairs,
 among fillers, most of them soon. Two layers, trained on rows of 64 tokens with 2, 4, 8 and 16 pairs in equal parts;
 accuracy on unseen rows is measured for each number of pairs, and for 32 pairs in 128 tokens, which was not trained.
 For each mixer the learning rate is swept at width 32 (factor 3.2, extended until the best is interior) with one seed,
-then used at widths 16, 32 and 64 with three seeds: about 12 runs a mixer, 210 in all. Weights start five times wider
+then used at widths 16, 32 and 64 with three seeds: about 12 runs a variant, 270 in all. Weights start five times wider
 than an LM's usually do (deviation 0.1): at these widths that is what gets short trainings off the plateau on which
 a model names any value of the table.
 
