@@ -325,3 +325,13 @@ def test_where_speculative_decoding_takes_as_long_as_diffusion(n, B, steps):
     a_pass, a_step = (max(2 * P / bandwidth, 2 * P * tokens / flops) for tokens in ((draft + 1) * B, n * B))
     assert found * a_step == pytest.approx(n / gain * a_pass)
     assert steps is None or found == pytest.approx(steps, rel=0.01)
+
+
+def test_what_reading_the_cache_adds_to_the_break_even():
+    """256 texts of 1,024 tokens, 128 KiB of keys and values a token, in time that each pass of the cache takes."""
+    n, B, P, flops, bandwidth = 1024, 256, 8e9, 989e12, 3.35e12
+    cache = sum(B * j * 128 * 1024 for j in range(1, n + 1)) / n  # bytes a pass reads, on average
+    assert round(cache / 1e9) == 17
+    a_token = max((2 * P + cache) / bandwidth, 2 * P * B / flops)
+    a_step = max(2 * P / bandwidth, 2 * P * B * n / flops)
+    assert n * a_token / a_step == pytest.approx(2.4, abs=0.05)

@@ -54,6 +54,19 @@ def test_the_record_is_whole():
         assert r["metrics"]["nfe"] <= calls + 1e-9
 
 
+def interval(three):
+    """Mean and half the 95% interval of three values, by Student's t with two degrees of freedom."""
+    assert len(three) == 3
+    return statistics.fmean(three), 4.303 * statistics.stdev(three) / 3**0.5
+
+
+def test_a_step_that_no_byte_picked_takes_no_call():
+    for calls in corrector.CALLS:
+        want = calls * (1 - (1 - 1 / calls) ** corrector.LONG)
+        found = [RECORD["no corrector", calls, seed]["metrics"]["nfe"] for seed in corrector.SEEDS]
+        assert abs(statistics.fmean(found) - want) < 1
+
+
 def test_the_record_says_what_the_page_says():
     bits = {at: r["metrics"]["bits"] for at, r in RECORD.items()}
     gains = {}
@@ -64,4 +77,8 @@ def test_the_record_says_what_the_page_says():
     assert [round(-mean, 1) for mean in means["no corrector"]] == [0.3, 0.3, 0.4]
     assert [mean < 0 for mean in means["blocks of 32"]] == [True, False, False]
     assert max(map(max, gains["no corrector"])) > 0.3, "a seed in which it is worse by as much"
+    middle, half = interval([statistics.fmean(each) for each in zip(*gains["no corrector"], strict=True)])
+    assert (round(middle, 2), round(half, 2)) == (-0.32, 0.74), "numbers of steps are no seeds: three, not nine"
+    middle, half = interval([bits["no corrector", 160, s] - bits["no corrector", 80, s] for s in corrector.SEEDS])
+    assert 0 < middle < half, "more steps look worse, within the spread of seeds"
     assert min(bits.values()) == bits["unseen text", 0, 0] < min(x for at, x in bits.items() if at[1]) - 1
