@@ -15,6 +15,7 @@ from postx.mixers import ssd
 from postx.models import checkpoints, experts, published
 from postx.models.lm import LM, count
 from postx.models.nn import MoE
+from postx.text import packages_slice
 
 PAGE = Page("whole_machine", torch=torch, cost=cost, ssd=ssd)
 solution = PAGE.solution
@@ -134,6 +135,22 @@ def test_the_cache_outgrows_the_weights():
     assert found["T"] == pytest.approx(870, abs=5)
     assert found["all_attention"] == pytest.approx(160, abs=5)
     assert found["all_attention"] < found["T"] / 5
+
+
+def test_rounding_is_repaired_for_packages_that_do_not_judge_it():
+    n, judged = 64, packages_slice().test[: 8 * 2048].tobytes()
+    seen = {judged[i : i + n] for i in range(len(judged) - n)}
+    for row in export.calibration():
+        repaired = bytes(row.tolist())
+        assert not any(repaired[i : i + n] in seen for i in range(len(repaired) - n))
+
+
+def test_experts_and_mixers_have_as_many_weights_as_the_exercise_says():
+    lm = checkpoints.load("whole_machine")
+    named = dict(lm.named_parameters())
+    in_experts = sum(named[name].numel() for name in experts.tables(lm))
+    in_mixers = sum(x.numel() for name, x in named.items() if ".mix." in name and x.ndim == 2 and "weight" in name)
+    assert [round(n / 1e6, 2) for n in (in_mixers, in_experts)] == [1.78, 2.06]
 
 
 def test_what_a_longer_text_adds_is_above_its_bytes_by_as_much_as_the_page_says():
