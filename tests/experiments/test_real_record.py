@@ -128,6 +128,9 @@ def test_the_numbers_in_chapter_12_are_those_of_the_record():
     assert f"from {lost(rows)} bits a byte to {lost('weights|turn, gptq, row|2')}" in said["c46"]
     assert f"from {lost(groups)} to {lost('weights|turn, gptq, 128|2')}" in said["c46"]
     assert f"already loses {lost('weights|nearest, row|3')}" in said["c46"]
+    full = "weights|full range, row|"
+    assert f"the full range, worse at 2 bits, loses {lost(full + '3')}" in said["c46"]
+    assert lost(full + "2") > lost("weights|nearest, row|2")
     assert table()["In 4 bits every method loses less than 0.015"].verdict == "does not"
     four = [lost(f"weights|{name}|4") for name in ("nearest, row", "nearest, 128", "turn, gptq, 128")]
     assert "In 4 bits rows lose {} and groups {}. With rotation and GPTQ groups lose {},".format(*four) in said["c46"]
