@@ -117,7 +117,10 @@ def test_the_recorded_rows_say_what_the_page_says():
               for bits, error, _ in [real_rows.medians(way)]}  # fmt: skip
     assert honest["int4|row|search"] == pytest.approx(honest["int4|128|search"], rel=0.05)
     assert honest["nf4|64"] < honest["int4|128|search"] < honest["int4|32|search"]
-    assert real_rows.medians("fp8|row")[1] > 10 * real_rows.medians("int8|row|max")[1]
+    fp8, int8 = real_rows.medians("fp8|row"), real_rows.medians("int8|row|max")
+    assert fp8[1] / int8[1] == pytest.approx(11, abs=0.5)
+    assert fp8[2] < 1.05 * fp8[1]  # outliers do not coarsen relative steps; even steps they do:
+    assert int8[2] > 5 * int8[1]
     with pytest.raises(ValueError, match=r"way: expected one of int8\|tensor\|max, .*, got 'int5'"):
         real_rows.medians("int5")
 
@@ -251,7 +254,38 @@ def test_nf4_from_quantiles(residual):
     worst = max(np.abs(mine - want).max(), np.abs(mine - nf4.code()).max())
     assert worst < 1e-6  # the published code has 0.9677083 for 1 - delta
     assert mine[[1, 2, 8, 14]] == pytest.approx([-0.696193, -0.525073, 0.079580, 0.722957], abs=1e-6)
+    p = 1 - delta - np.arange(4) / 8 * (0.5 - delta)  # the page's table of the four outer ones
+    assert p == pytest.approx([0.9677, 0.9092, 0.8508, 0.7923], abs=6e-5)
+    assert stats.norm.ppf(p) == pytest.approx([1.848, 1.336, 1.040, 0.814], abs=6e-4)
+    assert mine[[15, 14, 13, 12]] == pytest.approx([1, 0.723, 0.563, 0.441], abs=6e-4)
     residual(worst)
+
+
+def largest(n):
+    """Of n normal numbers, in absolute value, on average: no numbers are drawn."""
+    return integrate.quad(lambda x: 1 - (2 * stats.norm.cdf(x) - 1) ** n, 0, 12, limit=200)[0]
+
+
+def test_nf4_does_not_use_its_levels_equally_often():
+    """They are meant for a block's largest at 1.848 standard deviations; of 64 weights it is at 2.6."""
+    assert largest(64) == pytest.approx(2.60, abs=0.005)
+    blocks, points = gauss(8192, 64), torch.tensor(nf4.code(), dtype=torch.float64)
+
+    def used(scale):
+        codes = lloyd.nearest((blocks / scale).clamp(-1, 1), points)
+        return torch.bincount(codes.flatten().long(), minlength=16) / blocks.numel()
+
+    found = used(blocks.abs().amax(1, keepdim=True))
+    assert found[[0, 15]].tolist() == pytest.approx([0.0187, 0.0171], abs=5e-4)
+    assert float(found.max()) == pytest.approx(0.0925, abs=2e-3)
+    meant = used(1.848)
+    assert 0.05 < float(meant.min()) < float(meant.max()) < 0.075
+
+
+def test_the_largest_of_a_row_against_the_best_clip():
+    clips = {bits: uniform.gaussian_step(bits)[0] * 2 ** (bits - 1) for bits in (4, 8)}
+    assert clips == pytest.approx({4: 2.68, 8: 3.94}, abs=0.005)
+    assert [round(largest(n), 1) for n in (200, 16384)] == [3.0, 4.1]
 
 
 @pytest.mark.equation("eq-bits-per-weight")
